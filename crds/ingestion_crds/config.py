@@ -1,0 +1,99 @@
+"""The installation's configuration: what the chart writes and operator and API read.
+
+One YAML file, mounted from a ConfigMap; secrets are only named in it. The path is in INGESTION_CONFIG.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from ingestion_crds.constants import BUILTIN_PROVIDER, STORE_SECRET
+from ingestion_crds.job import Model, Resources
+
+ENV_CONFIG: Final = "INGESTION_CONFIG"
+DEFAULT_CONFIG: Final = "/etc/ingestion-operator/config.yaml"
+
+
+class ConfigError(ValueError):
+    """The configuration file cannot be read; the message names the field and what is allowed."""
+
+
+class Tenant(Model):
+    """A namespace that may ingest, and its bucket."""
+
+    namespace: str = Field(min_length=1, max_length=63)
+    bucket: str = Field(min_length=1, max_length=63)
+    store_secret: str = STORE_SECRET
+
+
+class Store(Model):
+    """The S3-compatible store that holds every tenant's bucket."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+
+
+class EmbeddingProvider(Model):
+    """An OpenAI-compatible endpoint that jobs may name.
+
+    Args (fields):
+        name: what `spec.pipeline.embedding.provider` says.
+        url: base URL; `/embeddings` is appended.
+        secret_name: a Secret with the key `apiKey`, of the same name in every tenant's namespace and the API's.
+    """
+
+    name: str
+    url: str
+    secret_name: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _not_builtin(cls, name: str) -> str:
+        if name == BUILTIN_PROVIDER:
+            raise ValueError(f"{BUILTIN_PROVIDER!r} is the embedder inside the worker; choose another name")
+        return name
+
+
+class Config(Model):
+    """The whole file."""
+
+    worker_image: str = Field(min_length=1)
+    worker_image_pull_policy: str = "IfNotPresent"
+    worker_resources: Resources = Field(default_factory=Resources)
+    source_allow: list[str] = Field(default_factory=list)
+    store: Store = Field(default_factory=Store)
+    tenants: list[Tenant] = Field(default_factory=list)
+    embedding_providers: list[EmbeddingProvider] = Field(default_factory=list)
+    max_upload_bytes: int = Field(1_073_741_824, ge=1)
+
+    @classmethod
+    def load(cls, path: str | None = None) -> Self:
+        """Read the file at `path`, or the one that INGESTION_CONFIG names.
+
+        Raises:
+            ConfigError: when it is missing or wrong, naming each field.
+        """
+        place = Path(path or os.environ.get(ENV_CONFIG, DEFAULT_CONFIG))
+        try:
+            data: Any = yaml.safe_load(place.read_text())
+            return cls.model_validate(data)
+        except OSError as error:
+            raise ConfigError(f"{place}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{place}: not YAML: {error}") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise ConfigError(f"{place}: {wrong}") from error
+
+    def tenant(self, namespace: str) -> Tenant | None:
+        """Return the tenant of a namespace, or None where the chart knows none."""
+        return next((tenant for tenant in self.tenants if tenant.namespace == namespace), None)
+
+    def provider(self, name: str) -> EmbeddingProvider | None:
+        """Return the named embedding provider, or None where the chart knows none."""
+        return next((provider for provider in self.embedding_providers if provider.name == name), None)

@@ -1,0 +1,168 @@
+"""Every name that crosses a process boundary, once: labels, annotations, environment, reasons.
+
+Source of the label and annotation conventions:
+https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "ingestion-operator.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "IngestionJob"
+PLURAL: Final = "ingestionjobs"
+
+# Labels on every child (Job, ConfigMap, pod).
+LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
+LABEL_STAGE: Final = f"{GROUP}/stage"
+LABEL_GENERATION: Final = f"{GROUP}/generation"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "ingestion-operator"
+LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
+# Labels on an IngestionJob made through REST, to be listed by.
+LABEL_KNOWLEDGE_BASE: Final = f"{GROUP}/knowledge-base"
+LABEL_DOCUMENT: Final = f"{GROUP}/document"
+
+# Annotations on children.
+ANNOTATION_MAP_DIGEST: Final = f"{GROUP}/map-digest"
+ANNOTATION_JOB_NAME: Final = f"{GROUP}/ingestion-job"
+
+# Annotations on an IngestionJob.
+ANNOTATION_RETRY_REQUESTED: Final = f"{GROUP}/retry-requested-at"
+ANNOTATION_RETRY_HANDLED: Final = f"{GROUP}/retry-handled"
+ANNOTATION_RETRY_ORIGIN: Final = f"{GROUP}/retry-origin"
+ANNOTATION_IDEMPOTENCY_KEYS: Final = f"{GROUP}/idempotency-keys"
+
+# Environment of a worker container (docs/worker-contract.md).
+ENV_ATTEMPT_FILE: Final = "INGESTION_ATTEMPT_FILE"
+ENV_JOB_UID: Final = "INGESTION_JOB_UID"
+ENV_GENERATION: Final = "INGESTION_GENERATION"
+ENV_STAGE: Final = "INGESTION_STAGE"
+ENV_MAP_DIGEST: Final = "INGESTION_MAP_DIGEST"
+ENV_JOB_INDEX: Final = "JOB_COMPLETION_INDEX"
+ENV_STORE_URL: Final = "INGESTION_STORE_URL"
+ENV_EMBEDDING_URL: Final = "INGESTION_EMBEDDING_URL"
+ENV_EMBEDDING_API_KEY: Final = "INGESTION_EMBEDDING_API_KEY"
+ENV_SOURCE_ALLOW: Final = "INGESTION_SOURCE_ALLOW"
+
+ATTEMPT_DIR: Final = "/etc/ingestion"
+ATTEMPT_FILE: Final = f"{ATTEMPT_DIR}/attempt.json"
+ATTEMPT_KEY: Final = "attempt.json"
+WORKER_CONTAINER: Final = "worker"
+
+# Per-tenant objects that the chart makes in the tenant's namespace.
+STORE_SECRET: Final = "ingestion-store"
+WORKER_SERVICE_ACCOUNT: Final = "ingestion-worker"
+API_KEYS_SECRET: Final = "ingestion-api-keys"
+
+BUILTIN_PROVIDER: Final = "builtin"
+BUILTIN_MODEL: Final = "wordllama-l2-256"
+BUILTIN_DIMENSIONS: Final = 256
+
+# Exit codes: 0 done, this range permanent (the index fails at once), anything else transient.
+PERMANENT_EXIT_CODES: Final = range(64, 114)
+TRANSIENT_EXIT_CODE: Final = 1
+
+# Bounds of lists and strings kept in status.
+MAX_FAILURES: Final = 100
+MAX_ATTEMPTS: Final = 20
+MAX_FAILURE_MESSAGE_BYTES: Final = 200
+MAX_IDEMPOTENCY_KEYS: Final = 20
+MAX_SEGMENTS: Final = 100_000
+MAX_TERMINATION_MESSAGE_BYTES: Final = 4096
+
+
+class Stage(StrEnum):
+    """One step of a job; each runs as one Kubernetes Job."""
+
+    PREPARE = "prepare_document"
+    SEGMENTS = "process_segments"
+    PUBLISH = "publish_version"
+
+
+class Phase(StrEnum):
+    """Feather's words for where a job is; a projection for people, never an input to a decision."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    PARTIAL_FAILURE = "partial_failure"
+
+
+RETRYABLE_PHASES: Final = frozenset({Phase.FAILED, Phase.PARTIAL_FAILURE})
+TERMINAL_PHASES: Final = RETRYABLE_PHASES | {Phase.COMPLETED}
+
+
+class Mode(StrEnum):
+    """How a document is run: Auto lets `prepare_document` decide by size."""
+
+    AUTO = "Auto"
+    SEGMENTED = "Segmented"
+    SINGLE_PASS = "SinglePass"
+
+
+class VersionState(StrEnum):
+    """What readers of a knowledge base can see of a version."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    ACTIVE = "active"
+    FAILED = "failed"
+
+
+class Trigger(StrEnum):
+    """Who asked for an attempt."""
+
+    INITIAL = "Initial"
+    REST = "REST"
+    ANNOTATION = "Annotation"
+    PATCH = "Patch"
+
+
+class ConditionType(StrEnum):
+    """Condition types; the first three are kstatus's.
+
+    Source: https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
+    """
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    PREPARED = "Prepared"
+    SEGMENTS_PROCESSED = "SegmentsProcessed"
+    PUBLISHED = "Published"
+
+
+class Reason(StrEnum):
+    """Reasons of conditions and events."""
+
+    QUEUED = "Queued"
+    WAITING = "Waiting"
+    PREPARING = "Preparing"
+    PROCESSING_SEGMENTS = "ProcessingSegments"
+    PUBLISHING = "Publishing"
+    SUSPENDED = "Suspended"
+    CANCELLING = "Cancelling"
+    CANCELLED = "Cancelled"
+    SUCCEEDED = "Succeeded"
+    PREPARE_FAILED = "PrepareFailed"
+    SEGMENTS_FAILED = "SegmentsFailed"
+    PUBLISH_FAILED = "PublishFailed"
+    ACTIVE = "VersionActive"
+    NOT_ACTIVE = "VersionNotActive"
+    NO_STORE = "NoStore"
+    UNKNOWN_PROVIDER = "UnknownProvider"
+    NAME_CONFLICT = "NameConflict"
+    IMAGE_UNAVAILABLE = "ImageUnavailable"
+    POD_CREATION_FAILED = "PodCreationFailed"
+    POD_PENDING = "PodPending"
+    REJECTED_BY_CLUSTER = "RejectedByCluster"
+    ATTEMPT_STARTED = "AttemptStarted"
+    RETRY_REFUSED = "RetryRefused"
+    DUPLICATE_REMOVED = "DuplicateRemoved"

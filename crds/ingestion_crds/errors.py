@@ -1,0 +1,366 @@
+"""The one table of error codes: what failed, whether trying again helps, and what to do.
+
+`python -m ingestion_crds.errors` prints it as the Markdown of docs/error-codes.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ingestion_crds.constants import PERMANENT_EXIT_CODES, TRANSIENT_EXIT_CODE, Stage
+
+ANY: Final = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorCode:
+    """One row of the table.
+
+    Args:
+        code: CamelCase name, at most 63 characters, as it stands in status and metrics.
+        stage: the stage that reports it, or `any`.
+        exit_code: the worker's exit code; None when the operator finds the error, not a worker.
+        retryable: a retry can succeed once the cause outside the job is mended;
+            False means the same document and settings will fail the same way.
+        meaning: what happened.
+        remedy: what a person does about it.
+    """
+
+    code: str
+    stage: str
+    exit_code: int | None
+    retryable: bool
+    meaning: str
+    remedy: str
+
+    @property
+    def permanent(self) -> bool:
+        """True when the exit code fails the index at once, without the cluster's own retries."""
+        return self.exit_code in PERMANENT_EXIT_CODES
+
+
+def _permanent(code: str, stage: str, exit_code: int, retryable: bool, meaning: str, remedy: str) -> ErrorCode:
+    return ErrorCode(
+        code=code,
+        stage=stage,
+        exit_code=exit_code,
+        retryable=retryable,
+        meaning=meaning,
+        remedy=remedy,
+    )
+
+
+def _transient(code: str, stage: str, meaning: str, remedy: str) -> ErrorCode:
+    return ErrorCode(
+        code=code,
+        stage=stage,
+        exit_code=TRANSIENT_EXIT_CODE,
+        retryable=True,
+        meaning=meaning,
+        remedy=remedy,
+    )
+
+
+def _observed(code: str, stage: str, meaning: str, remedy: str) -> ErrorCode:
+    return ErrorCode(code=code, stage=stage, exit_code=None, retryable=True, meaning=meaning, remedy=remedy)
+
+
+_PREPARE: Final = Stage.PREPARE.value
+_SEGMENTS: Final = Stage.SEGMENTS.value
+_PUBLISH: Final = Stage.PUBLISH.value
+
+_TABLE: Final = (
+    # Permanent: the worker says so by its exit code.
+    _permanent(
+        "DocumentUnreadable",
+        _PREPARE,
+        64,
+        False,
+        "The file is damaged, or is not what its type says.",
+        "Open the file yourself; upload a good copy as a new job.",
+    ),
+    _permanent(
+        "DocumentEncrypted",
+        _PREPARE,
+        65,
+        False,
+        "The document needs a password.",
+        "Remove the password and upload it as a new job.",
+    ),
+    _permanent(
+        "DocumentEmpty",
+        _PREPARE,
+        66,
+        False,
+        "The file has no bytes, no pages, or no text in it.",
+        "Check the file; a scanned document needs text recognition first.",
+    ),
+    _permanent(
+        "DocumentTruncated",
+        _PREPARE,
+        67,
+        False,
+        "The file ends before its format says it should.",
+        "Upload the whole file as a new job.",
+    ),
+    _permanent(
+        "UnsupportedType",
+        _PREPARE,
+        68,
+        False,
+        "The content type is none of PDF, DOCX, HTML, Markdown and plain text.",
+        "Convert the document, or correct spec.document.source.contentType in a new job.",
+    ),
+    _permanent(
+        "DocumentTooLarge",
+        _PREPARE,
+        69,
+        False,
+        "The document is over a limit of bytes, pages, unpacked size or segments.",
+        "Split the document, or use larger segments.",
+    ),
+    _permanent(
+        "SourceNotFound",
+        _PREPARE,
+        70,
+        True,
+        "The source does not exist (404, or no such object in the bucket).",
+        "Put the file where spec.document.source.uri points, then retry.",
+    ),
+    _permanent(
+        "SourceForbidden",
+        _PREPARE,
+        71,
+        True,
+        "The source refused access (401 or 403).",
+        "Allow access to the source, then retry.",
+    ),
+    _permanent(
+        "SourceNotAllowed",
+        _PREPARE,
+        72,
+        False,
+        "The source is another bucket, or an address that the allow-list does not name.",
+        "Use the tenant's own bucket or a public address, or have sources.allow extended.",
+    ),
+    _permanent(
+        "SourceHashMismatch",
+        _PREPARE,
+        73,
+        False,
+        "The bytes read are not those that spec.document.source.sha256 promises.",
+        "Find out which of the two is right, then make a new job.",
+    ),
+    _permanent(
+        "PageUnreadable",
+        _SEGMENTS,
+        74,
+        False,
+        "A page of the segment cannot be read.",
+        "Repair that page of the document; the message names it.",
+    ),
+    _permanent(
+        "EmbeddingRejected",
+        ANY,
+        75,
+        True,
+        "The embedding endpoint refused a text (a 4xx other than 401, 403, 408 and 429).",
+        "See the message: correct the endpoint, model or its content rules, then retry.",
+    ),
+    _permanent(
+        "EmbeddingUnauthorized",
+        ANY,
+        76,
+        True,
+        "The embedding endpoint refused the key (401 or 403).",
+        "Correct the provider's Secret in the chart, then retry.",
+    ),
+    _permanent(
+        "EmbeddingInvalid",
+        ANY,
+        77,
+        False,
+        "The endpoint's vectors have the wrong number, dimension or values.",
+        "Set spec.pipeline.embedding.dimensions to what the model gives, in a new job.",
+    ),
+    _permanent(
+        "VersionSuperseded",
+        _PUBLISH,
+        78,
+        False,
+        "A newer version of the document is already live.",
+        "Nothing: the newer version stays. Ingest again for a newer one.",
+    ),
+    _permanent(
+        "PipelineChanged",
+        ANY,
+        79,
+        False,
+        "The worker's pipeline differs from the one that began this version.",
+        "Retry with the first worker image in spec.template.image, or make a new job.",
+    ),
+    _permanent(
+        "InvalidAttempt",
+        ANY,
+        80,
+        False,
+        "The attempt's file or environment is not what the worker understands.",
+        "Bring the worker image and the operator to the same release.",
+    ),
+    _permanent(
+        "DocumentTooComplex",
+        ANY,
+        81,
+        False,
+        "Reading the document went over the parser's limits of memory or time.",
+        "Split or simplify the document, or raise spec.template.resources in a new attempt.",
+    ),
+    # Transient: the cluster runs the index again, up to segmentBackoffLimit times.
+    _transient(
+        "SourceUnavailable",
+        _PREPARE,
+        "The source did not answer, timed out, or answered 5xx.",
+        "Check the source, then retry.",
+    ),
+    _transient(
+        "SourceTruncated",
+        _PREPARE,
+        "The source sent fewer or more bytes than it announced.",
+        "Check the source, then retry.",
+    ),
+    _transient(
+        "StoreUnavailable",
+        ANY,
+        "The object store did not answer or refused the operation.",
+        "Check the store and its free space, then retry.",
+    ),
+    _transient(
+        "StoreForbidden",
+        ANY,
+        "The object store refused the tenant's credentials.",
+        "Check the tenant's ingestion-store Secret, then retry.",
+    ),
+    _transient(
+        "EmbeddingUnavailable",
+        ANY,
+        "The embedding endpoint did not answer, timed out, or answered 5xx.",
+        "Check the endpoint, then retry.",
+    ),
+    _transient(
+        "EmbeddingRateLimited",
+        ANY,
+        "The embedding endpoint kept answering 429.",
+        "Lower spec.parallelism or raise the endpoint's quota, then retry.",
+    ),
+    _transient(
+        "AttemptMismatch",
+        ANY,
+        "The pod's file is not the one its environment names.",
+        "Nothing: the pod wrote nothing and is run again.",
+    ),
+    _transient(
+        "Fenced",
+        ANY,
+        "A newer attempt owns this version; this pod is a late one.",
+        "Nothing: the newer attempt's result stands.",
+    ),
+    _transient(
+        "SegmentsMissing",
+        _PUBLISH,
+        "An output that should be in the store is not there.",
+        "Find out who deletes objects in the bucket; make a new job.",
+    ),
+    _transient("Interrupted", ANY, "The pod was told to stop before it was done.", "Retry."),
+    _transient(
+        "Internal",
+        ANY,
+        "The worker hit an error that it has no name for.",
+        "Read the pod's log; retry; report it if it stays.",
+    ),
+    # Found by the operator in what the cluster says of the pods.
+    _observed(
+        "OOMKilled",
+        ANY,
+        "The pod used more memory than its limit.",
+        "Raise spec.template.resources.limits.memory, then retry.",
+    ),
+    _observed(
+        "Evicted",
+        ANY,
+        "The node put the pod out.",
+        "Check the node's disk and memory, then retry.",
+    ),
+    _observed("Deadline", ANY, "The attempt ran past activeDeadlineSeconds.", "Raise it, then retry."),
+    _observed(
+        "PodLost",
+        ANY,
+        "The pod is gone and left no message.",
+        "Find out who deletes pods; retry.",
+    ),
+    _observed("NotStarted", ANY, "The attempt ended before this segment began.", "Retry."),
+    _observed(
+        "JobLost",
+        ANY,
+        "The attempt's Kubernetes Job was deleted from outside.",
+        "Find out who deletes Jobs; retry.",
+    ),
+    _observed("Cancelled", ANY, "The attempt was cancelled.", "Retry when you want it to go on."),
+    _observed(
+        "TooManyFailures",
+        _SEGMENTS,
+        "More segments failed than maxFailedSegments allows.",
+        "See failureSummary for the cause; mend it, then retry.",
+    ),
+    _observed(
+        "StartError",
+        ANY,
+        "The container could not be started.",
+        "See the message; correct the image or the template, then retry.",
+    ),
+    _observed(
+        "ContainerError",
+        ANY,
+        "The container ended with an exit code and no readable message.",
+        "Read the pod's log, then retry.",
+    ),
+    _observed(
+        "ResultLost",
+        ANY,
+        "The pod succeeded, but its result could not be read.",
+        "Retry: finished work is found in the store.",
+    ),
+    _observed(
+        "Unknown",
+        ANY,
+        "The cause was not read (more failed pods than are looked at).",
+        "See the other failures; retry.",
+    ),
+)
+
+ERROR_CODES: Final[dict[str, ErrorCode]] = {row.code: row for row in _TABLE}
+
+
+def markdown() -> str:
+    """Return the table as docs/error-codes.md shows it."""
+    lines = [
+        "# Error codes",
+        "",
+        "Generated by `make generate` from `ingestion_crds.errors`.",
+        "",
+        "`retryable`: a retry can succeed once the cause outside the job is mended.",
+        "A permanent exit code (64-113) fails the segment at once;"
+        " exit code 1 is run again up to `spec.segmentBackoffLimit` times first.",
+        "",
+        "| code | stage | exit | retryable | meaning | what to do |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _TABLE:
+        exit_code = "" if row.exit_code is None else str(row.exit_code)
+        retryable = "yes" if row.retryable else "no"
+        lines.append(f"| `{row.code}` | {row.stage} | {exit_code} | {retryable} | {row.meaning} | {row.remedy} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

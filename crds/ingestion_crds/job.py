@@ -1,0 +1,403 @@
+"""The IngestionJob resource: pydantic models, the one source of the CRD, the views and the docs.
+
+`ingestion_crds.schema` turns these models into a structural OpenAPI schema; a field's description here is what
+`kubectl explain` says. Bounds stand on every string, list and map, so that an object that validates stays under 1 MiB.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+from uuid import NAMESPACE_OID, uuid5
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+from ingestion_crds.constants import (
+    BUILTIN_DIMENSIONS,
+    BUILTIN_MODEL,
+    BUILTIN_PROVIDER,
+    GROUP,
+    MAX_ATTEMPTS,
+    MAX_FAILURE_MESSAGE_BYTES,
+    MAX_FAILURES,
+    MAX_SEGMENTS,
+    ConditionType,
+    Mode,
+    Phase,
+    Reason,
+    Stage,
+    Trigger,
+    VersionState,
+)
+from ingestion_crds.indexset import PATTERN as INDEX_SET_PATTERN
+
+UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+INT32_MAX: Final = 2**31 - 1
+# 50,000 scattered members of 0..99,999 take 295,000 characters: no set of segments is longer.
+INDEX_SET_LENGTH: Final = 300_000
+RETRY_SET_LENGTH: Final = 65_536
+
+
+def format_time(moment: datetime) -> str:
+    """Return a time as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
+Uuid = Annotated[str, Field(pattern=UUID_PATTERN, max_length=36)]
+
+
+class Model(BaseModel):
+    """Camel-case outside, snake-case inside; unknown fields are ignored; values are immutable."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_enum_values=False
+    )
+
+
+# ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Source(Model):
+    """Where the document's bytes are."""
+
+    uri: str = Field(
+        min_length=1,
+        max_length=2048,
+        pattern=r"^(s3|https?)://[^/\s]+/?\S*$",
+        description="An object of the tenant's own bucket (s3://BUCKET/KEY), or an http(s) URL on a public or allowed address.",
+    )
+    content_type: str | None = Field(
+        None,
+        max_length=128,
+        description="Media type of the document; found from its name and first bytes when absent.",
+    )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        max_length=64,
+        description="SHA-256 of the bytes, lower-case hex; other bytes fail with SourceHashMismatch.",
+    )
+
+
+class Document(Model):
+    """The document that this job ingests."""
+
+    id: Uuid = Field(description="UUID of the document; jobs with the same id make versions of one document.")
+    title: str = Field("", max_length=512, description="Title shown with search results.")
+    source: Source = Field(description="Where the document's bytes are.")
+
+
+class Segmentation(Model):
+    """How a document is cut into segments, and up to what size it is not cut at all."""
+
+    pages_per_segment: int = Field(32, ge=1, le=10_000, description="Pages of a PDF in one segment.")
+    characters_per_segment: int = Field(
+        65_536, ge=1_024, le=16_777_216, description="Characters of any other document in one segment."
+    )
+    single_pass_max_pages: int = Field(
+        64, ge=0, le=100_000, description="In mode Auto, a PDF of at most so many pages is done in a single pass."
+    )
+    single_pass_max_characters: int = Field(
+        262_144,
+        ge=0,
+        le=1_073_741_824,
+        description="In mode Auto, other documents up to so long are done in a single pass.",
+    )
+
+
+class Embedding(Model):
+    """Which embedder turns a chunk into a vector."""
+
+    provider: str = Field(
+        BUILTIN_PROVIDER,
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="`builtin`, or the name of an entry of the chart's embeddingProviders.",
+    )
+    model: str = Field(BUILTIN_MODEL, min_length=1, max_length=128, description="The provider's name of the model.")
+    dimensions: int = Field(BUILTIN_DIMENSIONS, ge=1, le=16_384, description="Length of each vector.")
+
+
+class Pipeline(Model):
+    """How text becomes searchable chunks."""
+
+    chunk_size: int = Field(1000, ge=64, le=32_768, description="Characters of a chunk at most.")
+    chunk_overlap: int = Field(
+        100, ge=0, le=16_384, description="Characters that a chunk shares with the one before; less than chunkSize."
+    )
+    embedding: Embedding = Field(
+        default_factory=Embedding,
+        description="Which embedder turns a chunk into a vector.",
+        json_schema_extra={"default": {}},
+    )
+
+
+class Resources(Model):
+    """Requests and limits of the worker container, as in a pod."""
+
+    requests: dict[str, int | str] | None = Field(None, max_length=16, description="What the scheduler sets aside.")
+    limits: dict[str, int | str] | None = Field(None, max_length=16, description="What the container may use at most.")
+
+
+class Toleration(Model):
+    """A taint that the worker pods put up with, as in a pod."""
+
+    key: str | None = Field(None, max_length=317)
+    operator: Literal["Exists", "Equal"] | None = None
+    value: str | None = Field(None, max_length=63)
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = Field(None, ge=0, le=INT32_MAX)
+
+
+class LocalObjectReference(Model):
+    """The name of an object in the same namespace."""
+
+    name: str = Field(min_length=1, max_length=253)
+
+
+class Template(Model):
+    """The part of the worker pods that a job may choose. Takes effect with the next attempt."""
+
+    image: str | None = Field(
+        None, min_length=1, max_length=512, description="Worker image; the chart's default when absent."
+    )
+    resources: Resources | None = Field(None, description="Requests and limits of the worker container.")
+    node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
+        None, max_length=32, description="Labels that a node must have."
+    )
+    tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that the pods put up with.")
+    priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods.")
+    image_pull_secrets: list[LocalObjectReference] | None = Field(
+        None, max_length=8, description="Secrets of the namespace to pull the image with."
+    )
+
+
+class Spec(Model):
+    """What is to be ingested, how, and which attempt is wanted."""
+
+    knowledge_base: Uuid = Field(description="UUID of the knowledge base. Immutable.")
+    document: Document = Field(description="The document that this job ingests. Immutable.")
+    mode: Mode = Field(
+        Mode.AUTO,
+        description="Segmented: a pod for each segment. SinglePass: one pod does everything. "
+        "Auto: by the document's size. Immutable.",
+    )
+    segmentation: Segmentation = Field(
+        default_factory=Segmentation,
+        description="How the document is cut into segments. Immutable.",
+        json_schema_extra={"default": {}},
+    )
+    pipeline: Pipeline = Field(
+        default_factory=Pipeline,
+        description="How text becomes searchable chunks. Immutable.",
+        json_schema_extra={"default": {}},
+    )
+    template: Template | None = Field(None, description="The part of the worker pods that a job may choose.")
+    parallelism: int = Field(10, ge=1, le=10_000, description="Segments that run at the same time at most.")
+    segment_backoff_limit: int = Field(
+        3, ge=0, le=20, description="How often the cluster runs a transiently failing segment again within one attempt."
+    )
+    max_failed_segments: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEGMENTS,
+        description="The attempt stops early once more segments than this have failed; no limit when absent.",
+    )
+    active_deadline_seconds: int = Field(
+        21_600, ge=1, le=INT32_MAX, description="Seconds that one attempt may run, suspension not counted."
+    )
+    suspend: bool = Field(False, description="True stops the pods and keeps what is done; false goes on.")
+    retry_generation: int = Field(
+        0,
+        ge=0,
+        le=INT32_MAX,
+        description="The attempt that is wanted. Raise it by one to retry a failed or partially failed job.",
+    )
+    retry_segments: str | None = Field(
+        None,
+        max_length=RETRY_SET_LENGTH,
+        pattern=INDEX_SET_PATTERN,
+        description="Only these of the unfinished segments are retried, such as 3,5,9-12. Changes only with a retry.",
+    )
+    cancel_generation: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Attempts up to and including this one are stopped."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Seconds after which a completed job is deleted; never when absent."
+    )
+
+
+# ── status ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Version(Model):
+    """The version of the document that this job makes."""
+
+    id: str = Field(max_length=64, description="UUID of the version.")
+    number: int | None = Field(None, ge=1, description="Its place in the document's history.")
+    state: VersionState = Field(VersionState.PENDING, description="Whether searches see it: only an active one.")
+    plan_hash: str | None = Field(None, max_length=64, description="Hash of all that decides the version's bytes.")
+
+
+class Segments(Model):
+    """Which segments are done. Index sets are written when an attempt ends; counts while it runs."""
+
+    total: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments of the document.")
+    completed: str = Field(
+        "", max_length=INDEX_SET_LENGTH, pattern=INDEX_SET_PATTERN, description="Index set of the completed segments."
+    )
+    failed: str = Field(
+        "",
+        max_length=INDEX_SET_LENGTH,
+        pattern=INDEX_SET_PATTERN,
+        description="Index set of the unfinished segments at the end of the last attempt.",
+    )
+    completed_count: int = Field(
+        0, ge=0, le=MAX_SEGMENTS, description="Segments done, those of the running attempt included."
+    )
+    failed_count: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments failed in the last attempt.")
+    progress: str = Field("0/0", max_length=16, description="completedCount/total.")
+
+
+class Failure(Model):
+    """Why a segment, or a stage, failed."""
+
+    segment: int | None = Field(None, ge=0, le=MAX_SEGMENTS, description="The segment; absent for prepare and publish.")
+    stage: Stage = Field(description="The stage that failed.")
+    code: str = Field(max_length=63, description="A code of docs/error-codes.md.")
+    retryable: bool = Field(description="Whether a retry can succeed once the cause is mended.")
+    message: str = Field("", max_length=MAX_FAILURE_MESSAGE_BYTES, description="What happened, at most 200 bytes.")
+    exit_code: int | None = Field(None, description="The container's exit code.")
+    attempt: int = Field(ge=0, description="The generation that failed.")
+
+
+class AttemptJob(Model):
+    """A Kubernetes Job of an attempt: one for each stage that it ran. Recorded before it is created."""
+
+    stage: Stage = Field(description="The stage that the Job runs.")
+    name: str = Field(max_length=63, description="Name of the Job and of its ConfigMap.")
+    uid: str | None = Field(None, max_length=36, description="UID of the Job, recorded once it exists.")
+    map_digest: str = Field(max_length=32, description="Digest of the attempt's file in the ConfigMap.")
+    start_time: Time | None = Field(None, description="When the Job began.")
+    completion_time: Time | None = Field(None, description="When the Job ended, or was found gone.")
+
+
+class Attempt(Model):
+    """What one retry generation dispatched, and how it ended."""
+
+    generation: int = Field(ge=0, description="The retry generation; 0 is the first run.")
+    trigger: Trigger = Field(description="Initial, REST, Annotation or Patch.")
+    requested_by: str | None = Field(None, max_length=128, description="The key's id, for a retry by REST.")
+    segments: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments dispatched by this attempt.")
+    completed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, completed.")
+    failed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, failed.")
+    codes: dict[str, int] | None = Field(None, max_length=64, description="Failures by code.")
+    reason: str | None = Field(None, max_length=63, description="How it ended; absent while it runs.")
+    jobs: list[AttemptJob] = Field(default_factory=list, max_length=3, description="Its Jobs, in order.")
+    start_time: Time = Field(description="When the operator took it up.")
+    completion_time: Time | None = Field(None, description="When it ended.")
+
+
+class Condition(Model):
+    """A condition, as in metav1."""
+
+    type: ConditionType = Field(description="The condition's type.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: Reason = Field(description="CamelCase reason.")
+    message: str = Field("", max_length=1024, description="For people.")
+    last_transition_time: Time | None = Field(None, description="When the status last changed.")
+    observed_generation: int | None = Field(None, ge=0, description="metadata.generation that this is about.")
+
+
+class Status(Model):
+    """What the operator has recorded. Written by the operator alone."""
+
+    job_id: str | None = Field(None, alias="jobID", max_length=64, description="The job's id in the REST API.")
+    observed_generation: int | None = Field(None, ge=0, description="metadata.generation last acted on.")
+    observed_retry_generation: int | None = Field(None, ge=0, description="spec.retryGeneration last acted on.")
+    last_handled_retry_request: str | None = Field(
+        None, max_length=256, description="The last value of the annotation retry-requested-at that was dealt with."
+    )
+    phase: Phase = Field(Phase.QUEUED, description="queued, processing, completed, failed or partial_failure.")
+    stage: Stage | None = Field(None, description="The stage that runs, or that ended the attempt.")
+    mode: Mode | None = Field(None, description="Segmented or SinglePass, once prepare_document has decided.")
+    version: Version | None = Field(None, description="The version of the document that this job makes.")
+    segments: Segments | None = Field(None, description="Which segments are done.")
+    chunks: int | None = Field(None, ge=0, description="Chunks of the published version.")
+    failures: list[Failure] = Field(
+        default_factory=list, max_length=MAX_FAILURES, description="Why segments or stages failed: the first 100."
+    )
+    failure_summary: dict[str, int] = Field(
+        default_factory=dict, max_length=64, description="Number of failures by code, over all of them."
+    )
+    attempts: list[Attempt] = Field(
+        default_factory=list, max_length=MAX_ATTEMPTS, description="The last 20 attempts, oldest first."
+    )
+    start_time: Time | None = Field(None, description="When the first attempt began.")
+    completion_time: Time | None = Field(None, description="When the last attempt ended; absent while one runs.")
+    progress_percent: int = Field(0, ge=0, le=100, description="0 to 100; 100 only when the version is active.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Conditions, kstatus's Ready, Reconciling and Stalled among them.",
+    )
+
+
+class OwnerReference(Model):
+    """The part of an owner reference that ownership is decided by."""
+
+    uid: str
+    name: str = ""
+    kind: str = ""
+    controller: bool = False
+
+
+class Metadata(Model):
+    """The part of metadata that decisions are made from."""
+
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str = ""
+    generation: int = 1
+    creation_timestamp: Time
+    deletion_timestamp: Time | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class IngestionJob(Model):
+    """One document on its way into a knowledge base."""
+
+    metadata: Metadata
+    spec: Spec
+    status: Status = Field(default_factory=Status)
+
+    @property
+    def key(self) -> str:
+        """namespace/name, as logs and the work queue write it."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def job_id(self) -> str:
+        """The id that the REST API knows it by: its name when that is a UUID, else its UID."""
+        return job_id_of(self.metadata.name, self.metadata.uid)
+
+
+def job_id_of(name: str, uid: str) -> str:
+    """Return a job's REST id: the name when REST created it (a UUID), else the object's UID."""
+    return name if re.match(UUID_PATTERN, name) else uid
+
+
+def version_id_of(uid: str) -> str:
+    """Return the id of the version that the job with this UID makes: the same whoever asks, however often."""
+    return str(uuid5(NAMESPACE_OID, f"{GROUP}/{uid}"))
+
+
+def dump_status(status: Status) -> dict[str, Any]:
+    """Return the status as it is stored: camel case, absent fields left out."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)

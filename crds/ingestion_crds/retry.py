@@ -1,0 +1,25 @@
+"""The rule that admits a retry, as the CRD's CEL states it: the same answer for REST, annotation and patch."""
+
+from __future__ import annotations
+
+from ingestion_crds.constants import RETRYABLE_PHASES
+from ingestion_crds.job import IngestionJob
+
+
+def pending(job: IngestionJob) -> bool:
+    """True while a generation is recorded in spec that the operator has not taken up."""
+    observed = job.status.observed_retry_generation
+    return observed is None or job.spec.retry_generation > observed
+
+
+def refusal(job: IngestionJob) -> str | None:
+    """Return why a retry is not admitted now, in words for people; None when it is.
+
+    A retry is admitted from `failed` and `partial_failure`, with the recorded generation observed.
+    """
+    phase = job.status.phase.value
+    if pending(job):
+        return f"generation {job.spec.retry_generation} is recorded and has not begun yet"
+    if job.status.phase not in RETRYABLE_PHASES:
+        return f"the job is {phase}; only a failed or partially failed job can be retried"
+    return None

@@ -1,0 +1,223 @@
+"""The CustomResourceDefinition, generated from the models of `ingestion_crds.job`.
+
+`python -m ingestion_crds.schema` prints it. A structural schema is pydantic's JSON schema with references written out,
+nulls removed and Kubernetes' own keywords added.
+Source: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import yaml
+
+from ingestion_crds.constants import GROUP, KIND, PLURAL, VERSION, ConditionType, Phase, Reason
+from ingestion_crds.job import IngestionJob, Model, Spec, Status
+
+JsonObject = dict[str, Any]
+
+_DROPPED: Final = frozenset({"title", "propertyNames", "discriminator"})
+
+_RETRY_RULE: Final = (
+    "self.spec.retryGeneration == oldSelf.spec.retryGeneration"
+    " || (self.spec.retryGeneration == oldSelf.spec.retryGeneration + 1"
+    " && has(oldSelf.status) && has(oldSelf.status.phase) && has(oldSelf.status.observedRetryGeneration)"
+    " && oldSelf.status.phase in ['failed', 'partial_failure']"
+    " && oldSelf.status.observedRetryGeneration == oldSelf.spec.retryGeneration)"
+)
+_IMMUTABLE: Final = ("knowledgeBase", "document", "pipeline", "mode", "segmentation")
+
+
+def custom_resource_definition() -> JsonObject:
+    """Return the CRD as a dict, ready to be written or applied."""
+    columns = [
+        ("Phase", "string", ".status.phase", 0, "Where the job is."),
+        ("Stage", "string", ".status.stage", 0, "The stage that runs, or that ended the attempt."),
+        ("Segments", "string", ".status.segments.progress", 0, "Completed segments of all."),
+        ("Failed", "integer", ".status.segments.failedCount", 0, "Segments failed in the last attempt."),
+        ("Retries", "integer", ".spec.retryGeneration", 0, "The attempt that is wanted."),
+        ("Why", "string", ".status.conditions[?(@.type=='Stalled')].reason", 0, "What a person has to look at."),
+        ("Age", "date", ".metadata.creationTimestamp", 0, "Age of the job."),
+        ("Title", "string", ".spec.document.title", 1, "Title of the document."),
+        ("Version", "integer", ".status.version.number", 1, "The version of the document that the job makes."),
+        ("State", "string", ".status.version.state", 1, "Whether searches see that version."),
+        ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1, "In words."),
+    ]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["ij"],
+                "categories": ["knowledge"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "selectableFields": [
+                        {"jsonPath": path}
+                        for path in (".status.phase", ".status.jobID", ".spec.knowledgeBase", ".spec.document.id")
+                    ],
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind, "jsonPath": path, "priority": priority, "description": text}
+                        for name, kind, path, priority, text in columns
+                    ],
+                    "schema": {"openAPIV3Schema": _root_schema()},
+                }
+            ],
+        },
+    }
+
+
+def _root_schema() -> JsonObject:
+    spec = structural(Spec)
+    spec["x-kubernetes-validations"] = _spec_rules()
+    spec["properties"]["pipeline"]["x-kubernetes-validations"] = [
+        {
+            "rule": "self.chunkOverlap < self.chunkSize",
+            "message": "chunkOverlap must be less than chunkSize",
+            "fieldPath": ".chunkOverlap",
+        }
+    ]
+    selector = spec["properties"]["template"]["properties"]["nodeSelector"]
+    selector["x-kubernetes-validations"] = [
+        {"rule": "self.all(key, size(key) <= 317)", "message": "a label's name has at most 317 characters"}
+    ]
+    status = _without_defaults(structural(Status))
+    status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    # Kubernetes writes list items of their own into managedFields unless the list is atomic.
+    for field in ("failures", "attempts"):
+        status["properties"][field]["x-kubernetes-list-type"] = "atomic"
+    # kstatus calls an object without conditions current: a fresh job must not look finished.
+    status["default"] = {
+        "phase": Phase.QUEUED.value,
+        "conditions": [
+            {
+                "type": ConditionType.READY.value,
+                "status": "Unknown",
+                "reason": Reason.QUEUED.value,
+                "message": "Waiting for the operator",
+                "lastTransitionTime": "1970-01-01T00:00:00Z",
+            }
+        ],
+    }
+    return {
+        "type": "object",
+        "description": IngestionJob.__doc__,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": status,
+        },
+        "x-kubernetes-validations": [
+            {
+                "rule": _RETRY_RULE,
+                "message": "retryGeneration can only be raised by one, and only while the job is failed or"
+                " partial_failure with its last generation observed",
+                "fieldPath": ".spec.retryGeneration",
+                "reason": "FieldValueForbidden",
+            }
+        ],
+    }
+
+
+def _spec_rules() -> list[JsonObject]:
+    rules = [
+        {
+            "rule": f"has(self.{field}) == has(oldSelf.{field})"
+            f" && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+            "message": f"{field} is immutable: make a new job for another one",
+            "fieldPath": f".{field}",
+        }
+        for field in _IMMUTABLE
+    ]
+    old, new = ("(has({0}.retrySegments) ? {0}.retrySegments : '')".format(name) for name in ("oldSelf", "self"))
+    rules.append(
+        {
+            "rule": f"{new} == {old} || self.retryGeneration > oldSelf.retryGeneration",
+            "message": "retrySegments can only change together with retryGeneration",
+            "fieldPath": ".retrySegments",
+        }
+    )
+    rules.append(
+        {
+            "rule": "!has(self.cancelGeneration) || self.cancelGeneration <= self.retryGeneration",
+            "message": "cancelGeneration must not be greater than retryGeneration",
+            "fieldPath": ".cancelGeneration",
+        }
+    )
+    return rules
+
+
+def structural(model: type[Model]) -> JsonObject:
+    """Return a model's structural schema.
+
+    Args:
+        model: a pydantic model; its fields' descriptions and bounds are taken over.
+    """
+    raw = model.model_json_schema(by_alias=True)
+    definitions = raw.pop("$defs", {})
+    schema = _converted(raw, definitions)
+    assert isinstance(schema, dict)
+    return schema
+
+
+def _converted(node: Any, definitions: JsonObject) -> Any:
+    if isinstance(node, list):
+        return [_converted(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        target = definitions[node["$ref"].rpartition("/")[2]]
+        return _converted({**target, **{key: value for key, value in node.items() if key != "$ref"}}, definitions)
+    if "anyOf" in node:
+        options = [option for option in node["anyOf"] if option != {"type": "null"}]
+        rest = {key: value for key, value in node.items() if key != "anyOf"}
+        if len(options) > 1:  # only `int | str` stands in the models: a quantity
+            quantity = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
+            return {**_converted(rest, definitions), **quantity, "maxLength": 64}
+        return _converted({**options[0], **rest}, definitions)
+    converted: JsonObject = {}
+    for key, value in node.items():
+        if key == "properties":
+            converted[key] = {name: _converted(field, definitions) for name, field in value.items()}
+        elif key not in _DROPPED and not (key == "default" and value is None):
+            converted[key] = _converted(value, definitions)
+    # A Literal of one type has no "type" of its own; a structural schema must have one.
+    if "enum" in converted:
+        converted.setdefault("type", "string")
+    return converted
+
+
+def _without_defaults(schema: JsonObject) -> JsonObject:
+    """Remove the defaults: in status an absent field says that nothing is known yet."""
+    cleaned = {key: value for key, value in schema.items() if key != "default"}
+    if "properties" in cleaned:
+        cleaned["properties"] = {name: _without_defaults(field) for name, field in cleaned["properties"].items()}
+    if isinstance(cleaned.get("items"), dict):
+        cleaned["items"] = _without_defaults(cleaned["items"])
+    return cleaned
+
+
+def main() -> None:
+    """Print the CRD as YAML."""
+    sys.stdout.write("# Generated by `make generate` from ingestion_crds.job. Do not edit.\n")
+    yaml.safe_dump(custom_resource_definition(), sys.stdout, sort_keys=False, width=120, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    main()

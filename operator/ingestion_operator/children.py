@@ -1,0 +1,364 @@
+"""The Kubernetes Jobs and ConfigMaps of an attempt: their names, how they are built, how they are read back.
+
+One Indexed Job for each attempt and stage; an immutable ConfigMap beside it, of the same name, carries the attempt's
+input and maps a Job index to a segment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from ingestion_crds import constants as names
+from ingestion_crds.config import Config, EmbeddingProvider, Tenant
+from ingestion_crds.constants import Stage
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import IngestionJob, version_id_of
+
+JsonObject = dict[str, Any]
+
+_STAGE_WORDS: Final = {Stage.PREPARE: "prepare", Stage.SEGMENTS: "segments", Stage.PUBLISH: "publish"}
+_COMMANDS: Final = {
+    Stage.PREPARE: "prepare_document",
+    Stage.SEGMENTS: "process_segment",
+    Stage.PUBLISH: "publish_version",
+}
+_WORKER_USER: Final = 65532
+_TMP_SIZE_LIMIT: Final = "4Gi"
+_TERMINATION_GRACE_SECONDS: Final = 30
+EMPTY: Final = IndexSet()
+
+
+def child_name(*, job: IngestionJob, stage: Stage, generation: int) -> str:
+    """Return the name of the Job and ConfigMap of one attempt and stage.
+
+    The object's UID is in it, hashed: after delete and recreate under one name a pod would otherwise read the old
+    object's immutable ConfigMap from the kubelet's cache. With the index that Kubernetes appends for a pod's host name
+    it stays under 63 characters.
+    """
+    prefix = job.metadata.name[:20].replace(".", "-").strip("-")
+    digest = hashlib.sha256(job.metadata.uid.encode()).hexdigest()[:10]
+    return f"{prefix}-{digest}-{_STAGE_WORDS[stage]}-g{generation}"
+
+
+def attempt_file(*, job: IngestionJob, stage: Stage, generation: int, segments: IndexSet) -> str:
+    """Return the attempt's file (docs/worker-contract.md), byte for byte the same whenever it is built.
+
+    Args:
+        segments: what the attempt dispatches; the i-th member is Job index i. Empty unless the stage has segments.
+    """
+    spec, version, counted = job.spec, job.status.version, job.status.segments
+    source = spec.document.source.model_dump(by_alias=True, exclude_none=True)
+    content: JsonObject = {
+        "apiVersion": names.API_VERSION,
+        "kind": "Attempt",
+        "job": {
+            "namespace": job.metadata.namespace,
+            "name": job.metadata.name,
+            "uid": job.metadata.uid,
+            "jobID": job.job_id,
+        },
+        "generation": generation,
+        "stage": stage.value,
+        "knowledgeBase": spec.knowledge_base,
+        "document": {"id": spec.document.id, "title": spec.document.title, "source": source},
+        "mode": spec.mode.value,
+        "segmentation": spec.segmentation.model_dump(by_alias=True),
+        "pipeline": spec.pipeline.model_dump(by_alias=True),
+    }
+    if stage is Stage.PREPARE:
+        content["version"] = {"id": version_id_of(job.metadata.uid)}
+    elif version is not None and counted is not None:
+        content["version"] = {"id": version.id, "number": version.number, "planHash": version.plan_hash}
+        content["totalSegments"] = counted.total
+    if stage is Stage.SEGMENTS:
+        content["segments"] = str(segments)
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(file: str) -> str:
+    """Return the map digest: the first 32 hex digits of the file's SHA-256."""
+    return hashlib.sha256(file.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """All that one Job is built from.
+
+    Args:
+        job: the IngestionJob, with the status that the intent was recorded in.
+        stage: what to run.
+        generation: the attempt's generation.
+        segments: the segments to run, for the stage of segments.
+        deadline_seconds: what is left of the attempt's activeDeadlineSeconds.
+        config: the installation's configuration.
+        tenant: the namespace's tenant.
+        provider: the embedding provider; None for the built-in embedder.
+    """
+
+    job: IngestionJob
+    stage: Stage
+    generation: int
+    segments: IndexSet
+    deadline_seconds: int
+    config: Config
+    tenant: Tenant
+    provider: EmbeddingProvider | None
+
+    @property
+    def name(self) -> str:
+        return child_name(job=self.job, stage=self.stage, generation=self.generation)
+
+    @property
+    def completions(self) -> int:
+        return len(self.segments) if self.stage is Stage.SEGMENTS else 1
+
+    @property
+    def file(self) -> str:
+        return attempt_file(job=self.job, stage=self.stage, generation=self.generation, segments=self.segments)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.file)
+
+
+def build_config_map(dispatch: Dispatch) -> JsonObject:
+    """Return the immutable ConfigMap that carries the attempt's file."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(dispatch),
+        "immutable": True,
+        "data": {names.ATTEMPT_KEY: dispatch.file},
+    }
+
+
+def build_job(dispatch: Dispatch) -> JsonObject:
+    """Return the Indexed Job of one attempt and stage.
+
+    Source: https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/ and KEP-3850 (backoff limit
+    per index), KEP-3329 (pod failure policy).
+    """
+    spec = dispatch.job.spec
+    queue = dispatch.job.metadata.labels.get(names.LABEL_QUEUE_NAME)
+    metadata = _metadata(dispatch)
+    job_spec: JsonObject = {
+        "completionMode": "Indexed",
+        "completions": dispatch.completions,
+        "parallelism": min(spec.parallelism, dispatch.completions),
+        "backoffLimitPerIndex": spec.segment_backoff_limit,
+        "activeDeadlineSeconds": dispatch.deadline_seconds,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                # First, or an evicted pod that also exited with a code would fail its index for good.
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {
+                    "action": "FailIndex",
+                    "onExitCodes": {
+                        "containerName": names.WORKER_CONTAINER,
+                        "operator": "In",
+                        "values": list(names.PERMANENT_EXIT_CODES),
+                    },
+                },
+            ]
+        },
+        "template": {
+            "metadata": {"labels": metadata["labels"], "annotations": metadata["annotations"]},
+            "spec": _pod_spec(dispatch),
+        },
+    }
+    if spec.max_failed_segments is not None and dispatch.stage is Stage.SEGMENTS:
+        job_spec["maxFailedIndexes"] = min(spec.max_failed_segments, dispatch.completions)
+    if queue:  # Kueue admits a Job by unsuspending it.
+        metadata["labels"][names.LABEL_QUEUE_NAME] = queue
+        job_spec["suspend"] = True
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
+
+
+def _metadata(dispatch: Dispatch) -> JsonObject:
+    job = dispatch.job
+    return {
+        "name": dispatch.name,
+        "namespace": job.metadata.namespace,
+        "labels": {
+            names.LABEL_MANAGED_BY: names.MANAGED_BY,
+            names.LABEL_JOB_UID: job.metadata.uid,
+            names.LABEL_STAGE: dispatch.stage.value,
+            names.LABEL_GENERATION: str(dispatch.generation),
+        },
+        "annotations": {
+            names.ANNOTATION_MAP_DIGEST: dispatch.digest,
+            names.ANNOTATION_JOB_NAME: job.metadata.name,
+        },
+        "ownerReferences": [
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": job.metadata.name,
+                "uid": job.metadata.uid,
+                "controller": True,
+            }
+        ],
+    }
+
+
+def _pod_spec(dispatch: Dispatch) -> JsonObject:
+    template = dispatch.job.spec.template
+    config = dispatch.config
+    resources = config.worker_resources
+    if template is not None and template.resources is not None:
+        resources = template.resources
+    container: JsonObject = {
+        "name": names.WORKER_CONTAINER,
+        "image": (template.image if template else None) or config.worker_image,
+        "imagePullPolicy": config.worker_image_pull_policy,
+        "args": [_COMMANDS[dispatch.stage]],
+        "env": _environment(dispatch),
+        "resources": resources.model_dump(by_alias=True, exclude_none=True),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "attempt", "mountPath": names.ATTEMPT_DIR, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own emptyDir
+        ],
+    }
+    pod: JsonObject = {
+        "restartPolicy": "Never",
+        "serviceAccountName": names.WORKER_SERVICE_ACCOUNT,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _TERMINATION_GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _WORKER_USER,
+            "runAsGroup": _WORKER_USER,
+            "fsGroup": _WORKER_USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "attempt", "configMap": {"name": dispatch.name}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _TMP_SIZE_LIMIT}},
+        ],
+    }
+    if template is not None:
+        chosen = template.model_dump(
+            by_alias=True,
+            exclude_none=True,
+            include={"node_selector", "tolerations", "priority_class_name", "image_pull_secrets"},
+        )
+        pod.update(chosen)
+    return pod
+
+
+def _environment(dispatch: Dispatch) -> list[JsonObject]:
+    config, tenant, provider = dispatch.config, dispatch.tenant, dispatch.provider
+    plain = {
+        names.ENV_ATTEMPT_FILE: names.ATTEMPT_FILE,
+        names.ENV_JOB_UID: dispatch.job.metadata.uid,
+        names.ENV_GENERATION: str(dispatch.generation),
+        names.ENV_STAGE: dispatch.stage.value,
+        names.ENV_MAP_DIGEST: dispatch.digest,
+        names.ENV_STORE_URL: f"s3://{tenant.bucket}",
+        "AWS_REGION": config.store.region,
+        "HOME": "/tmp",  # noqa: S108 - the container's own emptyDir
+    }
+    if config.store.endpoint:
+        plain["AWS_ENDPOINT_URL"] = config.store.endpoint
+    if config.source_allow:
+        plain[names.ENV_SOURCE_ALLOW] = ",".join(config.source_allow)
+    if provider is not None:
+        plain[names.ENV_EMBEDDING_URL] = provider.url
+    env: list[JsonObject] = [{"name": name, "value": value} for name, value in plain.items()]
+    secrets = [(key, tenant.store_secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    if provider is not None and provider.secret_name:
+        secrets.append((names.ENV_EMBEDDING_API_KEY, provider.secret_name, "apiKey"))
+    env += [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, secret, key in secrets
+    ]
+    return env
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildJob:
+    """What decisions are made from in a Kubernetes Job.
+
+    Args:
+        owner_uid: UID of the controlling owner, or empty.
+        completed: Job indexes that succeeded.
+        failed: Job indexes that failed for good.
+        failure_reason: the reason of condition Failed=True; None unless the Job has failed.
+        deleting: a deletion is recorded and waits for finalizers.
+    """
+
+    name: str
+    uid: str
+    owner_uid: str = ""
+    stage: str = ""
+    generation: int = -1
+    map_digest: str = ""
+    deleting: bool = False
+    suspended: bool = False
+    parallelism: int = 1
+    deadline_seconds: int | None = None
+    active: int = 0
+    ready: int = 0
+    succeeded: int = 0
+    completed: IndexSet = EMPTY
+    failed: IndexSet = EMPTY
+    complete: bool = False
+    failure_reason: str | None = None
+    failure_message: str = ""
+    created: datetime | None = None
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once the Job is Complete or Failed: not on FailureTarget, while pods still end."""
+        return self.complete or self.failure_reason is not None
+
+
+def read_job(raw: JsonObject) -> ChildJob:
+    """Return the narrow view of a batch/v1 Job; labels that people have broken read as unknown."""
+    metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
+    labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+    owner: JsonObject = next((ref for ref in metadata.get("ownerReferences", []) if ref.get("controller")), {})
+    conditions = {item["type"]: item for item in status.get("conditions", []) if item.get("status") == "True"}
+    failed = conditions.get("Failed")
+    ended = conditions.get("Complete") or failed or {}
+    generation = labels.get(names.LABEL_GENERATION, "")
+    return ChildJob(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=owner.get("uid", ""),
+        stage=labels.get(names.LABEL_STAGE, ""),
+        generation=int(generation) if generation.isdecimal() else -1,
+        map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),
+        deleting="deletionTimestamp" in metadata,
+        suspended=bool(spec.get("suspend", False)),
+        parallelism=spec.get("parallelism", 1),
+        deadline_seconds=spec.get("activeDeadlineSeconds"),
+        active=status.get("active", 0),
+        ready=status.get("ready", 0),
+        succeeded=status.get("succeeded", 0),
+        completed=IndexSet.parse(status.get("completedIndexes")),
+        failed=IndexSet.parse(status.get("failedIndexes")),
+        complete="Complete" in conditions,
+        failure_reason=failed.get("reason", "Unknown") if failed else None,
+        failure_message=failed.get("message", "") if failed else "",
+        created=_time(metadata.get("creationTimestamp")),
+        start_time=_time(status.get("startTime")),
+        completion_time=_time(status.get("completionTime") or ended.get("lastTransitionTime")),
+    )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,233 @@
+"""Why pods failed and what they said: termination messages, exit codes and reasons become results by Job index.
+
+The messages come from pods, so from strangers: nothing in them is believed without a check.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ingestion_crds import constants as names
+from ingestion_crds.constants import MAX_FAILURE_MESSAGE_BYTES, MAX_SEGMENTS, Mode, Reason, VersionState
+from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.job import UUID_PATTERN
+
+JsonObject = dict[str, Any]
+
+_INDEX_LABEL: Final = "batch.kubernetes.io/job-completion-index"
+_CODE_IN_TRUNCATED: Final = re.compile(r'"code"\s*:\s*"([A-Za-z]{1,63})"')
+_MESSAGE_IN_TRUNCATED: Final = re.compile(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)')
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
+_IMAGE_REASONS: Final = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+_START_REASONS: Final = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodResult:
+    """How the latest pod of a Job index ended.
+
+    Args:
+        succeeded: the container exited with 0.
+        code: an error code of the table; empty when it succeeded.
+        message: at most 200 bytes.
+        exit_code: the container's; None when it never ran.
+        payload: what a successful container said.
+    """
+
+    succeeded: bool
+    code: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    payload: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareResult:
+    """What `prepare_document` said, checked."""
+
+    mode: Mode
+    segments: int
+    version_id: str
+    version_number: int
+    plan_hash: str
+    chunks: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Why pods do not start."""
+
+    reason: Reason
+    message: str
+
+
+Harvest = dict[int, PodResult]
+
+
+def shorten(message: str, *, limit: int = MAX_FAILURE_MESSAGE_BYTES) -> str:
+    """Return the message on one line and within `limit` bytes, never cut inside a character."""
+    line = _CONTROL.sub(" ", message).strip()
+    raw = line.encode()
+    return line if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
+
+
+def read_pods(pods: Iterable[JsonObject]) -> Harvest:
+    """Return the result of the latest finished pod of each Job index.
+
+    Args:
+        pods: raw pods of one Job; those still running are passed over.
+    """
+    latest: dict[int, tuple[str, PodResult]] = {}
+    for pod in pods:
+        index = _index_of(pod)
+        result = _result_of(pod)
+        if index is None or result is None:
+            continue
+        created = str(pod["metadata"].get("creationTimestamp", ""))
+        # A success is final whatever the clock says: one index has at most one.
+        rank = ("1" if result.succeeded else "0") + created
+        if index not in latest or rank >= latest[index][0]:
+            latest[index] = (rank, result)
+    return {index: result for index, (_, result) in latest.items()}
+
+
+def _index_of(pod: JsonObject) -> int | None:
+    metadata = pod["metadata"]
+    text = (metadata.get("labels") or {}).get(_INDEX_LABEL) or (metadata.get("annotations") or {}).get(_INDEX_LABEL)
+    return int(text) if text and text.isdecimal() else None
+
+
+def _result_of(pod: JsonObject) -> PodResult | None:
+    status = pod.get("status", {})
+    if status.get("phase") not in ("Succeeded", "Failed"):
+        return None
+    container: JsonObject = next(
+        (item for item in status.get("containerStatuses", []) if item.get("name") == names.WORKER_CONTAINER), {}
+    )
+    state = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
+    said = state.get("message", "")
+    exit_code = state.get("exitCode")
+    if status["phase"] == "Succeeded":
+        return PodResult(succeeded=True, exit_code=exit_code, payload=_json(said))
+    # What the cluster says beats what the container managed to write before it was killed.
+    if state.get("reason") == "OOMKilled" or status.get("reason") == "OOMKilled":
+        return _failed("OOMKilled", "the container was killed at its memory limit", exit_code)
+    if status.get("reason") == "DeadlineExceeded":
+        return _failed("Deadline", status.get("message", ""), exit_code)
+    disrupted = any(
+        item.get("type") == "DisruptionTarget" and item.get("status") == "True" for item in status.get("conditions", [])
+    )
+    if disrupted or status.get("reason") in ("Evicted", "NodeLost", "Terminated", "Shutdown", "Preempting"):
+        return _failed(
+            "Evicted", status.get("message") or f"the pod was put out: {status.get('reason', '')}", exit_code
+        )
+    if state.get("reason") in _START_REASONS:
+        return _failed("StartError", said or state["reason"], exit_code)
+    code, message = _error(said)
+    if code:
+        return _failed(code, message, exit_code)
+    if exit_code is None:
+        return _failed("PodLost", status.get("message") or "the pod failed and says nothing of its container", None)
+    return _failed("ContainerError", f"exit code {exit_code}: {said or state.get('reason', '')}", exit_code)
+
+
+def _failed(code: str, message: str, exit_code: int | None) -> PodResult:
+    return PodResult(succeeded=False, code=code, message=shorten(message), exit_code=exit_code)
+
+
+def _json(text: str) -> JsonObject:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _error(said: str) -> tuple[str, str]:
+    """Return code and message of a failure's JSON, whole or cut off; ("", "") when there is no known code."""
+    body = _json(said)
+    if body:
+        code, message = body.get("code"), body.get("message")
+    else:  # The kubelet cuts at 4096 bytes over all containers: what is left still names the cause.
+        found, text = _CODE_IN_TRUNCATED.search(said), _MESSAGE_IN_TRUNCATED.search(said)
+        code, message = found and found[1], text and text[1]
+    if code not in ERROR_CODES:
+        return "", ""
+    return str(code), message if isinstance(message, str) else ""
+
+
+def read_prepare(payload: JsonObject) -> PrepareResult | None:
+    """Check what `prepare_document` said; None when it is not what the contract allows."""
+    version = payload.get("version")
+    segments, chunks = payload.get("segments"), payload.get("chunks")
+    if not isinstance(version, dict) or payload.get("mode") not in (Mode.SEGMENTED, Mode.SINGLE_PASS):
+        return None
+    mode = Mode(payload["mode"])
+    version_id, number, plan_hash = version.get("id"), version.get("number"), version.get("planHash")
+    well_formed = (
+        _is_count(segments, 1, MAX_SEGMENTS)
+        and isinstance(version_id, str)
+        and re.match(UUID_PATTERN, version_id)
+        and _is_count(number, 1, 2**31 - 1)
+        and isinstance(plan_hash, str)
+        and re.match(r"^[0-9A-Za-z]{1,64}$", plan_hash)
+        and (chunks is None or _is_count(chunks, 0, 2**53))
+        # A single pass publishes too: without an active version it has not done its work.
+        and (mode is Mode.SEGMENTED or version.get("state") == VersionState.ACTIVE)
+    )
+    if not well_formed:
+        return None
+    assert isinstance(segments, int)
+    assert isinstance(version_id, str)
+    assert isinstance(number, int)
+    assert isinstance(plan_hash, str)
+    return PrepareResult(
+        mode=mode, segments=segments, version_id=version_id, version_number=number, plan_hash=plan_hash, chunks=chunks
+    )
+
+
+def read_chunks(payload: JsonObject) -> int | None:
+    """Return the number of chunks that `publish_version` said, if it did."""
+    chunks = payload.get("chunks")
+    return chunks if _is_count(chunks, 0, 2**53) else None
+
+
+def _is_count(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def read_waiting(*, pods: Iterable[JsonObject], events: Iterable[JsonObject]) -> Waiting | None:
+    """Return why a Job's pods do not start, or None when nothing says so.
+
+    Args:
+        pods: pending pods of the Job.
+        events: FailedCreate events about the Job.
+    """
+    for pod in pods:
+        status = pod.get("status", {})
+        for container in status.get("containerStatuses", []):
+            waiting = container.get("state", {}).get("waiting", {})
+            reason = waiting.get("reason", "")
+            text = f"{pod['metadata']['name']}: {reason}: {waiting.get('message', '')}"
+            if reason in _IMAGE_REASONS:
+                return Waiting(reason=Reason.IMAGE_UNAVAILABLE, message=shorten(text, limit=512))
+            if reason in _START_REASONS:
+                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+        for condition in status.get("conditions", []):
+            if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
+                text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
+                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+    newest = max(
+        events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), default=None
+    )
+    if newest is not None:
+        return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(newest.get("message", ""), limit=512))
+    return None

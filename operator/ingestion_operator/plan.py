@@ -1,0 +1,856 @@
+"""The planner: what is to be done next, as a pure function of what exists.
+
+`plan` is given a snapshot and returns the status to record and the actions to take after it is recorded. It knows no
+clock, no event, no cluster: called again with the result of its own actions it goes on, called again at rest it
+changes nothing. How an attempt goes:
+
+    begin ──► dispatch: record the intent, create ConfigMap and Job ──► follow: record the UID, count
+      ▲            ▲                                                        │ Job Complete, Failed or gone
+      │            └───────────── next stage ◄── settle: record the harvest ┘
+      └── retryGeneration raised ◄── finish ◄── close: remove pods ◄┘ nothing left, or failed
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from ingestion_crds import constants as names
+from ingestion_crds import retry
+from ingestion_crds.config import Config
+from ingestion_crds.constants import (
+    MAX_ATTEMPTS,
+    MAX_FAILURES,
+    Mode,
+    Phase,
+    Reason,
+    Stage,
+    Trigger,
+    VersionState,
+)
+from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import (
+    Attempt,
+    AttemptJob,
+    Failure,
+    IngestionJob,
+    Segments,
+    Status,
+    Version,
+    version_id_of,
+)
+
+from ingestion_operator import summary
+from ingestion_operator.children import ChildJob, Dispatch, build_config_map, build_job
+from ingestion_operator.outcome import (
+    Harvest,
+    PodResult,
+    Waiting,
+    read_chunks,
+    read_prepare,
+    shorten,
+)
+
+JsonObject = dict[str, Any]
+
+_KEPT_FAILED_PODS: Final = 20
+_TOKEN_LENGTH: Final = 256
+# The Job watch wakes the operator; these are for what no event tells.
+_LOOK_AT_STARTING_SECONDS: Final = 5.0
+_LOOK_AT_RUNNING_SECONDS: Final = 60.0
+_LOOK_AT_BLOCKED_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What exists, as read from the API server.
+
+    Args:
+        job: the IngestionJob.
+        config: the installation's configuration.
+        jobs: the Kubernetes Jobs that carry the job's UID or a recorded name.
+        harvest: what the pods of the finished Job said; None unless `wants_harvest` asked for it.
+        harvest_truncated: there were more pods than were read.
+        waiting: why pods do not start; None when they do, or nobody looked.
+        rejection: the API server's words when it refused a child.
+        tidied: UIDs of Jobs whose pods have just been removed.
+    """
+
+    job: IngestionJob
+    config: Config
+    jobs: tuple[ChildJob, ...] = ()
+    harvest: Harvest | None = None
+    harvest_truncated: bool = False
+    waiting: Waiting | None = None
+    rejection: str | None = None
+    tidied: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateChildren:
+    """Create the ConfigMap, then the Job."""
+
+    config_map: JsonObject
+    job: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteJob:
+    """Delete a Job and its ConfigMap: a tombstone that is replaced, or a late duplicate."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchJob:
+    """Change suspend, parallelism or activeDeadlineSeconds of a Job; nothing else is ever patched."""
+
+    name: str
+    uid: str
+    spec: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovePods:
+    """Remove the pods of a finished Job, but for those of the kept indexes, whose logs somebody may want."""
+
+    job_uid: str
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchIngestionJob:
+    """Apply a JSON patch, guarded by its own tests, to the IngestionJob."""
+
+    operations: tuple[JsonObject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteIngestionJob:
+    """Delete the IngestionJob: its time to live is over."""
+
+    uid: str
+
+
+Action = CreateChildren | DeleteJob | PatchJob | RemovePods | PatchIngestionJob | DeleteIngestionJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A Kubernetes event about the job, to be sent once the status that it tells of is written."""
+
+    reason: Reason
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do: write the status if it differs, then act, then send the events.
+
+    Args:
+        status: the status to record.
+        actions: in order; they rely on the status being durable.
+        events: for people.
+        look_again: seconds after which to look again although nothing happened; None for never.
+    """
+
+    status: Status
+    actions: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    look_again: float | None = None
+
+
+def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
+    """Decide what is to be recorded and done next.
+
+    Args:
+        snapshot: what exists.
+        now: the time, UTC, whole seconds.
+    """
+    draft = _Draft(snapshot=snapshot, now=now, status=snapshot.job.status)
+    if snapshot.job.metadata.deletion_timestamp is not None:
+        return Plan(status=snapshot.job.status)  # the garbage collector takes the children
+    _answer_annotation(draft)
+    _advance(draft)
+    _clean_up(draft)
+    _expire(draft)
+    status = summary.summarise(job=snapshot.job, status=draft.status, blocked=draft.blocked, held=draft.held, now=now)
+    return Plan(status=status, actions=tuple(draft.actions), events=tuple(draft.events), look_again=draft.look_again)
+
+
+def settled(job: IngestionJob) -> bool:
+    """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
+    status = job.status
+    token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:_TOKEN_LENGTH]
+    handled = job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")
+    return (
+        status.phase in names.TERMINAL_PHASES
+        and not retry.pending(job)
+        and status.observed_generation == job.metadata.generation
+        and (not token or token == handled == status.last_handled_retry_request)
+        and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
+    )
+
+
+def current(job: IngestionJob) -> AttemptJob | None:
+    """Return the recorded Job of the running stage, or None between stages and at rest."""
+    attempt = job.status.attempts[-1] if job.status.attempts else None
+    if attempt is None or attempt.completion_time is not None or not attempt.jobs:
+        return None
+    record = attempt.jobs[-1]
+    return None if record.completion_time is not None else record
+
+
+def wants_harvest(child: ChildJob) -> bool:
+    """True when the pods of a Job have to be read: it is finished, and its counts do not say everything."""
+    return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
+
+
+def wants_diagnosis(child: ChildJob) -> bool:
+    """True when a Job should have pods that run and has not."""
+    return not child.finished and not child.suspended and (child.active == 0 or child.ready < child.active)
+
+
+_CANCELLED: Final = PodResult(succeeded=False, code="Cancelled", message="the attempt was cancelled")
+
+
+# ── the draft ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True, kw_only=True)
+class _Draft:
+    """The plan in the making."""
+
+    snapshot: Snapshot
+    now: datetime
+    status: Status
+    actions: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    look_again: float | None = None
+    blocked: Waiting | None = None  # a person has to do something
+    held: Waiting | None = None  # somebody asked for it: suspended, cancelling
+
+    @property
+    def job(self) -> IngestionJob:
+        """The IngestionJob with the status as drafted."""
+        return self.snapshot.job.model_copy(update={"status": self.status})
+
+    @property
+    def attempt(self) -> Attempt | None:
+        return self.status.attempts[-1] if self.status.attempts else None
+
+    @property
+    def owned(self) -> Iterator[ChildJob]:
+        uid = self.snapshot.job.metadata.uid
+        return (child for child in self.snapshot.jobs if child.owner_uid == uid)
+
+    def set(self, **fields: Any) -> None:
+        self.status = self.status.model_copy(update=fields)
+
+    def set_attempt(self, **fields: Any) -> None:
+        *earlier, last = self.status.attempts
+        self.set(attempts=[*earlier, last.model_copy(update=fields)])
+
+    def set_record(self, **fields: Any) -> None:
+        attempt = self.status.attempts[-1]
+        *earlier, last = attempt.jobs
+        self.set_attempt(jobs=[*earlier, last.model_copy(update=fields)])
+
+    def look_within(self, seconds: float) -> None:
+        self.look_again = seconds if self.look_again is None else min(self.look_again, seconds)
+
+    def block(self, reason: Reason, message: str) -> None:
+        self.blocked = Waiting(reason=reason, message=message)
+        self.look_within(_LOOK_AT_BLOCKED_SECONDS)
+
+    def cancelled(self, generation: int) -> bool:
+        limit = self.snapshot.job.spec.cancel_generation
+        return limit is not None and limit >= generation
+
+
+# ── retry requests by annotation ──────────────────────────────────────────────────────────────────────────────
+
+
+def _answer_annotation(draft: _Draft) -> None:
+    """Turn a new annotation token into a recorded retry, or mark it handled with a warning."""
+    job = draft.snapshot.job
+    annotations = job.metadata.annotations
+    handled = annotations.get(names.ANNOTATION_RETRY_HANDLED)
+    token = annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")
+    if not token or token[:_TOKEN_LENGTH] == handled:
+        if handled:
+            draft.set(last_handled_retry_request=handled[:_TOKEN_LENGTH])
+        return
+    mark = [
+        {"op": "test", "path": _annotation_path(names.ANNOTATION_RETRY_REQUESTED), "value": token},
+        {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]},
+    ]
+    refused = retry.refusal(job)
+    if refused is not None:
+        draft.actions.append(PatchIngestionJob(operations=tuple(mark)))
+        draft.events.append(Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {refused}", warning=True))
+        return
+    generation = job.spec.retry_generation
+    origin = json.dumps({"generation": generation + 1, "trigger": Trigger.ANNOTATION.value})
+    operations: list[JsonObject] = [
+        {"op": "test", "path": "/spec/retryGeneration", "value": generation},
+        {"op": "test", "path": "/status/phase", "value": job.status.phase.value},
+        {"op": "test", "path": "/status/observedRetryGeneration", "value": generation},
+        *mark,
+        {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_ORIGIN), "value": origin},
+        {"op": "replace", "path": "/spec/retryGeneration", "value": generation + 1},
+    ]
+    if job.spec.retry_segments is not None:
+        operations.append({"op": "remove", "path": "/spec/retrySegments"})
+    draft.actions.append(PatchIngestionJob(operations=tuple(operations)))
+
+
+def _annotation_path(name: str) -> str:
+    return "/metadata/annotations/" + name.replace("~", "~0").replace("/", "~1")
+
+
+# ── the course of an attempt ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _advance(draft: _Draft) -> None:
+    attempt = draft.attempt
+    if attempt is None or (
+        attempt.completion_time is not None and draft.snapshot.job.spec.retry_generation > attempt.generation
+    ):
+        _begin(draft)
+    elif attempt.completion_time is None:
+        _follow(draft)
+
+
+def _begin(draft: _Draft) -> None:
+    """Take up the wanted generation: a new attempt, from the stage that failed."""
+    job, status = draft.snapshot.job, draft.status
+    generation = job.spec.retry_generation
+    if not draft.cancelled(generation) and _gate(draft):
+        draft.set(phase=Phase.QUEUED)
+        return
+    if any(not child.finished for child in draft.owned):
+        # A duplicate that is on its way out, or a Job that a finalizer holds: two must never run at once.
+        draft.set(phase=Phase.QUEUED)
+        draft.look_within(_LOOK_AT_STARTING_SECONDS)
+        return
+    trigger, requested_by = _origin(job, first=not status.attempts)
+    segments = status.segments
+    stage = _stage_to_resume(status)
+    version = status.version or Version(id=version_id_of(job.metadata.uid))
+    if stage is Stage.PREPARE:
+        segments = Segments()
+        version = version.model_copy(update={"state": VersionState.PENDING})
+    elif segments is not None:
+        version = version.model_copy(update={"state": VersionState.PROCESSING})
+        segments = segments.model_copy(update={"failed": "", "failed_count": 0})
+    kept = _failures_not_retried(draft, stage)
+    attempt = Attempt(generation=generation, trigger=trigger, requested_by=requested_by, start_time=draft.now)
+    draft.set(
+        observed_retry_generation=generation,
+        phase=Phase.PROCESSING,
+        stage=stage,
+        mode=None if stage is Stage.PREPARE else status.mode,
+        version=version,
+        segments=segments,
+        chunks=None,
+        failures=kept,
+        failure_summary=dict(Counter(failure.code for failure in kept)),
+        attempts=[*status.attempts, attempt][-MAX_ATTEMPTS:],
+        start_time=status.start_time or draft.now,
+        completion_time=None,
+    )
+    _dispatch(draft)
+
+
+def _origin(job: IngestionJob, *, first: bool) -> tuple[Trigger, str | None]:
+    if first:
+        return Trigger.INITIAL, None
+    try:
+        origin = json.loads(job.metadata.annotations.get(names.ANNOTATION_RETRY_ORIGIN, "{}"))
+        if origin.get("generation") == job.spec.retry_generation:
+            by = origin.get("requestedBy")
+            return Trigger(origin.get("trigger")), shorten(by, limit=128) if isinstance(by, str) else None
+    except (ValueError, AttributeError):
+        pass  # somebody else's hand in the annotation: the retry itself is still a retry
+    return Trigger.PATCH, None
+
+
+def _stage_to_resume(status: Status) -> Stage:
+    """Return the stage that failed: what is done stays done."""
+    segments, version = status.segments, status.version
+    if segments is None or version is None or version.plan_hash is None or status.mode is not Mode.SEGMENTED:
+        return Stage.PREPARE
+    return Stage.SEGMENTS if _unfinished(segments) else Stage.PUBLISH
+
+
+def _unfinished(segments: Segments) -> IndexSet:
+    return IndexSet.span(segments.total) - IndexSet.parse(segments.completed)
+
+
+def _dispatched(draft: _Draft) -> IndexSet:
+    """Return the segments that the running attempt dispatches: the unfinished, cut by `retrySegments`.
+
+    Never a Job's failedIndexes: an index that never started is in neither of the Job's lists.
+    """
+    segments, attempt = draft.status.segments, draft.attempt
+    if segments is None or attempt is None:
+        return IndexSet()
+    wanted = draft.snapshot.job.spec.retry_segments
+    unfinished = _unfinished(segments)
+    if wanted is None or len(draft.status.attempts) == 1:
+        return unfinished
+    return unfinished & IndexSet.parse(wanted)
+
+
+def _failures_not_retried(draft: _Draft, stage: Stage) -> list[Failure]:
+    wanted = draft.snapshot.job.spec.retry_segments
+    if stage is not Stage.SEGMENTS or wanted is None or not draft.status.attempts:
+        return []
+    chosen = IndexSet.parse(wanted)
+    return [
+        failure for failure in draft.status.failures if failure.segment is not None and failure.segment not in chosen
+    ]
+
+
+def _gate(draft: _Draft) -> bool:
+    """Return True, with the reason noted, when nothing may be dispatched now."""
+    job, config = draft.snapshot.job, draft.snapshot.config
+    provider = job.spec.pipeline.embedding.provider
+    if job.spec.suspend:
+        draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
+        return True
+    if config.tenant(job.metadata.namespace) is None:
+        known = ", ".join(sorted(tenant.namespace for tenant in config.tenants)) or "none"
+        draft.block(
+            Reason.NO_STORE,
+            f"namespace {job.metadata.namespace} has no object store: it is not among the chart's tenants ({known})",
+        )
+        return True
+    if provider != names.BUILTIN_PROVIDER and config.provider(provider) is None:
+        known = ", ".join([names.BUILTIN_PROVIDER, *sorted(entry.name for entry in config.embedding_providers)])
+        draft.block(
+            Reason.UNKNOWN_PROVIDER, f"spec.pipeline.embedding.provider: {shorten(provider)!r} is none of {known}"
+        )
+        return True
+    return False
+
+
+def _dispatch(draft: _Draft) -> None:
+    """Between stages: record the intent for the next one and create its children, or close the attempt."""
+    attempt, segments = draft.attempt, draft.status.segments
+    assert attempt is not None
+    assert segments is not None
+    stage = _stage_to_resume(draft.status)
+    dispatched = _dispatched(draft) if stage is Stage.SEGMENTS else IndexSet()
+    if draft.cancelled(attempt.generation):
+        _fail(draft, stage, _CANCELLED)
+        return
+    if stage is Stage.SEGMENTS and not dispatched:
+        _fail(draft, stage, _CANCELLED)  # retrySegments names none that is unfinished: nothing to run
+        return
+    if _gate(draft):
+        return
+    dispatch = _dispatch_of(draft, stage, dispatched)
+    record = AttemptJob(stage=stage, name=dispatch.name, map_digest=dispatch.digest)
+    draft.set(stage=stage)
+    draft.set_attempt(
+        jobs=[*attempt.jobs, record], segments=len(dispatched) if stage is Stage.SEGMENTS else attempt.segments
+    )
+    draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
+
+
+def _dispatch_of(draft: _Draft, stage: Stage, dispatched: IndexSet) -> Dispatch:
+    job, config, attempt = draft.job, draft.snapshot.config, draft.attempt
+    tenant = config.tenant(job.metadata.namespace)
+    assert attempt is not None
+    assert tenant is not None
+    spent = sum(
+        (
+            record.completion_time - record.start_time
+            for record in attempt.jobs
+            if record.start_time and record.completion_time
+        ),
+        timedelta(),
+    )
+    return Dispatch(
+        job=job,
+        stage=stage,
+        generation=attempt.generation,
+        segments=dispatched,
+        deadline_seconds=max(1, job.spec.active_deadline_seconds - int(spent.total_seconds())),
+        config=config,
+        tenant=tenant,
+        provider=config.provider(job.spec.pipeline.embedding.provider),
+    )
+
+
+def _follow(draft: _Draft) -> None:
+    """An attempt is open: go on from what is recorded and what exists."""
+    attempt = draft.attempt
+    assert attempt is not None
+    if attempt.reason is not None:
+        _finish(draft)
+        return
+    record = current(draft.job)
+    if record is None:
+        _dispatch(draft)
+        return
+    child = _child_of(draft, record)
+    if record.uid is None:
+        if child is None:
+            _launch(draft, record)
+            return
+        if child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest:
+            draft.block(
+                Reason.NAME_CONFLICT,
+                f"the Job {child.name} exists and is not this attempt's: delete it, or find out who made it",
+            )
+            return
+        draft.set_record(uid=child.uid)
+    elif child is None:
+        _settle_lost(draft)
+        return
+    if child.finished:
+        _settle(draft, child)
+    else:
+        _steer(draft, child)
+
+
+def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
+    if record.uid is not None:
+        return next((child for child in draft.snapshot.jobs if child.uid == record.uid), None)
+    return next((child for child in draft.snapshot.jobs if child.name == record.name), None)
+
+
+def _launch(draft: _Draft, record: AttemptJob) -> None:
+    """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
+    attempt = draft.attempt
+    assert attempt is not None
+    if draft.cancelled(attempt.generation):
+        draft.set_record(completion_time=draft.now)
+        _fail(draft, record.stage, _CANCELLED)
+        return
+    if draft.snapshot.rejection is not None:
+        draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
+        return
+    if _gate(draft):
+        return
+    dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
+    dispatch = _dispatch_of(draft, record.stage, dispatched)
+    draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
+    draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
+
+
+def _steer(draft: _Draft, child: ChildJob) -> None:
+    """The Job runs: count, and pass on what the spec says now."""
+    job, attempt = draft.snapshot.job, draft.attempt
+    assert attempt is not None
+    queued = names.LABEL_QUEUE_NAME in job.metadata.labels
+    wish: JsonObject = {}
+    if draft.cancelled(attempt.generation):
+        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
+        if child.suspended and not child.deleting:
+            # A deadline does not reach a suspended Job.
+            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+        elif child.deadline_seconds != 0:
+            wish["activeDeadlineSeconds"] = 0
+    else:
+        parallelism = _parallelism(draft)
+        if child.suspended != job.spec.suspend and not queued:
+            wish["suspend"] = job.spec.suspend
+        if child.parallelism != parallelism:
+            wish["parallelism"] = parallelism
+        if job.spec.suspend and not queued:
+            draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; what is done is kept")
+        elif child.suspended:
+            draft.held = Waiting(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
+    if wish and not child.deleting:
+        draft.actions.append(PatchJob(name=child.name, uid=child.uid, spec=wish))
+    if draft.snapshot.waiting is not None:
+        draft.blocked = draft.snapshot.waiting
+    _count(draft, child)
+    draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
+
+
+def _parallelism(draft: _Draft) -> int:
+    completions = len(_dispatched(draft)) if draft.status.stage is Stage.SEGMENTS else 1
+    return min(draft.snapshot.job.spec.parallelism, completions)
+
+
+def _count(draft: _Draft, child: ChildJob) -> None:
+    segments, version = draft.status.segments, draft.status.version
+    assert segments is not None
+    if draft.status.stage is Stage.SEGMENTS:
+        done = len(IndexSet.parse(segments.completed)) + child.succeeded
+        draft.set(segments=segments.model_copy(update={"completed_count": done, "failed_count": len(child.failed)}))
+    if version is not None and version.state is VersionState.PENDING and child.active > 0:
+        draft.set(version=version.model_copy(update={"state": VersionState.PROCESSING}))
+
+
+# ── the harvest ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _settle(draft: _Draft, child: ChildJob) -> None:
+    """The Job is Complete or Failed: record all that it did, before anything else is begun."""
+    if wants_harvest(child) and draft.snapshot.harvest is None:
+        draft.look_within(0.0)
+        return
+    draft.set_record(start_time=child.start_time, completion_time=child.completion_time or draft.now)
+    harvest = draft.snapshot.harvest or {}
+    record = draft.status.attempts[-1].jobs[-1]
+    match record.stage:
+        case Stage.PREPARE:
+            _settle_prepare(draft, child, harvest.get(0))
+        case Stage.SEGMENTS:
+            _settle_segments(draft, child, harvest)
+        case Stage.PUBLISH:
+            _settle_publish(draft, child, harvest.get(0))
+    if draft.status.attempts[-1].reason is None:
+        _dispatch(draft)
+
+
+def _settle_lost(draft: _Draft) -> None:
+    """The recorded Job is gone, and what it did was not recorded: the attempt ends, a retry finds the outputs."""
+    attempt = draft.attempt
+    assert attempt is not None
+    record = attempt.jobs[-1]
+    draft.set_record(completion_time=draft.now)
+    lost = _failed_with("JobLost", f"the Job {record.name} was deleted before it was finished")
+    _fail(draft, record.stage, _CANCELLED if draft.cancelled(attempt.generation) else lost)
+
+
+def _fail(draft: _Draft, stage: Stage, result: PodResult) -> None:
+    """End the attempt with one cause for all that the stage had to do."""
+    if stage is Stage.SEGMENTS:
+        _record_segments(draft, done=IndexSet(), results={}, otherwise=result)
+    else:
+        _fail_stage(draft, stage, result)
+
+
+def _failed_with(code: str, message: str) -> PodResult:
+    return PodResult(succeeded=False, code=code, message=shorten(message))
+
+
+def _settle_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
+    if not child.complete:
+        _fail_stage(draft, Stage.PREPARE, _stage_result(draft, child, result))
+        return
+    said = read_prepare(result.payload) if result is not None else None
+    version = draft.status.version
+    if said is None or version is None:
+        _fail_stage(
+            draft,
+            Stage.PREPARE,
+            _failed_with("ResultLost", "prepare_document ended well, and what it said cannot be read"),
+        )
+        return
+    single = said.mode is Mode.SINGLE_PASS
+    everything = str(IndexSet.span(said.segments)) if single else ""
+    draft.set(
+        mode=said.mode,
+        version=version.model_copy(
+            update={
+                "id": said.version_id,
+                "number": said.version_number,
+                "plan_hash": said.plan_hash,
+                "state": VersionState.ACTIVE if single else VersionState.PROCESSING,
+            }
+        ),
+        segments=Segments(total=said.segments, completed=everything, completed_count=said.segments if single else 0),
+        chunks=said.chunks if single else None,
+    )
+    if single:
+        draft.set_attempt(segments=said.segments, completed=said.segments)
+        _close(draft, Reason.SUCCEEDED)
+
+
+def _settle_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
+    attempt = draft.attempt
+    assert attempt is not None
+    dispatched = _dispatched(draft)
+    done = dispatched if child.complete else dispatched.members(child.completed)
+    if draft.cancelled(attempt.generation):
+        otherwise = _CANCELLED
+    elif child.failure_reason == "DeadlineExceeded":
+        otherwise = _failed_with("Deadline", child.failure_message)
+    elif child.failure_reason == "MaxFailedIndexesExceeded":
+        otherwise = _failed_with("TooManyFailures", "stopped: more segments failed than maxFailedSegments")
+    elif draft.snapshot.harvest_truncated:
+        otherwise = _failed_with("Unknown", "there were more failed pods than are looked at")
+    else:
+        otherwise = _failed_with("PodLost", "the segment's pod is gone")
+    results = {index: result for index, result in harvest.items() if index in child.failed and not result.succeeded}
+    _record_segments(draft, done=done, results=results, otherwise=otherwise)
+
+
+def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwise: PodResult) -> None:
+    """Record which of the dispatched segments are done, and why each of the others is not."""
+    segments, attempt = draft.status.segments, draft.attempt
+    assert segments is not None
+    assert attempt is not None
+    failed, codes = list(draft.status.failures), Counter(draft.status.failure_summary)
+    own: Counter[str] = Counter()
+    for index, segment in enumerate(_dispatched(draft)):
+        if segment in done:
+            continue
+        result = results.get(index, otherwise)
+        own[result.code] += 1
+        if len(failed) < MAX_FAILURES:
+            failed.append(_failure(attempt.generation, Stage.SEGMENTS, result, segment))
+    completed = IndexSet.parse(segments.completed) | done
+    unfinished = IndexSet.span(segments.total) - completed
+    # Failures beyond the first hundred are known only as counts: those not retried now have lost their codes.
+    codes = codes + own
+    if (unknown := len(unfinished) - codes.total()) > 0:
+        codes["Unknown"] += unknown
+    draft.set(
+        segments=segments.model_copy(
+            update={
+                "completed": str(completed),
+                "completed_count": len(completed),
+                "failed": str(unfinished),
+                "failed_count": len(unfinished),
+            }
+        ),
+        failures=failed,
+        failure_summary=dict(codes),
+    )
+    draft.set_attempt(completed=len(done), failed=own.total(), codes=dict(own) or None)
+    if unfinished:
+        _close(draft, Reason.CANCELLED if draft.cancelled(attempt.generation) else Reason.SEGMENTS_FAILED)
+
+
+def _settle_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
+    version = draft.status.version
+    if not child.complete or version is None:
+        _fail_stage(draft, Stage.PUBLISH, _stage_result(draft, child, result))
+        return
+    draft.set(
+        version=version.model_copy(update={"state": VersionState.ACTIVE}),
+        chunks=read_chunks(result.payload) if result is not None else None,
+    )
+    _close(draft, Reason.SUCCEEDED)
+
+
+def _stage_result(draft: _Draft, child: ChildJob, result: PodResult | None) -> PodResult:
+    """Return why a stage of one pod failed."""
+    attempt = draft.attempt
+    assert attempt is not None
+    if draft.cancelled(attempt.generation):
+        return _CANCELLED
+    if child.failure_reason == "DeadlineExceeded":
+        return _failed_with("Deadline", child.failure_message)
+    if result is None or result.succeeded:
+        return _failed_with("PodLost", "the pod is gone and left no message")
+    return result
+
+
+def _fail_stage(draft: _Draft, stage: Stage, result: PodResult) -> None:
+    attempt = draft.attempt
+    assert attempt is not None
+    draft.set(failures=[_failure(attempt.generation, stage, result, None)], failure_summary={result.code: 1})
+    draft.set_attempt(codes={result.code: 1})
+    if result.code == "Cancelled":
+        _close(draft, Reason.CANCELLED)
+    else:
+        _close(draft, Reason.PREPARE_FAILED if stage is Stage.PREPARE else Reason.PUBLISH_FAILED)
+
+
+def _failure(generation: int, stage: Stage, result: PodResult, segment: int | None) -> Failure:
+    return Failure(
+        segment=segment,
+        stage=stage,
+        code=result.code,
+        retryable=ERROR_CODES[result.code].retryable,
+        message=result.message,
+        exit_code=result.exit_code,
+        attempt=generation,
+    )
+
+
+# ── the end of an attempt ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _close(draft: _Draft, reason: Reason) -> None:
+    """Record how the attempt ended. It is over only when its pods are gone, which `_finish` sees to."""
+    draft.set_attempt(reason=reason.value)
+    _finish(draft)
+
+
+def _finish(draft: _Draft) -> None:
+    attempt, job = draft.attempt, draft.snapshot.job
+    assert attempt is not None
+    record = attempt.jobs[-1] if attempt.jobs else None
+    durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
+    if record is not None and record.uid is not None and record.uid not in draft.snapshot.tidied:
+        # Only once the harvest is durable: pods are the only place where it can be read again.
+        draft.actions.append(RemovePods(job_uid=record.uid, keep=_kept_indexes(draft, record)))
+        return
+    if not durable or any(_is_stale(draft, child) for child in draft.owned):
+        return  # the next round, in a moment
+    reason = Reason(attempt.reason or Reason.SUCCEEDED)
+    phase = _phase(draft.status, reason)
+    version = draft.status.version
+    if version is not None and phase is not Phase.COMPLETED:
+        version = version.model_copy(update={"state": VersionState.FAILED})
+    draft.set_attempt(completion_time=draft.now)
+    draft.set(phase=phase, version=version, completion_time=draft.now)
+
+
+def _kept_indexes(draft: _Draft, record: AttemptJob) -> tuple[int, ...]:
+    child = _child_of(draft, record)
+    if child is None:
+        return ()
+    return tuple(index for _, index in zip(range(_KEPT_FAILED_PODS), child.failed, strict=False))
+
+
+def _phase(status: Status, reason: Reason) -> Phase:
+    if reason is Reason.SUCCEEDED:
+        return Phase.COMPLETED
+    if reason is Reason.SEGMENTS_FAILED and status.segments is not None and status.segments.completed:
+        return Phase.PARTIAL_FAILURE
+    return Phase.FAILED
+
+
+# ── leftovers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _is_stale(draft: _Draft, child: ChildJob) -> bool:
+    """True for a tombstone that a newer recorded Job replaces, and for a Job that nobody recorded."""
+    if child.deleting:
+        return False
+    records = [record for attempt in draft.status.attempts for record in attempt.jobs]
+    newest = next((record for record in reversed(records) if record.uid is not None), None)
+    if newest is not None and child.uid == newest.uid:
+        return False
+    intent = records[-1] if records else None
+    return not (
+        intent is not None and intent.uid is None and intent.completion_time is None and child.name == intent.name
+    )
+
+
+def _clean_up(draft: _Draft) -> None:
+    for child in draft.owned:
+        if _is_stale(draft, child):
+            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+
+
+def _expire(draft: _Draft) -> None:
+    """Delete a completed job when its time to live is over."""
+    ttl, ended = draft.snapshot.job.spec.ttl_seconds_after_finished, draft.status.completion_time
+    # Only by what is recorded already: a status that is still to be written may be refused.
+    if ttl is None or ended is None or draft.snapshot.job.status.phase is not Phase.COMPLETED:
+        return
+    left = (ended + timedelta(seconds=ttl) - draft.now).total_seconds()
+    if left <= 0:
+        draft.actions.append(DeleteIngestionJob(uid=draft.snapshot.job.metadata.uid))
+    else:
+        draft.look_within(left)

@@ -1,0 +1,154 @@
+"""What people read: phase, progress, conditions and events, as a projection of the recorded facts.
+
+Conditions follow kstatus: https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from ingestion_crds.constants import (
+    RETRYABLE_PHASES,
+    TERMINAL_PHASES,
+    ConditionType,
+    Phase,
+    Reason,
+    Stage,
+    VersionState,
+)
+from ingestion_crds.job import Condition, IngestionJob, Segments, Status
+
+from ingestion_operator.outcome import Waiting
+
+_RUNNING = {
+    Stage.PREPARE: (Reason.PREPARING, "The document is being prepared"),
+    Stage.SEGMENTS: (Reason.PROCESSING_SEGMENTS, "Segments are being processed"),
+    Stage.PUBLISH: (Reason.PUBLISHING, "The version is being published"),
+}
+
+
+def summarise(
+    *, job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
+) -> Status:
+    """Return the status with everything that follows from its facts.
+
+    Args:
+        job: the IngestionJob as it is stored; its conditions' times are kept where nothing changed.
+        status: the facts.
+        blocked: what a person has to do something about.
+        held: what somebody asked for.
+        now: the time of conditions that change.
+    """
+    segments = status.segments
+    if segments is not None:
+        segments = segments.model_copy(update={"progress": f"{segments.completed_count}/{segments.total}"})
+    status = status.model_copy(
+        update={
+            "job_id": job.job_id,
+            "observed_generation": job.metadata.generation,
+            "segments": segments,
+            "progress_percent": _percent(status, segments),
+        }
+    )
+    return status.model_copy(update={"conditions": _conditions(job, status, blocked, held, now)})
+
+
+def only_counts_changed(before: Status, after: Status) -> bool:
+    """True when the two differ in running counts alone, which may wait a second to be written."""
+
+    def without_counts(status: Status) -> Status:
+        if status.segments is None:
+            return status
+        still = status.segments.model_copy(update={"completed_count": 0, "failed_count": 0, "progress": ""})
+        return status.model_copy(update={"segments": still, "progress_percent": 0})
+
+    return without_counts(before) == without_counts(after)
+
+
+def why(status: Status) -> str:
+    """Return in one line why a job failed: the end of the last attempt, with the codes by number."""
+    codes = ", ".join(
+        f"{code} {count}" for code, count in sorted(status.failure_summary.items(), key=lambda item: -item[1])
+    )
+    segments = status.segments
+    if status.phase is Phase.PARTIAL_FAILURE and segments is not None:
+        return f"{segments.failed_count} of {segments.total} segments failed: {codes or 'not retried'}"
+    if status.failures:
+        first = status.failures[0]
+        place = (
+            first.stage.value if first.segment is None else f"{len(status.failures)} segments, first {first.segment}"
+        )
+        return f"{place}: {codes}: {first.message}"
+    return codes or "the attempt ended before anything was done"
+
+
+def _percent(status: Status, segments: Segments | None) -> int:
+    if status.version is not None and status.version.state is VersionState.ACTIVE:
+        return 100
+    if segments is None or segments.total == 0:
+        return 0
+    return min(99, 100 * segments.completed_count // segments.total)
+
+
+def _conditions(
+    job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
+) -> list[Condition]:
+    attempt = status.attempts[-1] if status.attempts else None
+    reason, message = _course(status, blocked, held)
+    done, failed = status.phase is Phase.COMPLETED, status.phase in RETRYABLE_PHASES
+    open_ = status.phase not in TERMINAL_PHASES
+    prepared = status.version is not None and status.version.plan_hash is not None
+    processed = status.segments is not None and 0 < status.segments.total == status.segments.completed_count
+    published = status.version is not None and status.version.state is VersionState.ACTIVE
+    stalled = failed or blocked is not None
+    ended = Reason(attempt.reason) if attempt is not None and attempt.reason is not None else reason
+    values: list[tuple[ConditionType, bool | None, Reason, str]] = [
+        (ConditionType.READY, True if done else False if failed else None, Reason.ACTIVE if done else reason, message),
+        (ConditionType.RECONCILING, open_ and not stalled and held is None, reason, message),
+        (ConditionType.STALLED, stalled, reason, message if stalled else ""),
+        (ConditionType.COMPLETE, done, Reason.SUCCEEDED if done else reason, ""),
+        (ConditionType.FAILED, failed, ended if failed else reason, ""),
+        (ConditionType.PREPARED, prepared, Reason.SUCCEEDED if prepared else reason, ""),
+        (ConditionType.SEGMENTS_PROCESSED, processed, Reason.SUCCEEDED if processed else reason, ""),
+        (ConditionType.PUBLISHED, published, Reason.ACTIVE if published else Reason.NOT_ACTIVE, ""),
+    ]
+    before = {condition.type: condition for condition in job.status.conditions}
+    return [_condition(job, before.get(kind), kind, value, why_, text, now) for kind, value, why_, text in values]
+
+
+def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tuple[Reason, str]:
+    """Return the reason and message that most conditions share."""
+    attempt = status.attempts[-1] if status.attempts else None
+    if status.phase is Phase.COMPLETED:
+        return Reason.SUCCEEDED, "The version is active"
+    if status.phase in RETRYABLE_PHASES and attempt is not None and attempt.reason is not None:
+        return Reason(attempt.reason), why(status)
+    if blocked is not None:
+        return blocked.reason, blocked.message
+    if held is not None:
+        return held.reason, held.message
+    if status.phase is Phase.QUEUED or status.stage is None:
+        return Reason.QUEUED, "Waiting to be dispatched"
+    return _RUNNING[status.stage]
+
+
+def _condition(
+    job: IngestionJob,
+    before: Condition | None,
+    kind: ConditionType,
+    value: bool | None,
+    reason: Reason,
+    message: str,
+    now: datetime,
+) -> Condition:
+    status: Literal["True", "False", "Unknown"] = "Unknown" if value is None else "True" if value else "False"
+    unchanged = before is not None and before.status == status and before.last_transition_time is not None
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message.encode()[:1000].decode(errors="ignore"),
+        last_transition_time=before.last_transition_time if before is not None and unchanged else now,
+        observed_generation=job.metadata.generation,
+    )
