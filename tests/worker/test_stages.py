@@ -1,0 +1,303 @@
+"""The three stages together: what a document becomes, and that a rerun changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ingestion_worker import layout
+from ingestion_worker.history import read_state
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.search import SegmentCache, live_versions, search_text
+from ingestion_worker.store import Store
+from worker_builders import BUILTIN, DOCX_TYPE, KB, CountingEmbedder, Worker, builtin, docx, pdf, sentences
+
+
+def snapshot(store: Store) -> dict[str, bytes]:
+    return {entry.key: store.get(key=entry.key) for entry in store.list(prefix="kb")}
+
+
+def outputs(store: Store) -> dict[str, bytes]:
+    return {key: data for key, data in snapshot(store).items() if key.endswith(".parquet")}
+
+
+def find(store: Store, text: str, limit: int = 3) -> list[Any]:
+    return search_text(
+        store=store, knowledge_base=KB, text=text, limit=limit, embedder_for=lambda _: builtin(), cache=SegmentCache()
+    )
+
+
+def test_a_small_document_is_published_in_one_pass(any_store: Store, worker_on: Any) -> None:
+    worker = worker_on(any_store)
+    uri = worker.upload(data=pdf(pages=["The harbour lies in fog.", "Recipes for lentil soup."]))
+    message = worker.prepare(document__source__uri=uri)
+    assert message["mode"] == "SinglePass"
+    assert message["segments"] == 1
+    assert message["version"]["state"] == "active"
+    assert message["version"]["number"] == 1
+    hit = find(any_store, "how do I cook soup")[0]
+    assert "lentil" in hit.content
+    assert (hit.title, hit.version_id) == ("Handbook", message["version"]["id"])
+
+
+def test_a_segmented_pdf_is_found_with_its_pages(any_store: Store, worker_on: Any) -> None:
+    worker = worker_on(any_store)
+    pages = [f"Chapter {number}.\n{sentences(count=8, tag=f' of chapter {number}')}" for number in range(7)]
+    pages[4] = "The zebra eats purple lentil soup."
+    uri = worker.upload(data=pdf(pages=pages))
+    prepared = worker.prepare(document__source__uri=uri)
+    assert prepared["mode"] == "Segmented"
+    assert prepared["segments"] == 4
+    assert "state" not in prepared["version"]
+    assert live_versions(store=any_store, knowledge_base=KB) == []
+    counts = [worker.segment(prepared=prepared, segment=index)["chunks"] for index in range(4)]
+    published = worker.publish(prepared=prepared)
+    assert published["version"] == {**prepared["version"], "state": "active"}
+    assert published["chunks"] == sum(counts)
+    hit = find(any_store, "zebra purple lentil soup")[0]
+    assert "zebra" in hit.content
+    assert hit.page_end == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.docx", docx(paragraphs=["The zebra eats soup."])),
+        ("a.html", b"<html><body><h1>Soup</h1><p>The zebra eats <b>soup</b>.</p><script>bad()</script></body></html>"),
+        ("a.md", b"# Soup\n\nThe zebra eats soup.\n"),
+        ("a.txt", "The zebra eats soup. Überall.".encode()),
+        ("latin.txt", "Die Zebrastute frißt Suppe, größtenteils überall. The zebra eats soup.".encode("latin-1")),
+        ("utf16.txt", "The zebra eats soup.".encode("utf-16")),
+        ("nameless", b"The zebra eats soup."),
+        ("nameless-html", b"<!DOCTYPE html><p>The zebra eats soup."),
+        ("nameless-pdf", pdf(pages=["The zebra eats soup."])),
+        ("nameless-docx", docx(paragraphs=["The zebra eats soup."])),
+    ],
+)
+def test_every_type_is_read(worker: Worker, name: str, data: bytes) -> None:
+    worker.prepare(document__source__uri=worker.upload(data=data, name=name))
+    content = find(worker.store, "zebra soup")[0].content
+    assert "The zebra eats soup." in content
+    assert "bad()" not in content
+
+
+def test_the_content_type_beats_the_name(worker: Worker) -> None:
+    uri = worker.upload(data=docx(paragraphs=["The zebra."]), name="a.pdf")
+    source = {"uri": uri, "contentType": f"{DOCX_TYPE}; x=y"}
+    assert worker.prepare(document__source=source)["chunks"] == 1
+
+
+@pytest.mark.parametrize("mode", ["Segmented", "SinglePass"])
+def test_the_mode_can_be_forced(worker: Worker, mode: str) -> None:
+    long, short = sentences(count=200).encode(), b"The zebra."
+    data = short if mode == "Segmented" else long
+    uri = worker.upload(data=data, name="a.txt")
+    message = worker.ingest(document__source__uri=uri, mode=mode)
+    assert message["version"]["state"] == "active"
+    if mode == "SinglePass":
+        assert message["segments"] == 1
+        assert message["mode"] == "SinglePass"
+    assert find(worker.store, "zebra" if mode == "Segmented" else "lighthouse")
+
+
+def test_a_rerun_of_everything_writes_the_same_bytes(worker: Worker) -> None:
+    uri = worker.upload(data=pdf(pages=[sentences(count=10, tag=f"/{page}") for page in range(5)]))
+    worker.ingest(document__source__uri=uri)
+    before = snapshot(worker.store)
+    worker.ingest(document__source__uri=uri)
+    worker.ingest(document__source__uri=uri, generation=1)
+    assert snapshot(worker.store) == before
+
+
+def test_a_segment_run_again_from_nothing_is_byte_identical(worker: Worker) -> None:
+    uri = worker.upload(data=sentences(count=150).encode(), name="a.txt")
+    worker.ingest(document__source__uri=uri)
+    before = outputs(worker.store)
+    assert len(before) > 3
+    for key in before:
+        worker.store.delete(key=key)
+    worker.more["make_embedder"] = lambda: builtin()
+    prepared_again = worker.prepare(document__source__uri=uri)
+    for segment in reversed(range(prepared_again["segments"])):
+        worker.segment(prepared=prepared_again, segment=segment)
+    assert outputs(worker.store) == before
+
+
+def test_a_segment_whose_output_is_there_does_nothing(worker: Worker) -> None:
+    counting = CountingEmbedder()
+    worker.more["make_embedder"] = lambda: counting
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    first = worker.segment(prepared=prepared, segment=1)
+    texts = counting.texts
+    assert texts > 0
+    assert worker.segment(prepared=prepared, segment=1) == first
+    assert counting.texts == texts
+
+
+def test_a_blank_segment_is_an_empty_output(worker: Worker) -> None:
+    uri = worker.upload(data=pdf(pages=["One.", "Two.", "", "", "Five."]))
+    changes = {"document__source__uri": uri, "pipeline__chunkOverlap": 0}
+    prepared = worker.prepare(**changes)
+    assert worker.segment(prepared=prepared, segment=1, **changes) == {"segment": 1, "chunks": 0}
+    for segment in (0, 2):
+        worker.segment(prepared=prepared, segment=segment, **changes)
+    assert worker.publish(prepared=prepared, **changes)["chunks"] == 2
+    assert find(worker.store, "Five")[0].page == 5
+
+
+def test_a_version_is_not_published_while_an_output_is_missing(worker: Worker) -> None:
+    uri = worker.upload(data=pdf(pages=["One.", "Two.", "Three.", "Four.", "Five."]))
+    prepared = worker.prepare(document__source__uri=uri)
+    worker.segment(prepared=prepared, segment=1)
+    with pytest.raises(WorkerError) as caught:
+        worker.publish(prepared=prepared)
+    assert caught.value.code == "SegmentsMissing"
+    assert "0,2" in caught.value.message
+    assert live_versions(store=worker.store, knowledge_base=KB) == []
+
+
+def test_another_pipeline_is_refused(worker: Worker) -> None:
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    with pytest.raises(WorkerError) as caught:
+        worker.segment(prepared=prepared, segment=0, pipeline__chunkSize=301)
+    assert caught.value.code == "PipelineChanged"
+    assert "chunkSize: 300 -> 301" in caught.value.message
+    assert outputs(worker.store) == {}
+
+
+def test_a_new_job_makes_the_next_version_and_the_old_one_answers_until_then(worker: Worker) -> None:
+    first = worker.ingest(document__source__uri=worker.upload(data=b"The old zebra.", name="a.txt"))
+    uri = worker.upload(data=sentences(count=100, tag=" zebra").encode(), name="b.txt")
+    second = {"document__source__uri": uri, "job__uid": "another-job"}
+    prepared = worker.prepare(**second)
+    assert prepared["version"]["number"] == 2
+    for segment in range(prepared["segments"]):
+        worker.segment(prepared=prepared, segment=segment, **second)
+        assert {hit.version_id for hit in find(worker.store, "zebra")} == {first["version"]["id"]}
+    worker.publish(prepared=prepared, **second)
+    assert {hit.version_id for hit in find(worker.store, "zebra")} == {prepared["version"]["id"]}
+
+
+def test_an_older_version_does_not_replace_a_newer_one(worker: Worker) -> None:
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    old = worker.prepare(document__source__uri=uri)
+    for segment in range(old["segments"]):
+        worker.segment(prepared=old, segment=segment)
+    newer = worker.ingest(document__source__uri=uri, job__uid="newer")
+    with pytest.raises(WorkerError) as caught:
+        worker.publish(prepared=old)
+    assert caught.value.code == "VersionSuperseded"
+    assert [live.version_id for live in live_versions(store=worker.store, knowledge_base=KB)] == [
+        newer["version"]["id"]
+    ]
+
+
+def test_a_late_publish_of_an_earlier_attempt_changes_nothing(worker: Worker) -> None:
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    for segment in range(1, prepared["segments"]):
+        worker.segment(prepared=prepared, segment=segment)
+    with pytest.raises(WorkerError, match="SegmentsMissing"):
+        worker.publish(prepared=prepared, generation=1)
+    worker.segment(prepared=prepared, segment=0)
+    with pytest.raises(WorkerError) as caught:
+        worker.publish(prepared=prepared, generation=0)
+    assert caught.value.code == "Fenced"
+    assert live_versions(store=worker.store, knowledge_base=KB) == []
+    assert worker.publish(prepared=prepared, generation=1)["version"]["state"] == "active"
+
+
+def test_a_late_single_pass_of_an_earlier_attempt_changes_nothing(worker: Worker) -> None:
+    data = b"The zebra."
+    uri = worker.upload(data=data, name="a.txt")
+    with pytest.raises(WorkerError, match="DocumentUnreadable"):
+        worker.prepare(document__source={"uri": uri, "contentType": "application/pdf"}, generation=2)
+    with pytest.raises(WorkerError, match="Fenced"):
+        worker.prepare(document__source__uri=uri, generation=1)
+    assert live_versions(store=worker.store, knowledge_base=KB) == []
+
+
+def test_the_history_keeps_only_fences_that_still_matter(worker: Worker) -> None:
+    uri = worker.upload(data=b"The zebra.", name="a.txt")
+    for number in range(3):
+        worker.prepare(document__source__uri=uri, job__uid=f"job-{number}", generation=3)
+    state = read_state(store=worker.store, knowledge_base=KB, document_id="8d0a0000-0000-4000-8000-000000000002")
+    assert state.fences == {"job-2": 3}
+    assert state.live is not None
+    assert state.live.number == 3
+
+
+def test_a_segment_with_an_unreadable_page_names_it(worker: Worker) -> None:
+    data = pdf(pages=[f"Page {number}." for number in range(1, 6)])
+    broken = break_page(data, page=4)
+    prepared = worker.prepare(document__source__uri=worker.upload(data=broken))
+    with pytest.raises(WorkerError) as caught:
+        worker.segment(prepared=prepared, segment=1)
+    assert caught.value.code == "PageUnreadable"
+    assert "page 4 of handbook.pdf" in caught.value.message
+    # The segment after it has that page before its own, and is not its victim.
+    assert worker.segment(prepared=prepared, segment=2)["chunks"] == 1
+
+
+def break_page(data: bytes, *, page: int) -> bytes:
+    """Make one page's object something that is no page, without moving a byte."""
+    position = -1
+    for _ in range(page):
+        position = data.index(b"/Type /Page\n", position + 1)
+    return data[:position] + b"/Type /Nope\n" + data[position + len(b"/Type /Page\n") :]
+
+
+def test_no_more_segments_than_the_cap(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingestion_worker.prepare.MAX_SEGMENTS", 2)
+    uri = worker.upload(data=sentences(count=200).encode(), name="a.txt")
+    with pytest.raises(WorkerError, match="DocumentTooLarge"):
+        worker.prepare(document__source__uri=uri)
+
+
+def test_search_uses_only_versions_of_the_same_embedding(worker: Worker) -> None:
+    worker.ingest(document__source__uri=worker.upload(data=b"The zebra.", name="a.txt"))
+    hits = search_text(store=worker.store, knowledge_base=KB, text="zebra", limit=3, embedder_for=lambda _: None)
+    assert hits == []
+    assert live_versions(store=worker.store, knowledge_base=KB)[0].embedding == BUILTIN
+
+
+def test_search_is_exact_over_segments_documents_and_a_tiny_cache(worker: Worker) -> None:
+    for number in range(4):
+        text = sentences(count=60, tag=f" document {number}") + f"\nA rare walrus number {number} sings."
+        uri = worker.upload(data=text.encode(), name=f"{number}.txt")
+        worker.ingest(document__source__uri=uri, document__id=f"doc-{number}", job__uid=f"job-{number}")
+    cache = SegmentCache(max_bytes=1)
+    hits = search_text(
+        store=worker.store,
+        knowledge_base=KB,
+        text="a walrus sings",
+        limit=4,
+        embedder_for=lambda _: builtin(),
+        cache=cache,
+    )
+    assert {hit.document_id for hit in hits} == {f"doc-{number}" for number in range(4)}
+    assert all("walrus" in hit.content for hit in hits)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    only = search_text(
+        store=worker.store,
+        knowledge_base=KB,
+        text="a walrus sings",
+        limit=4,
+        embedder_for=lambda _: builtin(),
+        document_ids={"doc-2"},
+    )
+    assert {hit.document_id for hit in only} == {"doc-2"}
+
+
+def test_the_layout_is_as_documented(worker: Worker) -> None:
+    uri = worker.upload(data=pdf(pages=["One."] * 5))
+    worker.ingest(document__source__uri=uri, generation=1)
+    kinds = {entry.key.split("/")[2] for entry in worker.store.list(prefix=f"kb/{KB}")}
+    assert kinds == {"history", "numbers", "claims", "versions"}
+    page = (Path(__file__).parents[2] / "docs" / "store-layout.md").read_text()
+    for kind in kinds:
+        assert f"/{kind}/" in page
+    assert layout.safe_file_name(name="../../etc/päss wd.PDF") == "p_ss_wd.PDF"

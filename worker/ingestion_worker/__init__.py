@@ -1,0 +1,4 @@
+"""The worker: three commands that turn a document into a live version of a knowledge base.
+
+docs/worker-contract.md says what a container gets and does; docs/store-layout.md what lies where.
+"""

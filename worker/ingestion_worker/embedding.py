@@ -1,0 +1,339 @@
+"""Embedders: the built-in model, and any OpenAI-compatible endpoint, behind one small protocol.
+
+Vectors come back as float32, one row per text, of length 1 (a text without a known token has the zero vector).
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER
+
+from ingestion_worker.attempt import EmbeddingSpec
+from ingestion_worker.logs import redact
+from ingestion_worker.outcome import WorkerError
+
+if TYPE_CHECKING:
+    import httpx
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["BuiltinEmbedder", "Embedder", "EmbeddingSpec", "HttpEmbedder", "make_embedder"]
+
+BATCH_TEXTS: Final = 64
+# A batch also ends at so many characters: what bounds memory is text, not the number of texts.
+BATCH_CHARACTERS: Final = 200_000
+RETRY_AFTER_CAP_SECONDS: Final = 60.0
+_MESSAGE_CHARACTERS: Final = 500
+# A float in JSON takes about 22 characters; servers may indent.
+_BYTES_PER_NUMBER: Final = 40
+_RESPONSE_SLACK: Final = 2**20
+_TRANSIENT_STATUSES: Final = frozenset({408, 425})
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return an array of shape (len(texts), dimensions) of unit vectors.
+
+        Raises:
+            WorkerError: one of the Embedding… codes.
+        """
+
+
+def make_embedder(*, spec: EmbeddingSpec, url: str | None = None, api_key: str | None = None) -> Embedder:
+    """Return the embedder for a job's spec.
+
+    Args:
+        spec: provider, model and dimensions.
+        url: base URL of the provider's endpoint; not used for the built-in one.
+        api_key: bearer token, where the provider has one.
+
+    Raises:
+        WorkerError: EmbeddingRejected for a model or dimensions that the built-in embedder does not have;
+            InvalidAttempt when the URL of another provider is missing.
+    """
+    if spec.provider == BUILTIN_PROVIDER:
+        return BuiltinEmbedder(spec=spec)
+    if not url:
+        raise WorkerError("InvalidAttempt", f"no URL is configured for the embedding provider {spec.provider!r}")
+    return HttpEmbedder(spec=spec, url=url, api_key=api_key)
+
+
+def batches(*, texts: Sequence[str]) -> Iterator[list[str]]:
+    """Cut texts into batches of at most BATCH_TEXTS texts and about BATCH_CHARACTERS characters, in order."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) >= BATCH_TEXTS or characters + len(text) > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+class BuiltinEmbedder:
+    """The static 256-dimension model whose weights come with the `wordllama` package; no network.
+
+    Reads the package's files without importing it: its import takes a quarter of a second and sets up logging.
+    Without padding: a batch padded to its longest text took gigabytes.
+    """
+
+    def __init__(self, *, spec: EmbeddingSpec) -> None:
+        if spec.model != BUILTIN_MODEL or spec.dimensions != BUILTIN_DIMENSIONS:
+            raise WorkerError(
+                "EmbeddingRejected",
+                f"the built-in embedder has the model {BUILTIN_MODEL} with {BUILTIN_DIMENSIONS} dimensions,"
+                f" not {spec.model} with {spec.dimensions}",
+            )
+        self._dimensions = spec.dimensions
+        self._lock = threading.Lock()
+        self._loaded: tuple[Any, NDArray[np.float16]] | None = None
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the normalised mean of each text's token vectors."""
+        import numpy as np
+
+        tokenizer, weights = self._load()
+        result = np.zeros((len(texts), self._dimensions), dtype=np.float32)
+        row = 0
+        for batch in batches(texts=texts):
+            # A lone surrogate has no UTF-8 form, which the tokenizer needs.
+            clean = [text.encode("utf-8", "replace").decode() for text in batch]
+            for encoding in tokenizer.encode_batch(clean, add_special_tokens=False):
+                if encoding.ids:
+                    result[row] = weights[encoding.ids].astype(np.float32).mean(axis=0)
+                row += 1
+        return _unit(result)
+
+    def _load(self) -> tuple[Any, NDArray[np.float16]]:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = _load_builtin()
+            return self._loaded
+
+
+def _load_builtin() -> tuple[Any, NDArray[np.float16]]:
+    import importlib.util
+    from pathlib import Path
+
+    from safetensors import safe_open
+    from tokenizers import Tokenizer
+
+    spec = importlib.util.find_spec("wordllama")
+    if spec is None or spec.origin is None:
+        raise WorkerError("Internal", "the built-in embedder's package is not installed in this image")
+    folder = Path(spec.origin).parent
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    with safe_open(str(folder / "weights" / "l2_supercat_256.safetensors"), framework="np") as file:
+        weights: NDArray[np.float16] = file.get_tensor("embedding.weight")
+    return tokenizer, weights
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths[lengths == 0] = 1
+    result: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+    return result
+
+
+class HttpEmbedder:
+    """An OpenAI-compatible endpoint: `POST {url}/embeddings`.
+
+    Safe to share between threads. `dimensions` is sent only once a model has answered with longer vectors than asked
+    for, as many servers refuse the field. No proxy or credentials are taken from the environment.
+
+    Args:
+        spec: model and dimensions to ask for.
+        url: base URL.
+        api_key: bearer token or None.
+        connect_seconds, read_seconds: timeouts of one request; total_seconds: of one request with its body.
+        tries: requests per batch at most, the first included.
+        backoff_seconds: the first pause; doubled each time, with jitter; a Retry-After counts instead, up to a minute.
+        sleep: how to pause.
+
+    Source: https://platform.openai.com/docs/api-reference/embeddings/create
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: EmbeddingSpec,
+        url: str,
+        api_key: str | None = None,
+        connect_seconds: float = 10.0,
+        read_seconds: float = 60.0,
+        total_seconds: float = 120.0,
+        tries: int = 5,
+        backoff_seconds: float = 0.5,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        import httpx
+
+        from ingestion_worker.tls import tls_context
+
+        self._spec = spec
+        self._url = url.rstrip("/") + "/embeddings"
+        self._total_seconds = total_seconds
+        self._tries = tries
+        self._backoff_seconds = backoff_seconds
+        self._sleep = sleep
+        self._send_dimensions = False
+        headers = {"Accept": "application/json"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        try:
+            self._client = httpx.Client(
+                headers=headers,
+                timeout=httpx.Timeout(read_seconds, connect=connect_seconds),
+                follow_redirects=False,
+                trust_env=False,
+                verify=tls_context(),
+            )
+        except (ValueError, UnicodeError) as error:
+            raise WorkerError("EmbeddingUnauthorized", "the embedding key holds characters no header can") from error
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the endpoint's vectors, normalised, in the order of the texts."""
+        import numpy as np
+
+        result = np.zeros((len(texts), self._spec.dimensions), dtype=np.float32)
+        row = 0
+        for batch in batches(texts=texts):
+            result[row : row + len(batch)] = self._embed_batch(batch)
+            row += len(batch)
+        return _unit(result)
+
+    def _embed_batch(self, batch: list[str]) -> NDArray[np.float32]:
+        vectors = self._vectors(self._request(batch), len(batch))
+        if vectors.shape[1] > self._spec.dimensions and not self._send_dimensions:
+            self._send_dimensions = True
+            vectors = self._vectors(self._request(batch), len(batch))
+        if vectors.shape[1] != self._spec.dimensions:
+            raise WorkerError(
+                "EmbeddingInvalid",
+                f"the model {self._spec.model} gives vectors of {vectors.shape[1]} dimensions, not"
+                f" {self._spec.dimensions}",
+            )
+        return vectors
+
+    def _request(self, batch: list[str]) -> bytes:
+        import httpx
+
+        body: dict[str, Any] = {"model": self._spec.model, "input": batch, "encoding_format": "float"}
+        if self._send_dimensions:
+            body["dimensions"] = self._spec.dimensions
+        error = WorkerError("EmbeddingUnavailable", "the embedding endpoint was not tried")
+        for attempt in range(self._tries):
+            retry_after: float | None = None
+            try:
+                status, headers, content = self._post(json.dumps(body).encode("utf-8"), len(batch))
+            except httpx.InvalidURL as problem:
+                raise WorkerError("EmbeddingRejected", "the embedding endpoint's URL is not valid") from problem
+            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as problem:
+                raise WorkerError("EmbeddingRejected", f"the endpoint cannot be asked: {_text(problem)}") from problem
+            except httpx.HTTPError as problem:
+                error = WorkerError("EmbeddingUnavailable", f"the embedding endpoint did not answer: {_text(problem)}")
+            else:
+                if status == 200:
+                    return content
+                error = _refusal(status=status, content=content)
+                if error.code not in ("EmbeddingUnavailable", "EmbeddingRateLimited"):
+                    raise error
+                retry_after = parse_retry_after(value=headers.get("retry-after"), now=time.time())
+            if attempt + 1 < self._tries:
+                pause = self._backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                self._sleep(min(RETRY_AFTER_CAP_SECONDS, pause if retry_after is None else retry_after))
+        raise error
+
+    def _post(self, body: bytes, count: int) -> tuple[int, httpx.Headers, bytes]:
+        import httpx
+
+        limit = _RESPONSE_SLACK + count * max(self._spec.dimensions, 4096) * _BYTES_PER_NUMBER
+        deadline = time.monotonic() + self._total_seconds
+        content = bytearray()
+        headers = {"Content-Type": "application/json"}
+        with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            for piece in response.iter_bytes(65_536):
+                content += piece
+                if len(content) > limit:
+                    raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is over {limit} bytes")
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout(f"no whole answer within {self._total_seconds:g} s")
+            return response.status_code, response.headers, bytes(content)
+
+    def _vectors(self, content: bytes, count: int) -> NDArray[np.float32]:
+        import numpy as np
+
+        try:
+            rows = json.loads(content)["data"]
+            ordered: list[Any] = [None] * count
+            for position, row in enumerate(rows):
+                index = row.get("index", position)
+                if not isinstance(index, int) or not 0 <= index < count or ordered[index] is not None:
+                    raise ValueError(f"index {index!r} is repeated or out of range")
+                ordered[index] = row["embedding"]
+            if len(rows) != count:
+                raise ValueError(f"{len(rows)} vectors for {count} texts")
+            vectors = np.asarray(ordered, dtype=np.float32)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is not usable: {_text(error)}") from error
+        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise WorkerError("EmbeddingInvalid", "the endpoint's vectors hold something that is no finite number")
+        return vectors
+
+
+def _refusal(*, status: int, content: bytes) -> WorkerError:
+    said = _server_message(content)
+    if status == 429:
+        return WorkerError("EmbeddingRateLimited", f"the embedding endpoint answered 429: {said}")
+    if status >= 500 or status in _TRANSIENT_STATUSES:
+        return WorkerError("EmbeddingUnavailable", f"the embedding endpoint answered {status}: {said}")
+    if status in (401, 403):
+        return WorkerError("EmbeddingUnauthorized", f"the embedding endpoint answered {status}")
+    return WorkerError("EmbeddingRejected", f"the embedding endpoint answered {status}: {said}")
+
+
+def _server_message(content: bytes) -> str:
+    text = content[:4096].decode("utf-8", "replace")
+    try:
+        body = json.loads(content)
+        found = body.get("error", body.get("message", body.get("detail", text)))
+        text = str(found.get("message", found) if isinstance(found, dict) else found)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return redact(" ".join(text.split()))[:_MESSAGE_CHARACTERS]
+
+
+def parse_retry_after(*, value: str | None, now: float) -> float | None:
+    """Return the seconds a Retry-After header asks for (a number or a date), capped; None if it says nothing.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
+    if not value:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return min(RETRY_AFTER_CAP_SECONDS, float(value[:6]))
+    try:
+        moment = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return min(RETRY_AFTER_CAP_SECONDS, max(0.0, moment - now))
+
+
+def _text(error: BaseException) -> str:
+    return redact(str(error) or type(error).__name__)[:_MESSAGE_CHARACTERS]

@@ -1,0 +1,187 @@
+"""A document's history: the append-only log that decides which version is live.
+
+Each entry is an object `…/000000000007.json` written with create-only, and holds the whole state after it: the live
+version and the fences. The highest entry is the truth. A writer reads the highest entry n, decides by what it says, and
+creates n+1; if another was faster the creation fails, and it reads and decides again. So a decision and its effect are
+one atomic step: no check can go stale between the two, whatever crashes or stalls, and entries are never deleted.
+
+A fence {job uid: generation} says which attempt of a job may still publish. An attempt after the first one raises it
+before it does anything; from then on no pod of an earlier attempt can publish.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from ingestion_worker import layout
+from ingestion_worker.attempt import EmbeddingSpec
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import ObjectMissingError, Store
+
+FORMAT: Final = 1
+# Every lost race means that another writer got through, so this is far beyond any real number of writers.
+MAX_TRIES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveVersion:
+    """The version of a document that readers see."""
+
+    document_id: str
+    version_id: str
+    number: int
+    job_uid: str
+    generation: int
+    plan_hash: str
+    segments: int
+    chunks: int
+    title: str
+    mode: str
+    embedding: EmbeddingSpec
+    published_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What one entry says: the live version, and the generation up to which each unfinished job is fenced."""
+
+    sequence: int = 0
+    live: LiveVersion | None = None
+    fences: dict[str, int] = field(default_factory=dict)
+    # The version number of each fenced job: a fence of a version that can no longer publish is dropped.
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+def encode_state(*, state: State) -> bytes:
+    """Return an entry's bytes. The nonce makes each writer's entry differ (a store's ETag is the content's hash)."""
+    body = {
+        "format": FORMAT,
+        "live": asdict(state.live) if state.live else None,
+        "fences": state.fences,
+        "numbers": state.numbers,
+        "nonce": uuid.uuid4().hex,
+    }
+    return json.dumps(body, sort_keys=True).encode()
+
+
+def decode_state(*, data: bytes, sequence: int) -> State:
+    """Read an entry.
+
+    Raises:
+        WorkerError: PipelineChanged when a later release wrote it in a format this one does not know.
+    """
+    body: dict[str, Any] = json.loads(data)
+    if body.get("format") != FORMAT:
+        raise WorkerError("PipelineChanged", f"the document's history has format {body.get('format')}, not {FORMAT}")
+    live = body["live"]
+    return State(
+        sequence=sequence,
+        live=LiveVersion(**{**live, "embedding": EmbeddingSpec(**live["embedding"])}) if live else None,
+        fences=dict(body["fences"]),
+        numbers=dict(body["numbers"]),
+    )
+
+
+def sequence_of(*, key: str) -> int:
+    """Return the sequence number in an entry's key; 0 for anything else that lies there."""
+    name = key.rpartition("/")[2].removesuffix(".json")
+    return int(name) if name.isascii() and name.isdigit() else 0
+
+
+def read_state(*, store: Store, knowledge_base: str, document_id: str) -> State:
+    """Return the newest entry of a document's history; an empty state if there is none."""
+    prefix = layout.history_prefix(knowledge_base=knowledge_base, document_id=document_id)
+    newest = max((sequence_of(key=entry.key) for entry in store.list(prefix=prefix)), default=0)
+    if newest == 0:
+        return State()
+    key = layout.history_key(knowledge_base=knowledge_base, document_id=document_id, sequence=newest)
+    try:
+        return decode_state(data=store.get(key=key), sequence=newest)
+    except ObjectMissingError as error:
+        raise WorkerError("StoreUnavailable", f"{key} was listed but cannot be read") from error
+
+
+def raise_fence(
+    *, store: Store, knowledge_base: str, document_id: str, job_uid: str, number: int, generation: int
+) -> State:
+    """Shut out every earlier attempt of this job, durably, before this attempt does anything.
+
+    Generation 0 has no earlier attempt and writes nothing.
+
+    Raises:
+        WorkerError: Fenced when a later attempt has already shut this one out.
+    """
+
+    def decide(state: State) -> State | None:
+        fence = state.fences.get(job_uid, 0)
+        if fence > generation:
+            raise _fenced(job_uid=job_uid, generation=generation, fence=fence)
+        if fence == generation or _settled(state=state, number=number):
+            return None
+        return replace(state, fences={**state.fences, job_uid: generation}, numbers={**state.numbers, job_uid: number})
+
+    return _advance(store=store, knowledge_base=knowledge_base, document_id=document_id, decide=decide)
+
+
+def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveVersion:
+    """Make a version live, atomically, and return what is live then: `version`, or this job's own earlier publish.
+
+    Raises:
+        WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt of the job exists.
+    """
+
+    def decide(state: State) -> State | None:
+        live = state.live
+        if live is not None and live.version_id == version.version_id:
+            return None
+        if live is not None and live.number >= version.number:
+            raise WorkerError(
+                "VersionSuperseded", f"version {live.number} is live, so version {version.number} is not published"
+            )
+        fence = state.fences.get(version.job_uid, 0)
+        if fence > version.generation:
+            raise _fenced(job_uid=version.job_uid, generation=version.generation, fence=fence)
+        kept = {uid: number for uid, number in state.numbers.items() if number >= version.number}
+        moment = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="milliseconds")
+        return State(
+            sequence=state.sequence,
+            live=replace(version, published_at=moment),
+            fences={uid: state.fences[uid] for uid in kept},
+            numbers=kept,
+        )
+
+    state = _advance(store=store, knowledge_base=knowledge_base, document_id=version.document_id, decide=decide)
+    if state.live is None:  # pragma: no cover - decide() always leaves a live version
+        raise WorkerError("Internal", "nothing is live after a publish")
+    return state.live
+
+
+def _settled(*, state: State, number: int) -> bool:
+    # Numbers only grow, so nothing at or below the live number can be published any more: no fence is needed.
+    return state.live is not None and state.live.number >= number
+
+
+def _fenced(*, job_uid: str, generation: int, fence: int) -> WorkerError:
+    return WorkerError("Fenced", f"attempt {generation} of job {job_uid} is late: attempt {fence} has begun")
+
+
+def _advance(*, store: Store, knowledge_base: str, document_id: str, decide: Callable[[State], State | None]) -> State:
+    """Append what `decide` makes of the newest state; None from it means that the state is good as it is."""
+    for attempt in range(MAX_TRIES):
+        state = read_state(store=store, knowledge_base=knowledge_base, document_id=document_id)
+        wanted = decide(state)
+        if wanted is None:
+            return state
+        after = replace(wanted, sequence=state.sequence + 1)
+        key = layout.history_key(knowledge_base=knowledge_base, document_id=document_id, sequence=after.sequence)
+        if store.create(key=key, data=encode_state(state=after)):
+            return after
+        time.sleep(random.uniform(0, min(0.5, 0.005 * (attempt + 1))))  # noqa: S311 - spreads writers, no secret
+    raise WorkerError("StoreUnavailable", f"lost {MAX_TRIES} races for the history of document {document_id}")

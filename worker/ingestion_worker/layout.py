@@ -1,0 +1,101 @@
+"""Where everything lies in a tenant's bucket, in one place (docs/store-layout.md says why).
+
+All ids were checked when the attempt was read, so no part of a key can leave its folder.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Final
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+MAX_FILE_NAME: Final = 100
+
+
+def upload_key(*, document_id: str, upload_id: str, file_name: str) -> str:
+    """Return the key of an uploaded file."""
+    return f"uploads/{document_id}/{upload_id}/{safe_file_name(name=file_name)}"
+
+
+def safe_file_name(*, name: str) -> str:
+    """Return a name of ASCII letters, digits, dots and dashes that keeps its extension; never empty, `.` or `..`."""
+    base = re.split(r"[/\\]", name)[-1]
+    cleaned = _UNSAFE.sub("_", base).strip("._") or "document"
+    stem, dot, extension = cleaned.rpartition(".")
+    if not dot or len(extension) > 10:
+        return cleaned[:MAX_FILE_NAME]
+    return f"{stem[: MAX_FILE_NAME - len(extension) - 1]}.{extension}"
+
+
+def version_id(*, job_uid: str) -> str:
+    """Return the version's id, a function of the job: however often `prepare_document` runs, it names one version."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"ingestion-operator.io/version/{job_uid}"))
+
+
+def history_root(*, knowledge_base: str) -> str:
+    """Return the prefix under which the histories of all documents of a knowledge base lie."""
+    return f"kb/{knowledge_base}/history"
+
+
+def history_prefix(*, knowledge_base: str, document_id: str) -> str:
+    """Return the prefix of one document's history."""
+    return f"{history_root(knowledge_base=knowledge_base)}/{document_id}"
+
+
+def history_key(*, knowledge_base: str, document_id: str, sequence: int) -> str:
+    """Return the key of one entry of a document's history; the highest is the truth."""
+    return f"{history_prefix(knowledge_base=knowledge_base, document_id=document_id)}/{sequence:012d}.json"
+
+
+def numbers_prefix(*, knowledge_base: str, document_id: str) -> str:
+    """Return the prefix under which the document's version numbers were given out."""
+    return f"kb/{knowledge_base}/numbers/{document_id}"
+
+
+def number_key(*, knowledge_base: str, document_id: str, number: int) -> str:
+    """Return the key whose creation gives a version number to one job."""
+    return f"{numbers_prefix(knowledge_base=knowledge_base, document_id=document_id)}/{number:012d}.json"
+
+
+def claim_key(*, knowledge_base: str, document_id: str, job_uid: str) -> str:
+    """Return the key that says which number a job's version has."""
+    return f"kb/{knowledge_base}/claims/{document_id}/{job_uid}.json"
+
+
+def version_prefix(*, knowledge_base: str, document_id: str, version_id: str) -> str:
+    """Return the prefix of everything of one version."""
+    return f"kb/{knowledge_base}/versions/{document_id}/{version_id}"
+
+
+def source_key(*, prefix: str, sha256: str, suffix: str) -> str:
+    """Return the key of a version's canonical source, named by its content."""
+    return f"{prefix}/sources/{sha256}.{suffix}"
+
+
+def plan_key(*, prefix: str, plan_hash: str) -> str:
+    """Return the key of a plan, named by its content."""
+    return f"{prefix}/plans/{plan_hash}.json"
+
+
+def segments_prefix(*, prefix: str, plan_hash: str) -> str:
+    """Return the prefix of all outputs under one plan."""
+    return f"{prefix}/segments/{plan_hash}"
+
+
+def segment_prefix(*, prefix: str, plan_hash: str, segment: int) -> str:
+    """Return the folder that holds the one output of a segment."""
+    return f"{segments_prefix(prefix=prefix, plan_hash=plan_hash)}/{segment:06d}"
+
+
+def segment_key(*, prefix: str, plan_hash: str, segment: int, chunks: int) -> str:
+    """Return the key of a segment's output; its name carries the number of chunks, so that a listing can count them."""
+    return f"{segment_prefix(prefix=prefix, plan_hash=plan_hash, segment=segment)}/{chunks:07d}.parquet"
+
+
+def parse_segment_key(*, key: str) -> tuple[int, int]:
+    """Return (segment, chunks) of an output's key; ValueError if it is none."""
+    folder, _, name = key.rpartition("/")
+    if not name.endswith(".parquet"):
+        raise ValueError(key)
+    return int(folder.rpartition("/")[2]), int(name.removesuffix(".parquet"))

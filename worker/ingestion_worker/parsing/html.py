@@ -1,0 +1,50 @@
+"""HTML through lexbor: the body's text, one block per line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from selectolax.lexbor import LexborHTMLParser
+
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.parsing.text import decode, normal_lines
+
+# The parser is quadratic in nesting and takes eleven times the file in memory.
+MAX_HTML_BYTES: Final = 64 * 2**20
+_META: Final = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE)
+_INVISIBLE: Final = ["script", "style", "noscript", "template", "head", "svg", "iframe", "object"]
+_BLOCKS: Final = (
+    "address,article,aside,blockquote,br,dd,div,dl,dt,fieldset,figcaption,figure,footer,form,h1,h2,h3,h4,h5,h6,header,hr,"
+    "li,main,nav,ol,p,pre,section,table,tr,ul"
+)
+_SPACES: Final = re.compile(r"[ \t\u00a0]+")
+_LINES: Final = re.compile(r" ?\n[ \n]*\n ?")
+
+
+def parse_html(*, path: Path, name: str, write: Callable[[str], None], charset: str | None = None) -> None:
+    """Write the visible text of the body.
+
+    Raises:
+        WorkerError: DocumentUnreadable, DocumentTruncated, DocumentTooLarge.
+    """
+    size = path.stat().st_size
+    if size > MAX_HTML_BYTES:
+        raise WorkerError("DocumentTooLarge", f"{name} has {size} bytes; at most {MAX_HTML_BYTES} of HTML are read")
+    data = path.read_bytes()
+    found = _META.search(data[:4096])
+    text = decode(data=data, name=name, charset=charset or (found.group(1).decode("ascii") if found else None))
+    tree = LexborHTMLParser(text)
+    tree.strip_tags(_INVISIBLE)
+    body = tree.body
+    if body is None:
+        return
+    for node in body.css(_BLOCKS):
+        node.insert_before("\n")
+        node.insert_after("\n")
+    for node in body.css("td,th"):
+        node.insert_after("\t")
+    plain = normal_lines(text=body.text() or "")
+    write(_LINES.sub("\n\n", _SPACES.sub(" ", plain)).strip() + "\n")

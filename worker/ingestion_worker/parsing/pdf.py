@@ -1,0 +1,106 @@
+"""PDF through pdfium. Only inside the guarded child: pdfium's error codes are stale per process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pypdfium2
+
+from ingestion_worker.outcome import WorkerError
+
+MAX_PAGES: Final = 200_000
+MAX_PAGE_CHARACTERS: Final = 5_000_000
+_TAIL_BYTES: Final = 65_536
+_DAMAGED: Final = 3
+_ENCRYPTED: Final = 4
+_HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
+_CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\uffff]")
+
+
+def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
+    """Return {"pages": n} of a PDF that has text somewhere.
+
+    Raises:
+        WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentEmpty, DocumentTooLarge.
+    """
+    document = _open(path=path, name=name)
+    pages = len(document)
+    if pages == 0:
+        raise WorkerError("DocumentEmpty", f"{name} has no pages")
+    if pages > MAX_PAGES:
+        raise WorkerError("DocumentTooLarge", f"{name} has {pages} pages; at most {MAX_PAGES} are read")
+    failed = 0
+    for index in range(pages):
+        try:
+            if _page_text(document=document, index=index).strip():
+                return {"pages": pages}
+        except pypdfium2.PdfiumError:
+            failed += 1
+    if failed == pages:
+        raise WorkerError("DocumentUnreadable", f"none of the {pages} pages of {name} can be read")
+    if failed:
+        # Which page it is will be said by its segment.
+        return {"pages": pages}
+    raise WorkerError("DocumentEmpty", f"there is no text on the {pages} pages of {name}; is it scanned?")
+
+
+def read_pages(*, path: Path, name: str, first: int, last: int) -> Iterator[str]:
+    """Yield the text of the pages [first, last), counted from 0.
+
+    Raises:
+        WorkerError: PageUnreadable naming the page, counted from 1, or what `inspect_pdf` raises.
+    """
+    document = _open(path=path, name=name)
+    for index in range(first, last):
+        try:
+            text = _page_text(document=document, index=index)
+        except pypdfium2.PdfiumError as error:
+            raise WorkerError("PageUnreadable", f"page {index + 1} of {name} cannot be read: {error}") from error
+        if len(text) > MAX_PAGE_CHARACTERS:
+            raise WorkerError(
+                "DocumentTooComplex", f"page {index + 1} of {name} has more than {MAX_PAGE_CHARACTERS} characters"
+            )
+        yield text
+
+
+def clean_text(*, text: str) -> str:
+    """Return a page's text with `\\n` line ends, words joined at soft hyphens, and no control characters."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", _HYPHEN.sub("", text))
+
+
+def _open(*, path: Path, name: str) -> Any:
+    try:
+        return pypdfium2.PdfDocument(str(path))
+    except pypdfium2.PdfiumError as error:
+        code = error.err_code
+        if code == _ENCRYPTED:
+            raise WorkerError("DocumentEncrypted", f"{name} needs a password") from error
+        with path.open("rb") as file:
+            head = file.read(1024)
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            tail = file.read()
+        if b"%PDF-" not in head:
+            raise WorkerError("DocumentUnreadable", f"{name} is not a PDF: it does not begin with %PDF-") from error
+        if b"%%EOF" not in tail and b"startxref" not in tail:
+            raise WorkerError("DocumentTruncated", f"{name} ends before its cross-reference table") from error
+        if code == 0:
+            raise WorkerError("DocumentEmpty", f"{name} has no pages") from error
+        if code == _DAMAGED:
+            raise WorkerError("DocumentUnreadable", f"{name} is damaged: its structure cannot be read") from error
+        raise WorkerError("DocumentUnreadable", f"{name} cannot be opened: {error}") from error
+
+
+def _page_text(*, document: Any, index: int) -> str:
+    page = document[index]
+    try:
+        text_page = page.get_textpage()
+        try:
+            return clean_text(text=text_page.get_text_range())
+        finally:
+            text_page.close()
+    finally:
+        page.close()

@@ -1,0 +1,102 @@
+"""What type a document is: by its content type, else its file name, else its first bytes."""
+
+from __future__ import annotations
+
+import zipfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from ingestion_worker.outcome import WorkerError
+
+_MAGIC_BYTES: Final = 4096
+
+
+class DocumentType(StrEnum):
+    """The formats that can be ingested."""
+
+    PDF = "pdf"
+    DOCX = "docx"
+    HTML = "html"
+    MARKDOWN = "markdown"
+    TEXT = "text"
+
+
+_DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+_BY_CONTENT_TYPE: Final = {
+    "application/pdf": DocumentType.PDF,
+    "application/x-pdf": DocumentType.PDF,
+    _DOCX: DocumentType.DOCX,
+    "text/html": DocumentType.HTML,
+    "application/xhtml+xml": DocumentType.HTML,
+    "text/markdown": DocumentType.MARKDOWN,
+    "text/x-markdown": DocumentType.MARKDOWN,
+    "text/plain": DocumentType.TEXT,
+}
+# What a client says when it does not know.
+_SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
+_BY_EXTENSION: Final = {
+    "pdf": DocumentType.PDF,
+    "docx": DocumentType.DOCX,
+    "html": DocumentType.HTML,
+    "htm": DocumentType.HTML,
+    "xhtml": DocumentType.HTML,
+    "md": DocumentType.MARKDOWN,
+    "markdown": DocumentType.MARKDOWN,
+    "txt": DocumentType.TEXT,
+    "text": DocumentType.TEXT,
+}
+
+
+def detect_type(*, path: Path, name: str, content_type: str | None, served_type: str | None) -> DocumentType:
+    """Tell a document's type.
+
+    Args:
+        path: the file.
+        name: its name at the source.
+        content_type: what the job says; it decides unless it says nothing (`application/octet-stream`).
+        served_type: what an HTTP server said; counts after the file name.
+
+    Raises:
+        WorkerError: UnsupportedType, naming what was found.
+    """
+    stated = media_type(value=content_type)
+    if stated not in _SAYS_NOTHING:
+        kind = _BY_CONTENT_TYPE.get(stated)
+        if kind is None:
+            raise WorkerError("UnsupportedType", f"{name}: the content type {stated} is not supported")
+        return kind
+    extension = name.rpartition(".")[2].lower() if "." in name else ""
+    if extension in _BY_EXTENSION:
+        return _BY_EXTENSION[extension]
+    served = _BY_CONTENT_TYPE.get(media_type(value=served_type))
+    return served or _by_magic(path=path, name=name)
+
+
+def media_type(*, value: str | None) -> str:
+    """Return a Content-Type without its parameters, in lower case."""
+    return (value or "").partition(";")[0].strip().lower()
+
+
+def _by_magic(*, path: Path, name: str) -> DocumentType:
+    with path.open("rb") as file:
+        head = file.read(_MAGIC_BYTES)
+    if b"%PDF-" in head[:1024]:
+        return DocumentType.PDF
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if any(item.startswith("word/") for item in archive.namelist()):
+                    return DocumentType.DOCX
+        except (zipfile.BadZipFile, OSError, ValueError):
+            pass
+        raise WorkerError("UnsupportedType", f"{name} is a ZIP archive, but no Word document")
+    lowered = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if lowered.startswith((b"<!doctype html", b"<html")):
+        return DocumentType.HTML
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return DocumentType.TEXT
+    control = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
+    if control == 0:
+        return DocumentType.TEXT
+    raise WorkerError("UnsupportedType", f"{name}: neither its name nor its first bytes say a supported type")

@@ -1,0 +1,90 @@
+"""publish_version: checks that every segment's output is there, then makes the version live in one atomic step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ingestion_crds.indexset import IndexSet
+
+from ingestion_worker import history
+from ingestion_worker.context import Context
+from ingestion_worker.history import LiveVersion
+from ingestion_worker.logs import info
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.output import list_outputs
+
+
+def publish_version(*, context: Context) -> dict[str, Any]:
+    """Publish the attempt's version and return the termination message.
+
+    Raises:
+        WorkerError: SegmentsMissing, VersionSuperseded, Fenced, or a Store… code.
+    """
+    attempt = context.attempt
+    version = attempt.require_version()
+    total = attempt.require_total_segments()
+    state = history.raise_fence(
+        store=context.store,
+        knowledge_base=attempt.knowledge_base,
+        document_id=attempt.document_id,
+        job_uid=attempt.job_uid,
+        number=version.number,
+        generation=attempt.generation,
+    )
+    if state.live is not None and state.live.version_id == version.id:
+        info("the version is live already", number=state.live.number)
+        return published_message(live=state.live)
+    live = commit(
+        context=context,
+        version_id=version.id,
+        number=version.number,
+        plan_hash=version.plan_hash,
+        segments=total,
+        mode="Segmented",
+    )
+    return published_message(live=live)
+
+
+def published_message(*, live: LiveVersion) -> dict[str, Any]:
+    """Return the termination message that says what is live."""
+    return {"version": version_message(live=live), "chunks": live.chunks}
+
+
+def version_message(*, live: LiveVersion) -> dict[str, Any]:
+    """Return the version as the contract writes it once it is live."""
+    return {"id": live.version_id, "number": live.number, "planHash": live.plan_hash, "state": "active"}
+
+
+def commit(*, context: Context, version_id: str, number: int, plan_hash: str, segments: int, mode: str) -> LiveVersion:
+    """Check the outputs and publish.
+
+    Raises:
+        WorkerError: as `publish_version`.
+    """
+    attempt = context.attempt
+    found = list_outputs(store=context.store, prefix=context.version_prefix(version_id=version_id), plan_hash=plan_hash)
+    missing = IndexSet.of(index for index in range(segments) if index not in found)
+    if len(missing):
+        raise WorkerError(
+            "SegmentsMissing", f"{len(missing)} of {segments} segment outputs are not in the store: {missing}"[:1000]
+        )
+    live = history.publish(
+        store=context.store,
+        knowledge_base=attempt.knowledge_base,
+        version=LiveVersion(
+            document_id=attempt.document_id,
+            version_id=version_id,
+            number=number,
+            job_uid=attempt.job_uid,
+            generation=attempt.generation,
+            plan_hash=plan_hash,
+            segments=segments,
+            chunks=sum(found[index] for index in range(segments)),
+            title=attempt.title,
+            mode=mode,
+            embedding=attempt.embedding,
+            published_at="",
+        ),
+    )
+    info("version is live", number=live.number, chunks=live.chunks, generation_published=live.generation)
+    return live

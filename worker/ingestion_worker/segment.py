@@ -1,0 +1,137 @@
+"""process_segment: one slice of a document becomes one Parquet file of chunks and vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from ingestion_worker import layout
+from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
+from ingestion_worker.context import Context
+from ingestion_worker.logs import info
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.output import encode_segment, find_output
+from ingestion_worker.parsing.guard import run_parser
+from ingestion_worker.plan import Plan, check_pipeline, read_plan
+from ingestion_worker.source import MAX_SOURCE_BYTES
+from ingestion_worker.store import ObjectMissingError
+
+_MAX_CHARACTER_BYTES: Final = 4
+# Beyond the overlap, so that the prefix can begin with a whole word.
+_WORD_SLACK: Final = 64
+
+
+def process_segment(*, context: Context, segment: int) -> dict[str, Any]:
+    """Run one segment and return the termination message.
+
+    Output that is there already ends it at once: the work of another pod, or of this one before it was killed.
+
+    Raises:
+        WorkerError: PipelineChanged, PageUnreadable, DocumentTooComplex, an Embedding… or a Store… code.
+    """
+    version = context.attempt.require_version()
+    prefix = context.version_prefix(version_id=version.id)
+    done = find_output(store=context.store, prefix=prefix, plan_hash=version.plan_hash, segment=segment)
+    if done is not None:
+        info("the output is there already", chunks=done)
+        return {"segment": segment, "chunks": done}
+    plan = read_plan(store=context.store, prefix=prefix, plan_hash=version.plan_hash)
+    check_pipeline(plan=plan, attempt=context.attempt)
+    if len(plan.cuts) != context.attempt.require_total_segments():
+        raise WorkerError(
+            "InvalidAttempt", f"the attempt says {context.attempt.total_segments} segments, the plan {len(plan.cuts)}"
+        )
+    chunks = run_segment(
+        context=context, plan=plan, plan_hash=version.plan_hash, version_id=version.id, segment=segment, local=None
+    )
+    return {"segment": segment, "chunks": chunks}
+
+
+def run_segment(
+    *, context: Context, plan: Plan, plan_hash: str, version_id: str, segment: int, local: Path | None
+) -> int:
+    """Parse, chunk, embed and write one segment; return its number of chunks.
+
+    Args:
+        context: the stage's surroundings.
+        plan: the version's plan.
+        plan_hash: its hash.
+        version_id: the version's id.
+        segment: the segment's index.
+        local: the canonical copy, if this container has it already.
+    """
+    chunks = _read_chunks(context=context, plan=plan, segment=segment, local=local)
+    embedding = context.attempt.embedding
+    vectors = context.make_embedder().embed([chunk.content for chunk in chunks])
+    data = encode_segment(
+        version_id=version_id, segment=segment, chunks=chunks, vectors=vectors, dimensions=embedding.dimensions
+    )
+    key = layout.segment_key(
+        prefix=context.version_prefix(version_id=version_id), plan_hash=plan_hash, segment=segment, chunks=len(chunks)
+    )
+    # Whoever else writes this key writes the same bytes.
+    context.store.put(key=key, data=data)
+    info("segment written", chunks=len(chunks), bytes=len(data))
+    return len(chunks)
+
+
+def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | None) -> list[Chunk]:
+    cut = plan.cuts[segment]
+    size, overlap = context.attempt.chunk_size, context.attempt.chunk_overlap
+    if plan.unit == "bytes":
+        reach = (overlap + _WORD_SLACK) * _MAX_CHARACTER_BYTES if overlap else 0
+        begin = max(0, cut.start - reach)
+        data = _read_range(context=context, plan=plan, local=local, start=begin, end=cut.end)
+        # Only the first character of what lies before can be cut in two; the segment's own bounds never are.
+        before = data[: cut.start - begin].decode("utf-8", "ignore")
+        text = data[cut.start - begin :].decode("utf-8")
+        return chunk_text(text=text, before=before, start=cut.character, chunk_size=size, overlap=overlap)
+    path = local or _download(context=context, plan=plan)
+    pages = _pages(context=context, plan=plan, path=path, first=cut.start, last=cut.end)
+    before = ""
+    if overlap and cut.start:
+        try:
+            before = _pages(context=context, plan=plan, path=path, first=cut.start - 1, last=cut.start)[0]
+        except WorkerError as error:
+            # The page before is the other segment's to report.
+            info("the page before cannot be read", code=error.code, page=cut.start)
+    return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap)
+
+
+def _pages(*, context: Context, plan: Plan, path: Path, first: int, last: int) -> list[str]:
+    output = context.scratch / f"pages-{first}-{last}.jsonl"
+    run_parser(
+        operation="pdf_pages",
+        name=plan.name,
+        arguments={"path": str(path), "output": str(output), "first": first, "last": last},
+        limits=context.parser_limits,
+    )
+    with output.open("rb") as file:
+        return [json.loads(line) for line in file]
+
+
+def _download(*, context: Context, plan: Plan) -> Path:
+    path = context.scratch / "canonical"
+    try:
+        digest = context.store.download(key=plan.canonical_key, path=path, max_bytes=MAX_SOURCE_BYTES)
+    except ObjectMissingError as error:
+        raise WorkerError("SegmentsMissing", f"the copy {plan.canonical_key} is not in the store") from error
+    if digest != plan.canonical_sha256:
+        raise WorkerError("SegmentsMissing", f"the copy {plan.canonical_key} was changed after it was written")
+    return path
+
+
+def _read_range(*, context: Context, plan: Plan, local: Path | None, start: int, end: int) -> bytes:
+    if local is not None:
+        with local.open("rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
+    else:
+        try:
+            data = context.store.get_range(key=plan.canonical_key, start=start, end=end)
+        except ObjectMissingError as error:
+            raise WorkerError("SegmentsMissing", f"the text {plan.canonical_key} is not in the store") from error
+    if len(data) != end - start:
+        raise WorkerError("SegmentsMissing", f"the text {plan.canonical_key} is shorter than the plan says")
+    return data

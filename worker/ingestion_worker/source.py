@@ -1,0 +1,430 @@
+"""Sources: an object of the tenant's own bucket, or http(s) behind a guard against reaching into the cluster.
+
+The guard resolves a name once, checks every address, and connects to the very address it checked: a name that resolves
+differently the second time (DNS rebinding) has no second time. Each redirect is checked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urljoin, urlsplit
+
+from ingestion_worker.logs import redact
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import ObjectMissingError, Store
+
+MAX_SOURCE_BYTES: Final = 512 * 2**20
+MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[[str, int], list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """Bounds of one download: bytes, and seconds to connect, between two reads, and in total."""
+
+    max_bytes: int = MAX_SOURCE_BYTES
+    connect_seconds: float = 10.0
+    read_seconds: float = 60.0
+    total_seconds: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """A source that lies in a local file.
+
+    Args:
+        path: the file.
+        name: the source's file name, for messages and for telling its type.
+        sha256: of the bytes, in hex.
+        size: in bytes.
+        content_type: what an HTTP server said it is, or None.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    size: int
+    content_type: str | None = None
+
+
+class AllowList:
+    """Hosts and networks that http(s) sources may be on although they are not public (INGESTION_SOURCE_ALLOW)."""
+
+    def __init__(self, *, text: str) -> None:
+        self._hosts: set[str] = set()
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        for raw in text.split(","):
+            item = raw.strip().lower().rstrip(".")
+            if not item:
+                continue
+            try:
+                self._networks.append(ipaddress.ip_network(item, strict=False))
+            except ValueError:
+                self._hosts.add(item)
+
+    def permits(self, *, host: str, address: Address) -> bool:
+        """Return whether a connection to this address of this host may be made."""
+        if host.lower().rstrip(".") in self._hosts:
+            return True
+        plain = embedded_address(address=address)
+        if any(candidate in network for candidate in {address, plain} for network in self._networks):
+            return True
+        return is_public(address=address)
+
+
+def embedded_address(*, address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 one carries (v4-mapped, v4-compatible, 6to4, NAT64), else the address."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64 or (int(address) >> 32 == 0 and int(address) > 1):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def is_public(*, address: Address) -> bool:
+    """Return whether an address is on the public Internet: global, and neither multicast, reserved nor tunnelled.
+
+    Source: https://www.iana.org/assignments/iana-ipv4-special-registry/ and the IPv6 one, through `ipaddress`
+    """
+    candidates = [address, embedded_address(address=address)]
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None or address.teredo is not None or address.is_site_local:
+            return False
+        if candidates[1] is not address:
+            # The carrier's own prefix (::ffff:0:0/96 …) is not global by itself; the address inside decides.
+            candidates = candidates[1:]
+    return all(
+        item.is_global and not (item.is_multicast or item.is_reserved or item.is_unspecified or item.is_loopback)
+        for item in candidates
+    )
+
+
+def fetch_source(
+    *,
+    uri: str,
+    sha256: str | None,
+    store: Store,
+    allow: AllowList,
+    path: Path,
+    limits: FetchLimits | None = None,
+    resolver: Resolver | None = None,
+) -> Fetched:
+    """Copy the source into a local file and check its hash.
+
+    Args:
+        uri: `s3://BUCKET/KEY` of the tenant's own bucket, or http(s).
+        sha256: what the job promises, in lower-case hex, or None.
+        store: the tenant's store.
+        allow: what the chart allows beyond public addresses.
+        path: the file to write.
+        limits: bounds of the download.
+        resolver: name resolution, for tests.
+
+    Raises:
+        WorkerError: one of the Source… codes, DocumentTooLarge, or the store's codes.
+    """
+    limits = limits or FetchLimits()
+    parts = _split(uri)
+    if parts.scheme == "s3":
+        fetched = _from_bucket(uri=uri, store=store, path=path, limits=limits)
+    elif parts.scheme in ("http", "https"):
+        fetched = _from_http(url=uri, allow=allow, path=path, limits=limits, resolver=resolver or system_resolver)
+    else:
+        raise WorkerError("SourceNotAllowed", f"a source is s3:// or http(s)://, not {parts.scheme or 'a bare path'}")
+    if sha256 is not None and fetched.sha256 != sha256:
+        raise WorkerError(
+            "SourceHashMismatch", f"{fetched.name} has the SHA-256 {fetched.sha256}, but the job promises {sha256}"
+        )
+    return fetched
+
+
+def _from_bucket(*, uri: str, store: Store, path: Path, limits: FetchLimits) -> Fetched:
+    # Keys are taken literally: no query, no fragment, no percent-encoding.
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if bucket != store.bucket:
+        raise WorkerError("SourceNotAllowed", f"the source is in bucket {bucket!r}; only {store.bucket!r} is allowed")
+    if not key or key.endswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
+        raise WorkerError("SourceNotAllowed", f"{uri} is not the name of an object")
+    name = key.rpartition("/")[2]
+    try:
+        digest = store.download(key=key, path=path, max_bytes=limits.max_bytes)
+    except ObjectMissingError as error:
+        raise WorkerError("SourceNotFound", f"there is no object {key} in bucket {bucket}") from error
+    except ValueError as error:
+        raise WorkerError("SourceNotAllowed", f"{uri} is not the name of an object") from error
+    return Fetched(path=path, name=name, sha256=digest, size=path.stat().st_size)
+
+
+def _from_http(*, url: str, allow: AllowList, path: Path, limits: FetchLimits, resolver: Resolver) -> Fetched:
+    import httpcore
+
+    from ingestion_worker.tls import tls_context
+
+    deadline = time.monotonic() + limits.total_seconds
+    backend = guarded_backend(allow=allow, limits=limits, deadline=deadline, resolver=resolver)
+    name = "source"
+    with httpcore.ConnectionPool(
+        ssl_context=tls_context(), network_backend=backend, max_keepalive_connections=0, retries=0
+    ) as pool:
+        for _ in range(MAX_REDIRECTS + 1):
+            _check_url(url)
+            name = unquote(urlsplit(url).path).rpartition("/")[2] or name
+            try:
+                with pool.stream("GET", _ascii(url), headers=_headers(), extensions=_timeouts(limits)) as response:
+                    headers = {
+                        key.decode("latin-1").lower(): value.decode("latin-1") for key, value in response.headers
+                    }
+                    if response.status in _REDIRECTS and "location" in headers:
+                        url = urljoin(url, headers["location"])
+                        continue
+                    _check_status(status=response.status, name=name, url=url)
+                    return _read_body(
+                        response=response, headers=headers, name=name, path=path, limits=limits, deadline=deadline
+                    )
+            except httpcore.RemoteProtocolError as error:
+                code = (
+                    "SourceTruncated" if "without sending complete message body" in str(error) else "SourceUnavailable"
+                )
+                raise WorkerError(code, f"{name}: {_text(error)}") from error
+            except (httpcore.ProtocolError, httpcore.UnsupportedProtocol, UnicodeError) as error:
+                raise WorkerError("SourceNotAllowed", f"{_shown(url)} cannot be asked for: {_text(error)}") from error
+            except httpcore.TimeoutException as error:
+                raise WorkerError("SourceUnavailable", f"{_shown(url)} timed out: {_text(error)}") from error
+            except (httpcore.NetworkError, ssl.SSLError, OSError) as error:
+                raise WorkerError("SourceUnavailable", f"{_shown(url)} did not answer: {_text(error)}") from error
+    raise WorkerError("SourceUnavailable", f"{_shown(url)}: more than {MAX_REDIRECTS} redirects")
+
+
+def _read_body(
+    *, response: Any, headers: dict[str, str], name: str, path: Path, limits: FetchLimits, deadline: float
+) -> Fetched:
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        # Asked for as it is: unpacking on the server's word would let it send a bomb.
+        raise WorkerError("SourceUnavailable", f"the server sent {name} with Content-Encoding {encoding}, unasked")
+    announced = headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limits.max_bytes:
+        raise WorkerError("DocumentTooLarge", f"{name} has {announced} bytes; at most {limits.max_bytes} are read")
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("wb") as file:
+        for piece in response.iter_stream():
+            size += len(piece)
+            if size > limits.max_bytes:
+                raise WorkerError("DocumentTooLarge", f"{name} has more than {limits.max_bytes} bytes")
+            if time.monotonic() > deadline:
+                raise WorkerError("SourceUnavailable", f"{name} was not read within {limits.total_seconds:g} s")
+            digest.update(piece)
+            file.write(piece)
+    if announced.isdigit() and size != int(announced):
+        raise WorkerError("SourceTruncated", f"the server announced {announced} bytes of {name} and sent {size}")
+    return Fetched(path=path, name=name, sha256=digest.hexdigest(), size=size, content_type=headers.get("content-type"))
+
+
+def _check_status(*, status: int, name: str, url: str) -> None:
+    if status == 200:
+        return
+    if status in (404, 410):
+        raise WorkerError("SourceNotFound", f"{_shown(url)} answered {status}")
+    if status in (401, 403, 407):
+        raise WorkerError("SourceForbidden", f"{_shown(url)} answered {status}")
+    raise WorkerError("SourceUnavailable", f"{_shown(url)} answered {status} for {name}")
+
+
+def _check_url(url: str) -> None:
+    parts = _split(url)
+    if parts.scheme not in ("http", "https"):
+        raise WorkerError("SourceNotAllowed", f"redirected to {parts.scheme or 'no'}://, which is not http(s)")
+    if parts.username is not None or parts.password is not None:
+        raise WorkerError(
+            "SourceNotAllowed", "the source's URL holds credentials; they would end up in status and logs"
+        )
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise WorkerError("SourceNotAllowed", "the source's URL has no valid port") from error
+    if not parts.hostname or port == 0:
+        raise WorkerError("SourceNotAllowed", "the source's URL names no host")
+
+
+def _split(url: str) -> Any:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise WorkerError("SourceNotAllowed", "the source is not a valid URL") from error
+
+
+def _ascii(url: str) -> str:
+    """Return the URL as it goes over the wire: host in IDNA, everything else percent-encoded, no fragment."""
+    from urllib.parse import quote
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host.encode("idna").decode("ascii")
+    port = f":{parts.port}" if parts.port else ""
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?") if parts.query else ""
+    return f"{parts.scheme}://{host}{port}{path}{query}"
+
+
+def _headers() -> list[tuple[str, str]]:
+    return [
+        ("Accept", "*/*"),
+        ("Accept-Encoding", "identity"),
+        ("User-Agent", "ingestion-worker"),
+        ("Connection", "close"),
+    ]
+
+
+def _timeouts(limits: FetchLimits) -> dict[str, Any]:
+    return {
+        "timeout": {
+            "connect": limits.connect_seconds,
+            "read": limits.read_seconds,
+            "write": limits.read_seconds,
+            "pool": limits.connect_seconds,
+        }
+    }
+
+
+def system_resolver(host: str, port: int) -> list[str]:
+    """Return a name's addresses, as the system resolves it."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(item[4][0]) for item in found))
+
+
+def checked_addresses(*, host: str, addresses: Iterable[str], allow: AllowList) -> list[str]:
+    """Return the addresses if every one may be connected to.
+
+    Raises:
+        WorkerError: SourceNotAllowed naming the first that may not: a name with one inner address is not half trusted.
+    """
+    result = []
+    for text in addresses:
+        address = ipaddress.ip_address(text)
+        if not allow.permits(host=host, address=address):
+            raise WorkerError(
+                "SourceNotAllowed", f"{host} is at {address}, which is not public and not on the allow-list"
+            )
+        result.append(text)
+    return result
+
+
+def guarded_backend(*, allow: AllowList, limits: FetchLimits, deadline: float, resolver: Resolver) -> Any:
+    """Return an httpcore network backend that connects only to checked addresses and keeps to a deadline."""
+    import httpcore
+
+    class Stream(httpcore.NetworkStream):
+        """A connection whose every wait ends at the deadline: a server that drips bytes cannot hold it."""
+
+        def __init__(self, inner: httpcore.NetworkStream) -> None:
+            self._inner = inner
+
+        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            return self._inner.read(max_bytes, _remaining(timeout, httpcore.ReadTimeout))
+
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            self._inner.write(buffer, _remaining(timeout, httpcore.WriteTimeout))
+
+        def close(self) -> None:
+            self._inner.close()
+
+        def start_tls(
+            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        ) -> httpcore.NetworkStream:
+            left = _remaining(timeout, httpcore.ConnectTimeout)
+            return Stream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+        def get_extra_info(self, info: str) -> Any:
+            return self._inner.get_extra_info(info)
+
+    def _remaining(timeout: float | None, error: type[Exception]) -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise error(f"not read within {limits.total_seconds:g} s")
+        return left if timeout is None else min(left, timeout)
+
+    class Backend(httpcore.NetworkBackend):
+        """Resolves, checks, and connects to what it checked."""
+
+        def __init__(self) -> None:
+            self._inner = httpcore.SyncBackend()
+
+        def connect_tcp(
+            self,
+            host: str,
+            port: int,
+            timeout: float | None = None,
+            local_address: str | None = None,
+            socket_options: Any = None,
+        ) -> httpcore.NetworkStream:
+            found = _resolve(host=host, port=port, resolver=resolver, seconds=limits.connect_seconds)
+            problem: Exception = httpcore.ConnectError(f"{host} has no address")
+            for address in checked_addresses(host=host, addresses=found, allow=allow):
+                left = _remaining(timeout, httpcore.ConnectTimeout)
+                try:
+                    return Stream(self._inner.connect_tcp(address, port, left, local_address, socket_options))
+                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                    problem = error
+            raise problem
+
+        def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> Any:
+            raise httpcore.ConnectError("no unix sockets")
+
+    return Backend()
+
+
+def _resolve(*, host: str, port: int, resolver: Resolver, seconds: float) -> list[str]:
+    """Resolve in a thread: getaddrinfo has no timeout of its own."""
+    import httpcore
+
+    bare = host.strip("[]")
+    try:
+        return [str(ipaddress.ip_address(bare))]
+    except ValueError:
+        pass
+    answers: queue.Queue[list[str] | Exception] = queue.Queue()
+
+    def work() -> None:
+        try:
+            answers.put(resolver(bare, port))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise httpcore.ConnectTimeout(f"{host} was not resolved within {seconds:g} s") from None
+    if isinstance(answer, Exception):
+        raise httpcore.ConnectError(f"{host} cannot be resolved: {answer}") from answer
+    return answer
+
+
+def _shown(url: str) -> str:
+    """Return the URL for a message: without credentials, query (it may be signed) or fragment."""
+    parts = urlsplit(url)
+    host = (parts.netloc or "").rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"[:300]
+
+
+def _text(error: BaseException) -> str:
+    return redact(str(error) or type(error).__name__)[:300]

@@ -1,0 +1,290 @@
+"""The object store: a tenant's S3 bucket, or a local folder for tests and development.
+
+One thin class over obstore that speaks the worker's error codes. Keys come from `layout`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from ingestion_crds.constants import ENV_STORE_URL
+from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import LocalStore, S3Store
+
+from ingestion_worker import layout
+from ingestion_worker.logs import redact
+from ingestion_worker.outcome import WorkerError
+
+# One request's body at most: below the request's own timeout on a slow link.
+PIECE_BYTES: Final = 8 * 2**20
+_MESSAGE_CHARACTERS: Final = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where a tenant's bucket is and the credentials for it.
+
+    Args:
+        url: `s3://BUCKET`, or `file:///path` (the bucket is then the folder's name).
+        endpoint: URL of the S3 service; None for AWS.
+        region, access_key_id, secret_access_key, session_token: as S3 wants them.
+        timeout_seconds: of one request.
+        retry_seconds: how long a request that fails is tried again.
+    """
+
+    url: str
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    timeout_seconds: float = 30.0
+    retry_seconds: float = 20.0
+
+    @classmethod
+    def from_env(cls, *, env: Mapping[str, str]) -> StoreConfig:
+        """Read the configuration from a worker's environment (INGESTION_STORE_URL and AWS_*).
+
+        Raises:
+            WorkerError: InvalidAttempt when INGESTION_STORE_URL is missing.
+        """
+        url = env.get(ENV_STORE_URL)
+        if not url:
+            raise WorkerError("InvalidAttempt", f"{ENV_STORE_URL} is not set")
+        return cls(
+            url=url,
+            endpoint=env.get("AWS_ENDPOINT_URL") or None,
+            region=env.get("AWS_REGION") or None,
+            access_key_id=env.get("AWS_ACCESS_KEY_ID") or None,
+            secret_access_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
+            session_token=env.get("AWS_SESSION_TOKEN") or None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int
+
+
+class ObjectMissingError(Exception):
+    """The object is not there; its key is the argument. Callers turn it into the code that fits their stage."""
+
+
+class Store:
+    """A tenant's bucket. Cheap to make, safe to share between threads.
+
+    Every method raises WorkerError StoreUnavailable or StoreForbidden; reads raise ObjectMissingError.
+    """
+
+    def __init__(self, *, config: StoreConfig) -> None:
+        parts = urlsplit(config.url)
+        self._backend: Any
+        if parts.scheme == "s3" and parts.netloc and parts.path in ("", "/"):
+            self.bucket = parts.netloc
+            self._backend = _s3(config=config, bucket=parts.netloc)
+        elif parts.scheme == "file" and not parts.netloc and Path(unquote(parts.path)).name:
+            folder = Path(unquote(parts.path))
+            self.bucket = folder.name
+            self._backend = LocalStore(folder, mkdir=True)
+        else:
+            raise WorkerError(
+                "InvalidAttempt", f"the store's URL is neither s3://BUCKET nor file:///path: {config.url}"
+            )
+
+    def get(self, *, key: str) -> bytes:
+        """Return an object's bytes; for small objects."""
+        with _mapped(key):
+            return bytes(obstore.get(self._backend, key).bytes())
+
+    def get_range(self, *, key: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of an object."""
+        with _mapped(key):
+            return bytes(obstore.get_range(self._backend, key, start=start, end=end))
+
+    def size(self, *, key: str) -> int:
+        """Return an object's size in bytes."""
+        with _mapped(key):
+            return int(obstore.head(self._backend, key)["size"])
+
+    def put(self, *, key: str, data: bytes) -> None:
+        """Write an object whole, over whatever is there: for content that is the same whoever writes it."""
+        with _mapped(key):
+            obstore.put(self._backend, key, data)
+
+    def create(self, *, key: str, data: bytes) -> bool:
+        """Write an object if there is none; True if this call's bytes are the object's.
+
+        A request repeated by the client after a lost answer finds its own object: equal bytes count as created, so
+        the data must hold something unique where two writers must not both win. Keep it small: a refused
+        conditional PUT of megabytes ends in a broken connection instead of an answer.
+        """
+        with _mapped(key):
+            try:
+                obstore.put(self._backend, key, data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return bytes(obstore.get(self._backend, key).bytes()) == data
+            return True
+
+    def put_file(self, *, key: str, path: Path) -> None:
+        """Upload a local file, in parts if it is large; the object appears whole or not at all."""
+        with _mapped(key):
+            obstore.put(self._backend, key, path, chunk_size=PIECE_BYTES, max_concurrency=2)
+
+    def download(self, *, key: str, path: Path, max_bytes: int) -> str:
+        """Copy an object into a local file, piece by piece, and return its SHA-256 in hex.
+
+        Raises:
+            WorkerError: DocumentTooLarge when it has more than `max_bytes`, before anything is copied;
+                StoreUnavailable when it is overwritten meanwhile.
+        """
+        digest = hashlib.sha256()
+        with _mapped(key):
+            meta = obstore.head(self._backend, key)
+            size, tag = int(meta["size"]), meta["e_tag"]
+            if size > max_bytes:
+                raise WorkerError("DocumentTooLarge", f"{key} has {size} bytes; at most {max_bytes} are read")
+            with path.open("wb") as file:
+                for start in range(0, size, PIECE_BYTES):
+                    options: Any = {"range": (start, min(size, start + PIECE_BYTES))}
+                    if tag:
+                        options["if_match"] = tag
+                    piece = bytes(obstore.get(self._backend, key, options=options).bytes())
+                    digest.update(piece)
+                    file.write(piece)
+        return digest.hexdigest()
+
+    def list(self, *, prefix: str) -> Iterator[Entry]:
+        """Yield the objects under a folder, in no particular order."""
+        with _mapped(prefix):
+            for page in obstore.list(self._backend, prefix=f"{prefix}/"):
+                for item in page:
+                    yield Entry(key=item["path"], size=item["size"])
+
+    def delete(self, *, key: str) -> None:
+        """Delete an object; one that is not there is no error."""
+        with contextlib.suppress(ObjectMissingError), _mapped(key):
+            obstore.delete(self._backend, key)
+
+    def ping(self) -> None:
+        """Raise StoreUnavailable or StoreForbidden unless the bucket answers."""
+        with contextlib.suppress(ObjectMissingError), _mapped("ping"):
+            obstore.head(self._backend, "ping")
+            return
+
+    async def put_stream(self, *, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Write an object from an asynchronous stream, in parts; an error in the stream leaves no object."""
+        with _mapped(key):
+            await obstore.put_async(self._backend, key, chunks, chunk_size=PIECE_BYTES, max_concurrency=2)
+
+
+def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
+    options = {
+        "endpoint": config.endpoint,
+        "region": config.region or "us-east-1",
+        "access_key_id": config.access_key_id,
+        "secret_access_key": config.secret_access_key,
+        "session_token": config.session_token,
+    }
+    settings: Any = {name: value for name, value in options.items() if value}
+    return S3Store(
+        bucket,
+        config=settings,
+        client_options={
+            "allow_http": (config.endpoint or "").startswith("http://"),
+            "connect_timeout": timedelta(seconds=min(5.0, config.timeout_seconds)),
+            "timeout": timedelta(seconds=config.timeout_seconds),
+        },
+        retry_config={
+            "max_retries": 5,
+            "retry_timeout": timedelta(seconds=config.retry_seconds),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=5),
+                "base": 2,
+            },
+        },
+    )
+
+
+@contextlib.contextmanager
+def _mapped(key: str) -> Iterator[None]:
+    """Turn obstore's errors into the worker's."""
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise WorkerError("StoreForbidden", f"the store refused the credentials for {key}: {_first(error)}") from error
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise WorkerError("StoreUnavailable", f"the bucket does not exist: {_first(error)}") from error
+        raise ObjectMissingError(key) from error
+    except (obstore.exceptions.BaseError, OSError) as error:
+        raise WorkerError("StoreUnavailable", f"the store failed at {key}: {_first(error)}") from error
+
+
+def _first(error: BaseException) -> str:
+    # obstore appends a debug dump of many lines; the first one says it.
+    return redact(str(error).strip().split("\n", 1)[0])[:_MESSAGE_CHARACTERS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """An uploaded file: what `spec.document.source` needs of it."""
+
+    uri: str
+    key: str
+    sha256: str
+    size: int
+
+
+async def put_upload(
+    *,
+    store: Store,
+    document_id: str,
+    file_name: str,
+    chunks: AsyncIterator[bytes],
+    max_bytes: int,
+    upload_id: str | None = None,
+) -> Upload:
+    """Stream an upload into the tenant's bucket, hashing and counting on the way; memory stays at a few parts.
+
+    Args:
+        store: the tenant's store.
+        document_id: the document's UUID.
+        file_name: the client's name for the file; made safe for a key.
+        chunks: the body.
+        max_bytes: the cap in bytes.
+        upload_id: part of the key; a fresh UUID when None, so that no upload overwrites another.
+
+    Raises:
+        WorkerError: DocumentTooLarge over the cap (nothing stays in the store), StoreUnavailable, StoreForbidden.
+    """
+    key = layout.upload_key(
+        document_id=document_id, upload_id=upload_id or str(uuid.uuid4()), file_name=file_name or "document"
+    )
+    digest = hashlib.sha256()
+    size = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal size
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > max_bytes:
+                raise WorkerError("DocumentTooLarge", f"{os.path.basename(key)} has more than {max_bytes} bytes")
+            digest.update(chunk)
+            yield chunk
+
+    await store.put_stream(key=key, chunks=counted())
+    return Upload(uri=f"s3://{store.bucket}/{key}", key=key, sha256=digest.hexdigest(), size=size)
