@@ -85,7 +85,7 @@ def _root_schema() -> JsonObject:
     spec["x-kubernetes-validations"] = _spec_rules()
     spec["properties"]["pipeline"]["x-kubernetes-validations"] = [
         {
-            "rule": "self.chunkOverlap < self.chunkSize",
+            "rule": "!has(self.chunkOverlap) || !has(self.chunkSize) || self.chunkOverlap < self.chunkSize",
             "message": "chunkOverlap must be less than chunkSize",
             "fieldPath": ".chunkOverlap",
         }

@@ -1,0 +1,195 @@
+"""The requests that the reconcile loop makes, and the protocol that they are hidden behind."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Reason
+from ingestion_crds.kube import (
+    JSON_PATCH,
+    MERGE_PATCH,
+    ApiError,
+    JsonObject,
+    KubeClient,
+    core_path,
+    ingestion_path,
+    job_path,
+)
+
+_POD_PAGE: Final = 500
+_POD_PAGES: Final = 4
+_CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
+_INDEX_LABEL: Final = "batch.kubernetes.io/job-completion-index"
+
+
+class Cluster(Protocol):
+    """What the reconcile loop asks of an API server. Every method raises `ApiError`."""
+
+    async def get_ingestion_job(self, *, namespace: str, name: str) -> JsonObject: ...
+    async def list_ingestion_jobs(self, *, page: str = "") -> tuple[list[JsonObject], str]: ...
+    async def patch_ingestion_job(self, *, namespace: str, name: str, operations: list[JsonObject]) -> JsonObject: ...
+    async def patch_status(
+        self, *, namespace: str, name: str, resource_version: str, status: JsonObject
+    ) -> JsonObject: ...
+    async def delete_ingestion_job(self, *, namespace: str, name: str, uid: str) -> None: ...
+    async def list_jobs(self, *, namespace: str, owner_uid: str) -> list[JsonObject]: ...
+    async def get_job(self, *, namespace: str, name: str) -> JsonObject: ...
+    async def create_job(self, *, body: JsonObject) -> JsonObject: ...
+    async def patch_job(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject: ...
+    async def delete_job(self, *, namespace: str, name: str, uid: str) -> None: ...
+    async def get_config_map(self, *, namespace: str, name: str) -> JsonObject: ...
+    async def create_config_map(self, *, body: JsonObject) -> JsonObject: ...
+    async def delete_config_map(self, *, namespace: str, name: str) -> None: ...
+    async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]: ...
+    async def list_pending_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
+    async def list_creation_failures(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
+    async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None: ...
+    async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None: ...
+
+
+class KubeCluster:
+    """`Cluster` over a real API server.
+
+    Lists and gets name no resourceVersion, so that they are answered from etcd and never from an old cache.
+
+    Args:
+        client: the connection.
+    """
+
+    def __init__(self, client: KubeClient) -> None:
+        self._client = client
+
+    async def get_ingestion_job(self, *, namespace: str, name: str) -> JsonObject:
+        return await self._client.request("GET", ingestion_path(namespace, name))
+
+    async def list_ingestion_jobs(self, *, page: str = "") -> tuple[list[JsonObject], str]:
+        """Return one page of all IngestionJobs, and the token of the next (empty at the end)."""
+        query = {"limit": _POD_PAGE, **({"continue": page} if page else {})}
+        answer = await self._client.request("GET", ingestion_path(), query=query)
+        return answer["items"], answer["metadata"].get("continue", "")
+
+    async def patch_ingestion_job(self, *, namespace: str, name: str, operations: list[JsonObject]) -> JsonObject:
+        return await self._client.request(
+            "PATCH", ingestion_path(namespace, name), body=operations, content_type=JSON_PATCH
+        )
+
+    async def patch_status(self, *, namespace: str, name: str, resource_version: str, status: JsonObject) -> JsonObject:
+        """Merge into status. Only the resourceVersion protects: a wrong uid in a status patch is ignored."""
+        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
+        return await self._client.request(
+            "PATCH", ingestion_path(namespace, name, "status"), body=body, content_type=MERGE_PATCH
+        )
+
+    async def delete_ingestion_job(self, *, namespace: str, name: str, uid: str) -> None:
+        await self._delete(ingestion_path(namespace, name), uid)
+
+    async def list_jobs(self, *, namespace: str, owner_uid: str) -> list[JsonObject]:
+        query = {"labelSelector": f"{names.LABEL_JOB_UID}={owner_uid}"}
+        answer = await self._client.request("GET", job_path(namespace), query=query)
+        return list(answer["items"])
+
+    async def get_job(self, *, namespace: str, name: str) -> JsonObject:
+        return await self._client.request("GET", job_path(namespace, name))
+
+    async def create_job(self, *, body: JsonObject) -> JsonObject:
+        return await self._client.request("POST", job_path(body["metadata"]["namespace"]), body=body)
+
+    async def patch_job(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject:
+        body = {"metadata": {"uid": uid}, "spec": spec}
+        return await self._client.request("PATCH", job_path(namespace, name), body=body, content_type=MERGE_PATCH)
+
+    async def delete_job(self, *, namespace: str, name: str, uid: str) -> None:
+        await self._delete(job_path(namespace, name), uid)
+
+    async def get_config_map(self, *, namespace: str, name: str) -> JsonObject:
+        return await self._client.request("GET", core_path("configmaps", namespace, name))
+
+    async def create_config_map(self, *, body: JsonObject) -> JsonObject:
+        return await self._client.request("POST", core_path("configmaps", body["metadata"]["namespace"]), body=body)
+
+    async def delete_config_map(self, *, namespace: str, name: str) -> None:
+        await self._delete(core_path("configmaps", namespace, name), None)
+
+    async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]:
+        """Return a Job's pods, at most four pages, and whether there are more."""
+        query: JsonObject = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "limit": _POD_PAGE}
+        if failed_only:
+            query["fieldSelector"] = "status.phase=Failed"
+        pods: list[JsonObject] = []
+        for _ in range(_POD_PAGES):
+            answer = await self._client.request("GET", core_path("pods", namespace), query=query)
+            pods += answer["items"]
+            following = answer["metadata"].get("continue", "")
+            if not following:
+                return pods, False
+            query["continue"] = following
+        return pods, True
+
+    async def list_pending_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
+        query = {
+            "labelSelector": f"{_CONTROLLER_UID}={job_uid}",
+            "fieldSelector": "status.phase=Pending",
+            "limit": 20,
+        }
+        return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
+
+    async def list_creation_failures(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
+        query = {"fieldSelector": f"involvedObject.uid={job_uid},reason=FailedCreate", "limit": 20}
+        return list((await self._client.request("GET", core_path("events", namespace), query=query))["items"])
+
+    async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
+        selector = f"{_CONTROLLER_UID}={job_uid}"
+        if keep:
+            selector += f",{_INDEX_LABEL} notin ({','.join(map(str, keep))})"
+        query = {"labelSelector": selector}
+        body = {"propagationPolicy": "Background"}
+        await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
+
+    async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
+        metadata = job["metadata"]
+        body = {
+            "metadata": {"generateName": f"{metadata['name'][:200]}.", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+            "type": "Warning" if warning else "Normal",
+            "reason": reason.value,
+            "message": message[:1000],
+            "source": {"component": names.MANAGED_BY},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        await self._client.request("POST", core_path("events", metadata["namespace"]), body=body)
+
+    async def _delete(self, path: str, uid: str | None) -> None:
+        """Delete with Background propagation (the default orphans a Job's pods); gone already is well."""
+        body: JsonObject = {"propagationPolicy": "Background"}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        try:
+            await self._client.request("DELETE", path, body=body)
+        except ApiError as error:
+            if not error.not_found and not (uid is not None and error.status == 409):
+                raise
+
+
+def merge_diff(before: Any, after: Any) -> Any:
+    """Return the merge patch that turns one JSON value into another; {} when they are equal.
+
+    Source: RFC 7396.
+    """
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return after
+    patch: JsonObject = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        if key not in before:
+            patch[key] = value
+        elif before[key] != value:
+            patch[key] = merge_diff(before[key], value)
+    return patch

@@ -1,0 +1,228 @@
+"""The operator process: kopf watches, the queue works. The only module that imports kopf.
+
+kopf's change handlers, indexes and daemons stay unused: they copy the spec into annotations, add finalizers that block
+deletion while the operator is down, and start slowly with thousands of objects (docs/decisions/0002-kopf-as-shell.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import aiohttp.web
+import kopf
+import prometheus_client
+from ingestion_crds import constants as names
+from ingestion_crds.config import Config, ConfigError
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import ApiError, KubeClient
+
+from ingestion_operator import metrics
+from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.plan import settled
+from ingestion_operator.queue import WorkQueue
+from ingestion_operator.reconcile import ConflictError, Reconciler
+
+_WORKERS: Final = 32
+_RESYNC_SECONDS: Final = 120.0
+_UNHEALTHY_AGE_SECONDS: Final = 300.0
+_HEALTH_PORT: Final = 8080
+_JOBS: Final = ("batch", "v1", "jobs")
+_INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
+_LOG_FIELDS: Final = ("job", "jobID", "generation", "reason", "seconds")
+
+log = logging.getLogger("ingestion_operator")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the job's key, id and generation where they are known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry: dict[str, Any] = {
+            "time": moment,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {field: getattr(record, field) for field in _LOG_FIELDS if hasattr(record, field)}
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+class Operator:
+    """The running parts: connection, queue, reconciler, resync, health.
+
+    Args:
+        client: the API server.
+        config: the installation's configuration.
+        health_port: where /healthz and /metrics are served; 0 for any free port.
+    """
+
+    def __init__(self, *, client: KubeClient, config: Config, health_port: int = _HEALTH_PORT) -> None:
+        self._client = client
+        self._cluster = KubeCluster(client)
+        self._reconciler = Reconciler(cluster=self._cluster, config=config)
+        self.queue = WorkQueue()
+        self._health_port = health_port
+        self._health: aiohttp.web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start the workers, the resync and the health endpoint."""
+        app = aiohttp.web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/metrics", self._metrics)
+        self._health = aiohttp.web.AppRunner(app, access_log=None)
+        await self._health.setup()
+        await aiohttp.web.TCPSite(self._health, port=self._health_port).start()
+        self._tasks = [
+            asyncio.create_task(self.queue.work(self._handle, workers=_WORKERS)),
+            asyncio.create_task(self._resync()),
+        ]
+
+    async def stop(self) -> None:
+        """Stop everything; what is half done is gone on with at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._health is not None:
+            await self._health.cleanup()
+        await self._client.close()
+
+    async def _handle(self, key: str) -> None:
+        begun = time.monotonic()
+        try:
+            wait = await self._reconciler.reconcile(key)
+        except ConflictError:
+            self.queue.add(key)
+        except ApiError as error:
+            metrics.RECONCILE_ERRORS.labels(reason=error.reason).inc()
+            delay = self.queue.retry(key)
+            log.warning("look again in %.1f s: %s", delay, error, extra={"job": key})
+        except Exception:
+            # One broken object must not stop the others; it is looked at again, ever more slowly.
+            metrics.RECONCILE_ERRORS.labels(reason="Internal").inc()
+            log.exception("look again in %.1f s", self.queue.retry(key), extra={"job": key})
+        else:
+            self.queue.forget(key)
+            if wait is not None:
+                self.queue.add_after(key, wait)
+        metrics.RECONCILE_SECONDS.observe(time.monotonic() - begun)
+
+    async def _resync(self) -> None:
+        """List everything now and then, so that a lost watch event costs minutes, not a job."""
+        while True:
+            await asyncio.sleep(_RESYNC_SECONDS)
+            try:
+                page = ""
+                while True:
+                    items, page = await self._cluster.list_ingestion_jobs(page=page)
+                    for item in items:
+                        self.see(item)
+                    if not page:
+                        break
+            except ApiError as error:
+                log.warning("resync failed: %s", error)
+
+    def see(self, body: Mapping[str, Any]) -> None:
+        """Queue an IngestionJob unless its body alone shows that it is settled."""
+        key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+        try:
+            if settled(IngestionJob.model_validate(body)):
+                return
+        except ValueError:
+            log.exception("an object that the models do not understand", extra={"job": key})
+            return
+        self.queue.add(key)
+
+    async def _healthz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
+        age = self.queue.oldest_age
+        dead = any(task.done() for task in self._tasks)
+        healthy = not dead and age < _UNHEALTHY_AGE_SECONDS
+        body = {"healthy": healthy, "queue": len(self.queue), "oldestAgeSeconds": round(age, 1)}
+        return aiohttp.web.json_response(body, status=200 if healthy else 503)
+
+    async def _metrics(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
+        metrics.QUEUE_DEPTH.set(len(self.queue))
+        metrics.QUEUE_AGE.set(self.queue.oldest_age)
+        return aiohttp.web.Response(
+            body=prometheus_client.generate_latest(),
+            headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST},
+        )
+
+
+def registry_for(config: Config) -> kopf.OperatorRegistry:
+    """Return the kopf handlers: each does one thing, it puts a key on the queue."""
+    registry = kopf.OperatorRegistry()
+    holder: list[Operator] = []
+
+    @kopf.on.startup(registry=registry)
+    async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.posting.enabled = False
+        settings.scanning.disabled = True
+        settings.watching.server_timeout = 600
+        settings.watching.connect_timeout = 10
+        settings.networking.request_timeout = 60
+        settings.watching.label_selectors[_JOBS] = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+        port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
+        operator = Operator(client=await KubeClient.connect(), config=config, health_port=port)
+        await operator.start()
+        holder.append(operator)
+        log.info("started")
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        for operator in holder:
+            await operator.stop()
+
+    @kopf.on.login(registry=registry)
+    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
+            return kopf.login_with_service_account(**kwargs)
+        return kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(*_INGESTION_JOBS, registry=registry)
+    async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
+        if type != "DELETED":
+            holder[0].see(body)
+
+    @kopf.on.event(*_JOBS, registry=registry)
+    async def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
+        owner = annotations.get(names.ANNOTATION_JOB_NAME)
+        if owner and namespace:
+            holder[0].queue.add(f"{namespace}/{owner}")
+
+    return registry
+
+
+def configure_logging() -> None:
+    """Log JSON lines to stdout."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=os.environ.get("INGESTION_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Run until told to stop."""
+    configure_logging()
+    try:
+        config = Config.load()
+    except ConfigError as error:
+        log.error("%s", error)
+        raise SystemExit(2) from error
+    kopf.run(registry=registry_for(config), clusterwide=True, standalone=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""What Prometheus sees. Names follow https://prometheus.io/docs/practices/naming/."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+QUEUE_DEPTH: Final = Gauge("ingestion_queue_depth", "Keys that wait to be looked at.")
+QUEUE_AGE: Final = Gauge("ingestion_queue_oldest_age_seconds", "How long the first key has waited.")
+RECONCILE_SECONDS: Final = Histogram("ingestion_reconcile_seconds", "Duration of one look at a job.")
+RECONCILE_ERRORS: Final = Counter("ingestion_reconcile_errors", "Looks that ended in an error.", ["reason"])
+STATUS_WRITES: Final = Counter("ingestion_status_writes", "Status writes that the API server accepted.")
+CONFLICTS: Final = Counter("ingestion_conflicts", "Writes that lost a race and were planned anew.")
+ATTEMPTS: Final = Counter("ingestion_attempts", "Attempts begun.", ["trigger"])
+ATTEMPTS_ENDED: Final = Counter("ingestion_attempts_ended", "Attempts ended.", ["reason"])
+FAILURES: Final = Counter("ingestion_failures", "Failed segments and stages.", ["code"])

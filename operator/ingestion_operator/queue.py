@@ -1,0 +1,124 @@
+"""The work queue: keys to look at, each at most once at a time, again later, and more slowly after errors.
+
+The shape is that of client-go's workqueue: https://pkg.go.dev/k8s.io/client-go/util/workqueue
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+_FIRST_DELAY_SECONDS: Final = 0.2
+_LONGEST_DELAY_SECONDS: Final = 60.0
+
+
+class WorkQueue:
+    """Keys in order of arrival.
+
+    A key added while it waits is kept once; added while it is worked on, it is worked on again afterwards.
+
+    Args:
+        clock: seconds that only grow; for tests.
+        jitter: a factor around 1 for each delay after an error; for tests.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] | None = None, jitter: Callable[[], float] | None = None) -> None:
+        self._clock = clock or asyncio.get_running_loop().time
+        self._jitter = jitter or (lambda: random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
+        self._waiting: dict[str, float] = {}  # key → when it was added; a dict keeps the order
+        self._working: set[str] = set()
+        self._again: set[str] = set()
+        self._later: list[tuple[float, int, str]] = []
+        self._due: dict[str, float] = {}
+        self._errors: dict[str, int] = {}
+        self._order = itertools.count()
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def oldest_age(self) -> float:
+        """Seconds that the first key has waited; 0 when none waits."""
+        return self._clock() - next(iter(self._waiting.values())) if self._waiting else 0.0
+
+    def add(self, key: str) -> None:
+        """Have a key looked at as soon as a worker is free."""
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting[key] = self._clock()
+            self._wake.set()
+
+    def add_after(self, key: str, delay: float) -> None:
+        """Have a key looked at after so many seconds, or sooner if that was wished before."""
+        if delay <= 0:
+            self.add(key)
+            return
+        when = self._clock() + delay
+        if self._due.get(key, float("inf")) <= when:
+            return
+        self._due[key] = when
+        heapq.heappush(self._later, (when, next(self._order), key))
+        self._wake.set()
+
+    def retry(self, key: str) -> float:
+        """Have a key looked at again after an error, doubling the delay each time; return the delay in seconds."""
+        count = self._errors[key] = self._errors.get(key, 0) + 1
+        delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(count - 1, 16)) * self._jitter()
+        self.add_after(key, delay)
+        return delay
+
+    def forget(self, key: str) -> None:
+        """Forget a key's errors: it went well."""
+        self._errors.pop(key, None)
+
+    async def get(self) -> str:
+        """Wait for a key and take it; the worker calls `done` with it."""
+        while True:
+            self._move_due()
+            if self._waiting:
+                key = next(iter(self._waiting))
+                del self._waiting[key]
+                self._working.add(key)
+                return key
+            self._wake.clear()
+            timeout = self._later[0][0] - self._clock() if self._later else None
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            except TimeoutError:
+                continue
+
+    def done(self, key: str) -> None:
+        """Give a key back."""
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def _move_due(self) -> None:
+        now = self._clock()
+        while self._later and self._later[0][0] <= now:
+            when, _, key = heapq.heappop(self._later)
+            if self._due.get(key) == when:
+                del self._due[key]
+                self.add(key)
+
+    async def work(self, handle: Callable[[str], Awaitable[None]], *, workers: int) -> None:
+        """Let so many workers call `handle` with keys until cancelled. `handle` must not raise."""
+
+        async def worker() -> None:
+            while True:
+                key = await self.get()
+                try:
+                    await handle(key)
+                finally:
+                    self.done(key)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(worker())

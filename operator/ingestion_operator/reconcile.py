@@ -1,0 +1,343 @@
+"""The reconcile loop: read a snapshot, plan, write the status, act, look again; every step durable before the next."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from ingestion_crds.config import Config
+from ingestion_crds.constants import RETRYABLE_PHASES, TERMINAL_PHASES, Reason, Stage
+from ingestion_crds.job import IngestionJob, Status, dump_status, format_time
+from ingestion_crds.kube import ApiError, JsonObject
+
+from ingestion_operator import metrics
+from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.cluster import Cluster, merge_diff
+from ingestion_operator.outcome import Waiting, read_pods, read_waiting
+from ingestion_operator.plan import (
+    Action,
+    CreateChildren,
+    DeleteIngestionJob,
+    DeleteJob,
+    Event,
+    PatchIngestionJob,
+    PatchJob,
+    Plan,
+    RemovePods,
+    Snapshot,
+    current,
+    plan,
+    settled,
+    wants_diagnosis,
+    wants_harvest,
+)
+from ingestion_operator.summary import only_counts_changed
+
+_ROUNDS: Final = 12
+_COUNTS_EVERY_SECONDS: Final = 1.0
+_DIAGNOSE_EVERY_SECONDS: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    """Return the time in UTC, whole seconds, as Kubernetes stores it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """When a job's counts were last written and its pods last diagnosed, in seconds of a monotonic clock."""
+
+    counted: float = 0.0
+    diagnosed: float = 0.0
+
+
+class ConflictError(Exception):
+    """Something changed under the plan: read and plan anew."""
+
+
+class Reconciler:
+    """Brings one IngestionJob at a time to what its spec says.
+
+    Args:
+        cluster: the API server.
+        config: the installation's configuration.
+        now: the wall clock, for times that are recorded.
+        monotonic: the clock for pacing, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        config: Config,
+        now: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._now = now
+        self._monotonic = monotonic
+        self._paces: dict[str, _Pace] = {}
+
+    async def reconcile(self, key: str) -> float | None:
+        """Look at one job until nothing is left to do at once.
+
+        Args:
+            key: namespace/name.
+
+        Returns:
+            Seconds after which to look again although nothing happened, or None.
+
+        Raises:
+            ApiError: when the API server cannot be worked with; look again later.
+            ConflictError: when something changed meanwhile; look again at once.
+        """
+        namespace, _, name = key.partition("/")
+        try:
+            raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
+        except ApiError as error:
+            if error.not_found:
+                self._paces.pop(key, None)
+                return None
+            raise
+        job = IngestionJob.model_validate(raw)
+        if settled(job):
+            self._paces.pop(key, None)
+            return None
+        snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(job))
+        for _ in range(_ROUNDS):
+            snapshot = await self._read_pods(key, snapshot)
+            decided = plan(snapshot, now=self._now())
+            raw, wait = await self._write(key, raw, snapshot.job, decided)
+            if wait is not None:
+                return wait
+            written = raw["metadata"]["resourceVersion"] != snapshot.job.metadata.resource_version
+            snapshot = replace(snapshot, job=IngestionJob.model_validate(raw))
+            for action in decided.actions:
+                raw, snapshot = await self._apply(action, raw, snapshot)
+            await self._tell(raw, decided.events)
+            if settled(snapshot.job):
+                self._paces.pop(key, None)
+                return None
+            if not written and not _moves_on(decided.actions):
+                return decided.look_again
+        return 1.0  # long, but each round was durable: give other jobs their turn
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:
+        namespace = job.metadata.namespace
+        raw = await self._cluster.list_jobs(namespace=namespace, owner_uid=job.metadata.uid)
+        children = [read_job(item) for item in raw]
+        record = current(job)
+        if record is not None and record.uid is not None and all(child.uid != record.uid for child in children):
+            # Not in the list by its label: gone, or somebody took the label off a Job that still runs.
+            found = await self._find_job(namespace, record.name)
+            if found is not None:
+                children.append(found)
+        return tuple(children)
+
+    async def _find_job(self, namespace: str, name: str) -> ChildJob | None:
+        try:
+            return read_job(await self._cluster.get_job(namespace=namespace, name=name))
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+
+    async def _read_pods(self, key: str, snapshot: Snapshot) -> Snapshot:
+        """Add what the pods of the running stage say, where the plan needs it."""
+        record = current(snapshot.job)
+        if record is None:
+            return replace(snapshot, harvest=None, harvest_truncated=False, waiting=None)
+        child = next(
+            (child for child in snapshot.jobs if record.uid in (None, child.uid) and child.name == record.name), None
+        )
+        if child is None:
+            return snapshot
+        namespace = snapshot.job.metadata.namespace
+        if wants_harvest(child) and snapshot.harvest is None:
+            failed_only = record.stage is Stage.SEGMENTS
+            pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
+            return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
+        pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
+        if wants_diagnosis(child) and self._monotonic() - pace.diagnosed >= _DIAGNOSE_EVERY_SECONDS:
+            pace.diagnosed = self._monotonic()
+            pending = await self._cluster.list_pending_pods(namespace=namespace, job_uid=child.uid)
+            events = []
+            if child.active == 0:
+                events = await self._cluster.list_creation_failures(namespace=namespace, job_uid=child.uid)
+            return replace(snapshot, waiting=read_waiting(pods=pending, events=events))
+        if wants_diagnosis(child) and snapshot.waiting is None:
+            return replace(snapshot, waiting=_waiting_before(snapshot.job))
+        return snapshot
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _write(
+        self, key: str, raw: JsonObject, job: IngestionJob, decided: Plan
+    ) -> tuple[JsonObject, float | None]:
+        """Write the status if it differs; return the object as it is now, and a delay if the write waits."""
+        patch = merge_diff(raw.get("status", {}), dump_status(decided.status))
+        if not patch:
+            return raw, None
+        pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
+        if only_counts_changed(job.status, decided.status) and not decided.actions:
+            left = pace.counted + _COUNTS_EVERY_SECONDS - self._monotonic()
+            if left > 0:
+                return raw, left
+            pace.counted = self._monotonic()
+        try:
+            raw = await self._cluster.patch_status(
+                namespace=job.metadata.namespace,
+                name=job.metadata.name,
+                resource_version=raw["metadata"]["resourceVersion"],
+                status=patch,
+            )
+        except ApiError as error:
+            if error.conflict or error.not_found:
+                metrics.CONFLICTS.inc()
+                raise ConflictError(str(error)) from error
+            raise
+        metrics.STATUS_WRITES.inc()
+        await self._tell(raw, tuple(_transitions(job.status, decided.status)))
+        return raw, None
+
+    async def _apply(self, action: Action, raw: JsonObject, snapshot: Snapshot) -> tuple[JsonObject, Snapshot]:
+        """Take one action and return what is known after it."""
+        namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
+        match action:
+            case CreateChildren():
+                return raw, await self._create(action, snapshot)
+            case DeleteJob():
+                # The ConfigMap first: while the Job is there, a crash between the two is made good.
+                await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+                await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+                return raw, replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
+            case PatchJob():
+                try:
+                    await self._cluster.patch_job(
+                        namespace=namespace, name=action.name, uid=action.uid, spec=action.spec
+                    )
+                except ApiError as error:
+                    if error.conflict or error.not_found:
+                        raise ConflictError(str(error)) from error
+                    raise
+            case RemovePods():
+                await self._cluster.remove_pods(namespace=namespace, job_uid=action.job_uid, keep=action.keep)
+                return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
+            case PatchIngestionJob():
+                try:
+                    raw = await self._cluster.patch_ingestion_job(
+                        namespace=namespace, name=name, operations=list(action.operations)
+                    )
+                except ApiError as error:
+                    # A failed `test` is 422 Invalid: the object is not what the plan was made from.
+                    if error.conflict or error.not_found or error.status == 422:
+                        raise ConflictError(str(error)) from error
+                    raise
+                return raw, replace(snapshot, job=IngestionJob.model_validate(raw))
+            case DeleteIngestionJob():
+                await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
+        return raw, snapshot
+
+    async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
+        """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks."""
+        namespace = snapshot.job.metadata.namespace
+        try:
+            try:
+                await self._cluster.create_config_map(body=action.config_map)
+            except ApiError as error:
+                if not error.already_exists:
+                    raise
+                await self._check_config_map(namespace, action.config_map)
+            try:
+                created = await self._cluster.create_job(body=action.job)
+            except ApiError as error:
+                if not error.already_exists:
+                    raise
+                created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
+        except ApiError as error:
+            # Quota, admission, a namespace that ends: words for a person, and another try later.
+            if error.status in (400, 403, 422):
+                return replace(snapshot, rejection=f"{action.job['metadata']['name']}: {error.message}")
+            raise
+        return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)
+
+    async def _check_config_map(self, namespace: str, wanted: JsonObject) -> None:
+        name = wanted["metadata"]["name"]
+        found = await self._cluster.get_config_map(namespace=namespace, name=name)
+        if found.get("data") != wanted["data"]:
+            raise ApiError(
+                status=403,
+                reason="NameConflict",
+                message=f"the ConfigMap {name} exists with other content: delete it",
+            )
+
+    async def _tell(self, raw: JsonObject, events: tuple[Event, ...]) -> None:
+        """Send events. They are for people: one that cannot be sent is logged, and holds nothing up."""
+        for event in events:
+            fields = {"job": f"{raw['metadata']['namespace']}/{raw['metadata']['name']}", "reason": event.reason.value}
+            log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
+            try:
+                await self._cluster.create_event(
+                    job=raw,
+                    reason=event.reason,
+                    message=event.message,
+                    warning=event.warning,
+                    now=format_time(self._now()),
+                )
+            except ApiError as error:
+                log.warning("event not sent: %s", error, extra=fields)
+
+
+def _moves_on(actions: tuple[Action, ...]) -> bool:
+    """True when the plan has to be made again with what the actions did."""
+    return any(isinstance(action, CreateChildren | RemovePods | PatchIngestionJob | DeleteJob) for action in actions)
+
+
+def _waiting_before(job: IngestionJob) -> Waiting | None:
+    """Return the reason that was found last time, so that it does not flicker between two diagnoses."""
+    stalled = next((item for item in job.status.conditions if item.type == "Stalled" and item.status == "True"), None)
+    if stalled is None or stalled.reason not in (
+        Reason.IMAGE_UNAVAILABLE,
+        Reason.POD_CREATION_FAILED,
+        Reason.POD_PENDING,
+    ):
+        return None
+    return Waiting(reason=stalled.reason, message=stalled.message)
+
+
+def _transitions(before: Status, after: Status) -> list[Event]:
+    """Return the events that tell of a change, and count it."""
+    events: list[Event] = []
+    old = {attempt.generation: attempt for attempt in before.attempts}
+    ready = next((item for item in after.conditions if item.type == "Ready"), None)
+    for attempt in after.attempts:
+        earlier = old.get(attempt.generation)
+        if earlier is None:
+            metrics.ATTEMPTS.labels(trigger=attempt.trigger.value).inc()
+            stage = after.stage.value if after.stage else ""
+            text = f"Attempt {attempt.generation} begins at {stage} ({attempt.trigger.value})"
+            events.append(Event(reason=Reason.ATTEMPT_STARTED, message=text))
+        if attempt.completion_time is not None and (earlier is None or earlier.completion_time is None):
+            reason = Reason(attempt.reason or Reason.SUCCEEDED)
+            metrics.ATTEMPTS_ENDED.labels(reason=reason.value).inc()
+            for code, count in (attempt.codes or {}).items():
+                metrics.FAILURES.labels(code=code).inc(count)
+            text = f"Attempt {attempt.generation}: {ready.message if ready else after.phase.value}"
+            events.append(Event(reason=reason, message=text, warning=after.phase in RETRYABLE_PHASES))
+    if after.phase in TERMINAL_PHASES:
+        return events
+    stalled, was = (
+        next((item for item in status.conditions if item.type == "Stalled"), None) for status in (after, before)
+    )
+    if stalled is not None and stalled.status == "True" and (was is None or was.reason != stalled.reason):
+        events.append(Event(reason=stalled.reason, message=stalled.message, warning=True))
+    return events

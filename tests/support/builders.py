@@ -1,0 +1,44 @@
+"""Small builders, so that tests read as statements about behaviour."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from ingestion_crds.constants import API_VERSION, KIND
+from ingestion_crds.kube import JsonObject
+
+KNOWLEDGE_BASE = "2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a11"
+DOCUMENT = "8d0a7f0e-64f1-4f59-8a2c-7b9d2f3c4e55"
+
+
+def ingestion_job(*, name: str = "handbook", namespace: str = "team-a", **spec: Any) -> JsonObject:
+    """Return an IngestionJob as a user writes it; keyword arguments go into spec."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "knowledgeBase": KNOWLEDGE_BASE,
+            "document": {"id": DOCUMENT, "title": "Handbook", "source": {"uri": f"s3://{namespace}/handbook.pdf"}},
+            **spec,
+        },
+    }
+
+
+def prepared(*, segments: int, mode: str = "Segmented", version: str | None = None) -> JsonObject:
+    """Return what `prepare_document` says."""
+    said: JsonObject = {
+        "mode": mode,
+        "segments": segments,
+        "version": {"id": version or str(uuid.uuid4()), "number": 1, "planHash": "41ab"},
+    }
+    if mode == "SinglePass":
+        said["version"]["state"] = "active"
+        said["chunks"] = 12
+    return said
+
+
+def failure(code: str, message: str = "", *, retryable: bool = True) -> JsonObject:
+    """Return what a failed container says."""
+    return {"code": code, "message": message, "retryable": retryable}

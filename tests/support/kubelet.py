@@ -1,0 +1,146 @@
+"""A kubelet's part for a control plane without nodes: it ends pods as a test's script says.
+
+The API server, the Job controller and the garbage collector are the real ones; only the containers are not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingestion_crds import constants as names
+from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, core_path
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodRun:
+    """A pod as the script sees it.
+
+    Args:
+        stage: the stage that it runs.
+        generation: the attempt's generation.
+        segment: its segment, in the stage of segments.
+        index: its Job index.
+    """
+
+    stage: str
+    generation: int
+    segment: int | None
+    index: int
+    uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """How a container ends."""
+
+    code: int = 0
+    says: Any = None
+    reason: str = ""
+
+
+HANG = None
+Script = Callable[[PodRun], Exit | None]
+
+
+def fails(said: JsonObject) -> Exit:
+    """Return the end of a container that failed with a code of the table."""
+    return Exit(code=ERROR_CODES[said["code"]].exit_code or 1, says=said)
+
+
+@dataclass
+class FakeKubelet:
+    """Ends every pending pod of a namespace by a script.
+
+    Args:
+        client: an administrator's client.
+        namespace: whose pods.
+        script: what becomes of a pod; HANG leaves it running. It may be replaced while it runs.
+    """
+
+    client: KubeClient
+    namespace: str
+    script: Script
+    runs: list[PodRun] = field(default_factory=list)
+    _task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> FakeKubelet:
+        self._task = asyncio.create_task(self._loop())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        failed = self._task.done()
+        self._task.cancel()
+        results = await asyncio.gather(self._task, return_exceptions=True)
+        if failed and isinstance(results[0], Exception):
+            raise results[0]
+
+    async def _loop(self) -> None:
+        running: set[str] = set()
+        while True:
+            listed = await self.client.request("GET", core_path("pods", self.namespace))
+            for pod in listed["items"]:
+                if pod["metadata"].get("deletionTimestamp"):
+                    await self._force_delete(pod)
+                elif pod["status"].get("phase") in ("Pending", "Running"):
+                    await self._run(pod, running)
+            await asyncio.sleep(0.05)
+
+    async def _force_delete(self, pod: JsonObject) -> None:
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
+        try:
+            await self.client.request("DELETE", core_path("pods", self.namespace, pod["metadata"]["name"]), body=body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def _run(self, pod: JsonObject, running: set[str]) -> None:
+        run = await self._read(pod)
+        if run.uid not in running:
+            running.add(run.uid)
+            self.runs.append(run)
+        end = self.script(run)
+        if end is HANG:
+            if pod["status"].get("phase") == "Pending":
+                await self._patch(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
+            return
+        says = end.says if isinstance(end.says, str) else json.dumps(end.says or {})
+        state = {"terminated": {"exitCode": end.code, "message": says, "reason": end.reason or "Completed"}}
+        container = {
+            "name": names.WORKER_CONTAINER,
+            "state": state,
+            "ready": False,
+            "restartCount": 0,
+            "image": "worker",
+            "imageID": "",
+        }
+        await self._patch(pod, {"phase": "Failed" if end.code else "Succeeded", "containerStatuses": [container]})
+
+    async def _patch(self, pod: JsonObject, status: JsonObject) -> None:
+        path = core_path("pods", self.namespace, pod["metadata"]["name"]) + "/status"
+        try:
+            await self.client.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+
+    async def _read(self, pod: JsonObject) -> PodRun:
+        labels = pod["metadata"]["labels"]
+        stage, index = labels[names.LABEL_STAGE], int(labels[INDEX])
+        segment = None
+        if stage == names.Stage.SEGMENTS:
+            volume = next(item for item in pod["spec"]["volumes"] if "configMap" in item)
+            found = await self.client.request(
+                "GET", core_path("configmaps", self.namespace, volume["configMap"]["name"])
+            )
+            segment = IndexSet.parse(json.loads(found["data"][names.ATTEMPT_KEY])["segments"]).member(index)
+        generation = int(labels[names.LABEL_GENERATION])
+        return PodRun(stage=stage, generation=generation, segment=segment, index=index, uid=pod["metadata"]["uid"])
