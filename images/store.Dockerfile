@@ -1,0 +1,26 @@
+# The embedded store: versitygw, an S3 server over a folder. From the repository's folder: --file images/store.Dockerfile.
+# Where no Go image can be pulled, VERSITYGW=given takes the program from the build context instead of compiling it.
+
+ARG BASE=docker.io/library/debian:trixie-slim
+ARG GO_BASE=docker.io/library/golang:1.26
+ARG VERSITYGW=compiled
+
+FROM ${GO_BASE} AS compiled
+WORKDIR /src
+COPY cluster/go/versitygw/go.mod cluster/go/versitygw/go.sum ./
+RUN CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags='-s -w' \
+    -o /versitygw github.com/versity/versitygw/cmd/versitygw
+
+FROM scratch AS given
+COPY versitygw /versitygw
+
+FROM ${VERSITYGW} AS program
+
+# A base with a shell: the chart's set-up Job runs the same program's admin commands in a loop.
+FROM ${BASE}
+LABEL org.opencontainers.image.title=ingestion-store org.opencontainers.image.licenses=Apache-2.0
+COPY --from=program --chmod=0755 /versitygw /usr/local/bin/versitygw
+WORKDIR /tmp
+USER 65532:65532
+EXPOSE 7070
+ENTRYPOINT ["versitygw"]
