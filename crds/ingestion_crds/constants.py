@@ -54,9 +54,9 @@ ATTEMPT_KEY: Final = "attempt.json"
 WORKER_CONTAINER: Final = "worker"
 
 # Per-tenant objects that the chart makes in the tenant's namespace.
-STORE_SECRET: Final = "ingestion-store"
+STORE_SECRET: Final = "ingestion-store"  # noqa: S105 - a name
 WORKER_SERVICE_ACCOUNT: Final = "ingestion-worker"
-API_KEYS_SECRET: Final = "ingestion-api-keys"
+API_KEYS_SECRET: Final = "ingestion-api-keys"  # noqa: S105 - a name
 
 BUILTIN_PROVIDER: Final = "builtin"
 BUILTIN_MODEL: Final = "wordllama-l2-256"
@@ -102,7 +102,7 @@ class Mode(StrEnum):
 
     AUTO = "Auto"
     SEGMENTED = "Segmented"
-    SINGLE_PASS = "SinglePass"
+    SINGLE_PASS = "SinglePass"  # noqa: S105 - a mode
 
 
 class VersionState(StrEnum):

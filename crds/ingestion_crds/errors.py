@@ -1,6 +1,6 @@
 """The one table of error codes: what failed, whether trying again helps, and what to do.
 
-`python -m ingestion_crds.errors` prints it as the Markdown of docs/error-codes.md.
+`markdown` writes it as docs/error-codes.md.
 """
 
 from __future__ import annotations
@@ -360,7 +360,3 @@ def markdown() -> str:
         retryable = "yes" if row.retryable else "no"
         lines.append(f"| `{row.code}` | {row.stage} | {exit_code} | {retryable} | {row.meaning} | {row.remedy} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -67,7 +67,8 @@ class Source(Model):
         min_length=1,
         max_length=2048,
         pattern=r"^(s3|https?)://[^/\s]+/?\S*$",
-        description="An object of the tenant's own bucket (s3://BUCKET/KEY), or an http(s) URL on a public or allowed address.",
+        description="An object of the tenant's own bucket (s3://BUCKET/KEY), or an http(s) URL on a public"
+        " or allowed address.",
     )
     content_type: str | None = Field(
         None,

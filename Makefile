@@ -1,0 +1,60 @@
+# `make help` says what there is. Everything a fresh machine lacks is installed here, with a word on what it is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := .make/uv/bin/uv
+RUN := $(UV) run --frozen --no-sync
+WORKERS ?= 2
+SAY := printf '\033[1m== %s\033[0m\n'
+
+.PHONY: help check test test-fast demo cluster cluster-down generate format clean venv
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(UV):
+	@$(SAY) "installing uv $(UV_VERSION) into .make/uv"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv .make/uv || { $(SAY) "installing python3-venv"; apt-get update -qq && apt-get install -yqq python3-venv && $(PYTHON) -m venv .make/uv; }
+	@.make/uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+
+venv: $(UV) ## Install the locked dependencies into .venv
+	@$(UV) sync --frozen --all-extras --quiet
+
+check: venv ## Format, lint, types, layers, generated files
+	@$(SAY) "format and lint"; $(RUN) ruff format --check . && $(RUN) ruff check .
+	@$(SAY) "types"; $(RUN) mypy crds/ingestion_crds operator/ingestion_operator api/ingestion_api worker/ingestion_worker
+	@$(SAY) "layers"; $(RUN) lint-imports
+	@$(SAY) "generated files"; $(RUN) python -m ingestion_crds.generate --check
+
+generate: venv ## Write the CRD and the table of error codes from the models
+	@$(RUN) python -m ingestion_crds.generate
+
+format: venv ## Format the code
+	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
+
+test: venv ## Run every test
+	@$(SAY) "binaries of the test control plane (built once, then cached)"
+	@time $(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kubectl versitygw
+	@$(SAY) "tests"
+	@time $(RUN) pytest -n $(WORKERS) --durations=15 $(ARGS)
+
+test-fast: venv ## Run the tests that need no API server
+	@$(RUN) pytest -n $(WORKERS) -m "not controlplane and not e2e"
+
+cluster: venv ## Start a local Kubernetes and print its KUBECONFIG
+	@$(RUN) python -m local_cluster up
+
+cluster-down: venv ## Stop it; nothing is left behind
+	@$(RUN) python -m local_cluster down
+
+demo: venv ## Ingest a real document, fail in part, retry only what failed
+	@$(RUN) python -m ingestion_demo
+
+clean: ## Stop the cluster and remove what was installed here
+	@if [ -x $(UV) ]; then $(RUN) python -m local_cluster down || true; fi
+	@rm -rf .make .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
