@@ -1,0 +1,208 @@
+"""The CRD against a real API server: what is accepted, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, ingestion_path
+from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
+
+pytestmark = pytest.mark.controlplane
+
+OTHER_UUID = "11111111-2222-4333-8444-555555555555"
+
+
+async def create(kube: KubeClient, namespace: str, **spec: Any) -> JsonObject:
+    body = ingestion_job(namespace=namespace, **spec)
+    return await kube.request("POST", ingestion_path(namespace), body=body)
+
+
+async def patch(kube: KubeClient, namespace: str, body: JsonObject) -> JsonObject:
+    return await kube.request("PATCH", ingestion_path(namespace, "handbook"), body=body, content_type=MERGE_PATCH)
+
+
+async def set_status(kube: KubeClient, namespace: str, **status: Any) -> JsonObject:
+    path = ingestion_path(namespace, "handbook", "status")
+    return await kube.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
+
+
+async def test_defaults_and_a_fresh_status(kube: KubeClient, namespace: str) -> None:
+    job = await create(kube, namespace)
+    assert job["spec"]["mode"] == "Auto"
+    assert job["spec"]["retryGeneration"] == 0
+    assert job["spec"]["activeDeadlineSeconds"] == 21600
+    assert job["spec"]["pipeline"] == {
+        "chunkSize": 1000,
+        "chunkOverlap": 100,
+        "embedding": {"provider": "builtin", "model": "wordllama-l2-256", "dimensions": 256},
+    }
+    assert job["status"]["phase"] == "queued"
+    assert [(item["type"], item["status"]) for item in job["status"]["conditions"]] == [("Ready", "Unknown")]
+
+
+async def test_a_status_given_on_create_is_dropped(kube: KubeClient, namespace: str) -> None:
+    body = {**ingestion_job(namespace=namespace), "status": {"phase": "completed"}}
+    job = await kube.request("POST", ingestion_path(namespace), body=body)
+    assert job["status"]["phase"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"knowledgeBase": "mine"}, "spec.knowledgeBase"),
+        ({"document": {"id": DOCUMENT}}, "spec.document.source"),
+        ({"document": {"id": DOCUMENT, "source": {"uri": "file:///etc/passwd"}}}, "spec.document.source.uri"),
+        ({"document": {"id": DOCUMENT, "source": {"uri": "s3://b/k", "sha256": "zz"}}}, "source.sha256"),
+        ({"mode": "Fast"}, "spec.mode"),
+        ({"parallelism": 0}, "spec.parallelism"),
+        ({"retryGeneration": -1}, "spec.retryGeneration"),
+        ({"retrySegments": "3-"}, "spec.retrySegments"),
+        ({"cancelGeneration": 1}, "cancelGeneration must not be greater than retryGeneration"),
+        ({"pipeline": {"chunkSize": 100, "chunkOverlap": 100}}, "chunkOverlap must be less than chunkSize"),
+        ({"pipeline": {"embedding": {"provider": "http://evil"}}}, "spec.pipeline.embedding.provider"),
+        ({"template": {"image": ""}}, "spec.template.image"),
+        ({"template": {"nodeSelector": {"k" * 400: "v"}}}, "a label's name has at most 317 characters"),
+        ({"template": {"tolerations": [{"operator": "Sometimes"}]}}, "spec.template.tolerations[0].operator"),
+    ],
+)
+async def test_a_wrong_spec_is_refused_by_name(kube: KubeClient, namespace: str, spec: JsonObject, words: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        await create(kube, namespace, **spec)
+    assert refused.value.status == 422
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("knowledgeBase", OTHER_UUID),
+        ("document", {"title": "Another"}),
+        ("pipeline", {"chunkSize": 500}),
+        ("mode", "SinglePass"),
+        ("segmentation", {"pagesPerSegment": 1}),
+    ],
+)
+async def test_what_a_version_is_made_from_is_immutable(
+    kube: KubeClient, namespace: str, field: str, value: Any
+) -> None:
+    await create(kube, namespace)
+    with pytest.raises(ApiError, match=f"{field} is immutable"):
+        await patch(kube, namespace, {"spec": {field: value}})
+
+
+async def test_a_defaulted_field_cannot_be_changed_by_removing_it(kube: KubeClient, namespace: str) -> None:
+    await create(kube, namespace, segmentation={"pagesPerSegment": 7})
+    with pytest.raises(ApiError, match="segmentation is immutable"):
+        await patch(kube, namespace, {"spec": {"segmentation": None}})
+
+
+@pytest.mark.parametrize(
+    ("phase", "observed", "wanted", "admitted"),
+    [
+        ("failed", 0, 1, True),
+        ("partial_failure", 0, 1, True),
+        ("partial_failure", 0, 2, False),
+        ("partial_failure", None, 1, False),
+        ("processing", 0, 1, False),
+        ("queued", 0, 1, False),
+        ("completed", 0, 1, False),
+    ],
+)
+async def test_a_retry_is_admitted_from_failure_only(
+    kube: KubeClient, namespace: str, phase: str, observed: int | None, wanted: int, admitted: bool
+) -> None:
+    """Invariant 4."""
+    await create(kube, namespace)
+    await set_status(kube, namespace, phase=phase, observedRetryGeneration=observed)
+    if admitted:
+        job = await patch(kube, namespace, {"spec": {"retryGeneration": wanted}})
+        assert job["spec"]["retryGeneration"] == wanted
+        with pytest.raises(ApiError, match="can only be raised by one"):
+            await patch(kube, namespace, {"spec": {"retryGeneration": wanted + 1}})
+    else:
+        with pytest.raises(ApiError, match="can only be raised by one"):
+            await patch(kube, namespace, {"spec": {"retryGeneration": wanted}})
+
+
+async def test_a_generation_given_on_create_is_the_baseline(kube: KubeClient, namespace: str) -> None:
+    assert (await create(kube, namespace, retryGeneration=3))["spec"]["retryGeneration"] == 3
+
+
+async def test_retry_segments_change_only_with_a_retry(kube: KubeClient, namespace: str) -> None:
+    await create(kube, namespace)
+    with pytest.raises(ApiError, match="retrySegments can only change together with retryGeneration"):
+        await patch(kube, namespace, {"spec": {"retrySegments": "1"}})
+    await set_status(kube, namespace, phase="failed", observedRetryGeneration=0)
+    job = await patch(kube, namespace, {"spec": {"retrySegments": "1", "retryGeneration": 1}})
+    assert job["spec"]["retrySegments"] == "1"
+
+
+@pytest.mark.parametrize(
+    "selector", ["status.phase=queued", f"spec.knowledgeBase={KNOWLEDGE_BASE}", f"spec.document.id={DOCUMENT}"]
+)
+async def test_jobs_are_listed_by_selectable_fields(kube: KubeClient, namespace: str, selector: str) -> None:
+    await create(kube, namespace)
+    found = await kube.request("GET", ingestion_path(namespace), query={"fieldSelector": selector})
+    assert len(found["items"]) == 1
+    field, _, _ = selector.partition("=")
+    other = await kube.request("GET", ingestion_path(namespace), query={"fieldSelector": f"{field}=other"})
+    assert other["items"] == []
+
+
+async def test_every_field_of_spec_is_explained(kube: KubeClient) -> None:
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ingestionjobs.ingestion-operator.io"
+    crd = await kube.request("GET", path)
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+    def fields(node: JsonObject, place: str) -> list[str]:
+        found: list[str] = []
+        for name, child in node.get("properties", {}).items():
+            if "description" not in child:
+                found.append(f"{place}.{name}")
+            found += fields(child, f"{place}.{name}")
+        return found
+
+    missing = fields(schema["properties"]["spec"], "spec") + fields(schema["properties"]["status"], "status")
+    assert missing == []
+
+
+async def test_the_biggest_status_fits(kube: KubeClient, namespace: str) -> None:
+    """100,000 segments with 5,000 scattered failures after 20 attempts stay under 1 MiB."""
+    await create(kube, namespace)
+    completed = ",".join(f"{index}-{index + 18}" for index in range(0, 100_000, 20))
+    failed = ",".join(str(index) for index in range(19, 100_000, 20))
+    attempt = {
+        "generation": 1,
+        "trigger": "REST",
+        "requestedBy": "key:abc",
+        "segments": 5000,
+        "startTime": "2026-01-01T00:00:00Z",
+        "codes": {"EmbeddingRejected": 5000},
+        "jobs": [
+            {"stage": "process_segments", "name": "n" * 63, "uid": OTHER_UUID, "mapDigest": "0" * 32} for _ in range(3)
+        ],
+    }
+    failures = [
+        {
+            "segment": index,
+            "stage": "process_segments",
+            "code": "EmbeddingRejected",
+            "retryable": True,
+            "message": "m" * 200,
+            "exitCode": 75,
+            "attempt": 20,
+        }
+        for index in range(100)
+    ]
+    job = await set_status(
+        kube,
+        namespace,
+        phase="partial_failure",
+        observedRetryGeneration=0,
+        failures=failures,
+        attempts=[attempt] * 20,
+        segments={"total": 100_000, "completed": completed, "failed": failed},
+    )
+    assert len(orjson.dumps(job)) < 2**20
