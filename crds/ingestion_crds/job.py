@@ -147,17 +147,21 @@ class Resources(Model):
 class Toleration(Model):
     """A taint that the worker pods put up with, as in a pod."""
 
-    key: str | None = Field(None, max_length=317)
-    operator: Literal["Exists", "Equal"] | None = None
-    value: str | None = Field(None, max_length=63)
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: int | None = Field(None, ge=0, le=INT32_MAX)
+    key: str | None = Field(None, max_length=317, description="The taint's key; every key when absent.")
+    operator: Literal["Exists", "Equal"] | None = Field(None, description="Exists, or Equal (the default).")
+    value: str | None = Field(None, max_length=63, description="The taint's value, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="The taint's effect; every effect when absent."
+    )
+    toleration_seconds: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Seconds to stay on a node after a NoExecute taint appears."
+    )
 
 
 class LocalObjectReference(Model):
     """The name of an object in the same namespace."""
 
-    name: str = Field(min_length=1, max_length=253)
+    name: str = Field(min_length=1, max_length=253, description="Name of the Secret.")
 
 
 class Template(Model):

@@ -161,7 +161,7 @@ async def test_every_field_of_spec_is_explained(kube: KubeClient) -> None:
         for name, child in node.get("properties", {}).items():
             if "description" not in child:
                 found.append(f"{place}.{name}")
-            found += fields(child, f"{place}.{name}")
+            found += fields(child, f"{place}.{name}") + fields(child.get("items", {}), f"{place}.{name}[]")
         return found
 
     missing = fields(schema["properties"]["spec"], "spec") + fields(schema["properties"]["status"], "status")

@@ -1,0 +1,260 @@
+"""The planner over random histories: whatever happens in whatever order, the invariants of docs/reliability hold.
+
+The little world below applies the planner's actions and plays the cluster; crashes are actions that are not applied.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ingestion_crds import retry
+from ingestion_crds.config import Config, Tenant
+from ingestion_crds.constants import TERMINAL_PHASES, Phase, Stage, VersionState
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import IngestionJob, dump_status
+from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.outcome import Harvest, PodResult
+from ingestion_operator.plan import (
+    CreateChildren,
+    DeleteJob,
+    PatchIngestionJob,
+    PatchJob,
+    RemovePods,
+    Snapshot,
+    current,
+    plan,
+    settled,
+    wants_harvest,
+)
+from support.builders import ingestion_job, prepared
+
+CONFIG = Config(worker_image="worker:test", tenants=[Tenant(namespace="team-a", bucket="team-a")])
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class World:
+    """An IngestionJob, its Jobs, and what was ever dispatched."""
+
+    def __init__(self, **spec: Any) -> None:
+        body = ingestion_job(**spec)
+        body["metadata"] |= {"uid": "u-1", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "1"}
+        self.job = IngestionJob.model_validate(body)
+        self.jobs: dict[str, ChildJob] = {}
+        self.files: dict[str, list[int]] = {}
+        self.harvests: dict[str, Harvest] = {}
+        self.now = START
+        self.uids = 0
+        self.dispatched: list[tuple[int, list[int]]] = []
+        self.completed_before: IndexSet = IndexSet()
+
+    def step(self, *, crash_after: int | None = None, tidied: frozenset[str] = frozenset()) -> bool:
+        """Make one plan and apply it, or only its first parts; return whether anything changed."""
+        self.now += timedelta(seconds=1)
+        record = current(self.job)
+        child = next((job for job in self.jobs.values() if record and job.name == record.name), None)
+        harvest = self.harvests.get(child.uid, {}) if child and wants_harvest(child) else None
+        snapshot = Snapshot(job=self.job, config=CONFIG, jobs=tuple(self.jobs.values()), harvest=harvest, tidied=tidied)
+        decided = plan(snapshot, now=self.now)
+        if crash_after == 0:
+            return False
+        changed = dump_status(decided.status) != dump_status(self.job.status)
+        # What is written is read back as stored: nothing may hide in the models.
+        stored = IngestionJob.model_validate(
+            {"metadata": {}, "spec": {}, **{"status": dump_status(decided.status)}}
+            | {"metadata": self.job.metadata.model_dump(by_alias=True), "spec": self.job.spec.model_dump(by_alias=True)}
+        )
+        self.job = self.job.model_copy(update={"status": stored.status})
+        self.check()
+        for number, action in enumerate(decided.actions, start=1):
+            if crash_after == number:
+                return True
+            changed = self.apply(action, tidied) or changed
+        return changed
+
+    def apply(self, action: Any, tidied: frozenset[str]) -> bool:
+        match action:
+            case CreateChildren():
+                name = action.job["metadata"]["name"]
+                if any(job.name == name for job in self.jobs.values()):
+                    return False
+                self.uids += 1
+                raw = {**action.job, "metadata": {**action.job["metadata"], "uid": f"j-{self.uids}"}}
+                child = read_job(raw)
+                assert not [job for job in self.jobs.values() if not job.finished], "invariant 1: two live Jobs"
+                self.jobs[child.uid] = child
+                if child.stage == Stage.SEGMENTS:
+                    text = json.loads(action.config_map["data"]["attempt.json"])["segments"]
+                    segments = list(IndexSet.parse(text))
+                    self.files[child.uid] = segments
+                    self.dispatched.append((child.generation, segments))
+                    done = IndexSet.parse(self.job.status.segments.completed if self.job.status.segments else "")
+                    assert not IndexSet.of(segments) & done, "invariant 2: a completed segment dispatched again"
+                return True
+            case DeleteJob():
+                self.jobs.pop(action.uid, None)
+                return True
+            case PatchJob():
+                child = self.jobs[action.uid]
+                if action.spec.get("activeDeadlineSeconds") == 0:
+                    self.jobs[action.uid] = replace(child, failure_reason="DeadlineExceeded", deadline_seconds=0)
+                else:
+                    self.jobs[action.uid] = replace(
+                        child,
+                        suspended=action.spec.get("suspend", child.suspended),
+                        parallelism=action.spec.get("parallelism", child.parallelism),
+                    )
+                return True
+            case RemovePods():
+                self.harvests.pop(action.job_uid, None)
+                if action.job_uid not in tidied:
+                    self.step(tidied=tidied | {action.job_uid})
+                    return True
+                return False
+            case PatchIngestionJob():
+                return False
+        raise AssertionError(action)
+
+    def check(self) -> None:
+        status = self.job.status
+        if status.segments is None:
+            return
+        completed = IndexSet.parse(status.segments.completed)
+        if status.mode == "Segmented":
+            assert self.completed_before <= completed, "invariant 3: the completed set shrank"
+            self.completed_before = completed
+        if status.version is not None and status.version.state is VersionState.ACTIVE:
+            assert len(completed) == status.segments.total, "invariant 6: a version published in part"
+
+    def rest(self) -> None:
+        for _ in range(40):
+            if not self.step():
+                return
+        raise AssertionError("the planner does not come to rest")
+
+    def edit(self, **spec: Any) -> None:
+        self.job = self.job.model_copy(
+            update={
+                "spec": self.job.spec.model_copy(update=spec),
+                "metadata": self.job.metadata.model_copy(update={"generation": self.job.metadata.generation + 1}),
+            }
+        )
+
+    def live(self) -> ChildJob | None:
+        return next((job for job in self.jobs.values() if not job.finished), None)
+
+    def end(self, *, good: set[int], code: str = "EmbeddingRejected", segments: int = 6) -> None:
+        """End the live Job: these indexes succeed, the others fail."""
+        child = self.live()
+        if child is None or child.suspended:
+            return
+        count = len(self.files.get(child.uid, [0]))
+        done = IndexSet.of(index for index in good if index < count)
+        failed = IndexSet.span(count) - done
+        ended: dict[str, Any] = {"completed": done, "failed": failed, "succeeded": len(done)}
+        ended |= {"failure_reason": "FailedIndexes"} if failed else {"complete": True}
+        self.jobs[child.uid] = replace(child, start_time=self.now, completion_time=self.now, **ended)
+        results = {index: PodResult(succeeded=False, code=code, exit_code=75) for index in failed}
+        if child.stage == Stage.PREPARE and 0 in done:
+            said = prepared(segments=segments, version="2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a12")
+            results = {0: PodResult(succeeded=True, payload=said)}
+        self.harvests[child.uid] = results
+
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("end"), st.sets(st.integers(0, 7))),
+    st.tuples(st.just("end"), st.just(set(range(8)))),
+    st.tuples(st.just("crash"), st.integers(0, 3)),
+    st.tuples(st.just("look"), st.none()),
+    st.tuples(st.just("retry"), st.none() | st.sets(st.integers(0, 7), min_size=1)),
+    st.tuples(st.just("suspend"), st.booleans()),
+    st.tuples(st.just("cancel"), st.none()),
+    st.tuples(st.just("lose"), st.none()),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(OPERATIONS, max_size=40))
+def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) -> None:
+    """Invariants 1, 2, 3, 6, 8, and: when all goes well in the end, the job is completed."""
+    world = World()
+    for operation, argument in history:
+        match operation:
+            case "end":
+                world.end(good=argument)
+            case "crash":
+                world.step(crash_after=argument)
+            case "look":
+                world.step()
+            case "retry" if retry.refusal(world.job) is None:
+                wanted = None if argument is None else str(IndexSet.of(argument))
+                world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=wanted)
+            case "suspend":
+                world.edit(suspend=argument)
+            case "cancel":
+                world.edit(cancel_generation=world.job.spec.retry_generation)
+            case "lose":
+                child = world.live()
+                if child is not None:
+                    del world.jobs[child.uid]
+    world.edit(suspend=False)
+    for _ in range(30):
+        world.rest()
+        if world.job.status.phase is Phase.COMPLETED:
+            break
+        if retry.refusal(world.job) is None:
+            world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=None)
+        world.end(good=set(range(8)))
+    assert world.job.status.phase is Phase.COMPLETED
+    assert settled(world.job)
+    before = dump_status(world.job.status)
+    world.rest()
+    assert dump_status(world.job.status) == before
+    assert len(world.jobs) <= 1
+    assert not any(len(set(segments)) != len(segments) for _, segments in world.dispatched)
+
+
+def test_a_crash_between_intent_and_create_makes_the_same_children() -> None:
+    world = World()
+    world.step(crash_after=1)  # the status is written, nothing is created
+    assert not world.jobs
+    attempt = world.job.status.attempts[0]
+    assert attempt.jobs[0].uid is None
+    world.rest()
+    [child] = world.jobs.values()
+    assert (child.name, child.map_digest) == (attempt.jobs[0].name, attempt.jobs[0].map_digest)
+
+
+def test_the_deadline_is_what_the_stages_before_have_left() -> None:
+    world = World(activeDeadlineSeconds=100)
+    world.rest()
+    [child] = world.jobs.values()
+    assert child.deadline_seconds == 100
+    world.end(good={0})
+    world.jobs[child.uid] = replace(
+        world.jobs[child.uid], start_time=world.now, completion_time=world.now + timedelta(seconds=30)
+    )
+    world.rest()
+    assert world.live() is not None
+    assert world.live().deadline_seconds == 70  # type: ignore[union-attr]
+
+
+def test_a_terminal_phase_is_reached_or_a_reason_is_given() -> None:
+    """Invariant 5."""
+    world = World()
+    world.edit(suspend=True)
+    world.rest()
+    assert world.job.status.phase not in TERMINAL_PHASES
+    assert {item.reason.value for item in world.job.status.conditions if item.type == "Ready"} == {"Suspended"}
+
+
+def test_names_leave_room_for_the_index() -> None:
+    world = World(name="a.very.long-name-" + "x" * 200)
+    world.rest()
+    [child] = world.jobs.values()
+    assert len(child.name) + 1 + 5 <= 63
+    assert "." not in child.name
