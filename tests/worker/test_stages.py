@@ -117,7 +117,7 @@ def test_a_segment_run_again_from_nothing_is_byte_identical(worker: Worker) -> N
     assert len(before) > 3
     for key in before:
         worker.store.delete(key=key)
-    worker.more["make_embedder"] = lambda: builtin()
+    worker.more["make_embedder"] = builtin
     prepared_again = worker.prepare(document__source__uri=uri)
     for segment in reversed(range(prepared_again["segments"])):
         worker.segment(prepared=prepared_again, segment=segment)

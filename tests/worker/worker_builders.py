@@ -237,6 +237,9 @@ class CountingEmbedder:
         self.texts += len(texts)
         return _EMBEDDER.embed(texts)
 
+    def close(self) -> None:
+        """Nothing to close."""
+
 
 def builtin() -> Embedder:
     """Return the shared built-in embedder."""

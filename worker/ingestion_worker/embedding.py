@@ -47,6 +47,9 @@ class Embedder(Protocol):
             WorkerError: one of the Embedding… codes.
         """
 
+    def close(self) -> None:
+        """Give back what it holds open."""
+
 
 def make_embedder(*, spec: EmbeddingSpec, url: str | None = None, api_key: str | None = None) -> Embedder:
     """Return the embedder for a job's spec.
@@ -114,6 +117,9 @@ class BuiltinEmbedder:
                     result[row] = weights[encoding.ids].astype(np.float32).mean(axis=0)
                 row += 1
         return _unit(result)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def _load(self) -> tuple[Any, NDArray[np.float16]]:
         with self._lock:
@@ -206,6 +212,10 @@ class HttpEmbedder:
         except (ValueError, UnicodeError) as error:
             raise WorkerError("EmbeddingUnauthorized", "the embedding key holds characters no header can") from error
 
+    def close(self) -> None:
+        """Close the connections that are kept open between batches."""
+        self._client.close()
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the endpoint's vectors, normalised, in the order of the texts."""
         import numpy as np
@@ -267,7 +277,8 @@ class HttpEmbedder:
         content = bytearray()
         headers = {"Content-Type": "application/json"}
         with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-            for piece in response.iter_bytes(65_536):
+            # Without a chunk size: with one, httpx gathers that much first, and a dripping server is never left.
+            for piece in response.iter_bytes():
                 content += piece
                 if len(content) > limit:
                     raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is over {limit} bytes")

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 LOGGER: Final = logging.getLogger("ingestion_worker")
 # Credentials in URLs and Authorization values, should a library put one into an error text.
-_SECRETS: Final = re.compile(r"(?i)(bearer\s+|://[^/\s:@]+:)[^\s@\"']+")
+_SECRETS: Final = re.compile(r"""(?i)(bearer\s+)[^\s"']+|(://[^/\s:@]*:)[^\s@/]+(?=@)""")
 
 
 def redact(text: str) -> str:
     """Return the text without passwords in URLs and without bearer tokens."""
-    return _SECRETS.sub(r"\1***", text)
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -63,7 +63,11 @@ def run_segment(
     """
     chunks = _read_chunks(context=context, plan=plan, segment=segment, local=local)
     embedding = context.attempt.embedding
-    vectors = context.make_embedder().embed([chunk.content for chunk in chunks])
+    embedder = context.make_embedder()
+    try:
+        vectors = embedder.embed([chunk.content for chunk in chunks])
+    finally:
+        embedder.close()
     data = encode_segment(
         version_id=version_id, segment=segment, chunks=chunks, vectors=vectors, dimensions=embedding.dimensions
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ingestion_worker.outcome import WorkerError
 # One request's body at most: below the request's own timeout on a slow link.
 PIECE_BYTES: Final = 8 * 2**20
 _MESSAGE_CHARACTERS: Final = 300
+_REFUSED: Final = re.compile(r"status code: 40[13]\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +233,9 @@ def _mapped(key: str) -> Iterator[None]:
             raise WorkerError("StoreUnavailable", f"the bucket does not exist: {_first(error)}") from error
         raise ObjectMissingError(key) from error
     except (obstore.exceptions.BaseError, OSError) as error:
+        # A listing's refusal has no type of its own.
+        if _REFUSED.search(str(error)):
+            raise WorkerError("StoreForbidden", f"the store refused the credentials for {key}") from error
         raise WorkerError("StoreUnavailable", f"the store failed at {key}: {_first(error)}") from error
 
 

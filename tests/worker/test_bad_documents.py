@@ -1,0 +1,180 @@
+"""Every kind of bad document ends with its own code, in bounded time and memory."""
+
+from __future__ import annotations
+
+import io
+import time
+import zipfile
+import zlib
+
+import pytest
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.parsing.guard import ParserLimits
+from worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
+
+PDF = "application/pdf"
+HTML = "text/html"
+TEXT = "text/plain"
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+SMALL = ParserLimits(memory_bytes=600 * 2**20, cpu_seconds=2, wall_seconds=20.0, output_bytes=2**20)
+
+
+def pdf_object(*, pages: bytes, content: bytes | None = None) -> bytes:
+    """Return a small hand-made PDF with a right cross-reference table."""
+    objects = [b"<< /Type /Catalog /Pages 2 0 R >>", pages]
+    if content is not None:
+        objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 100 100] /Contents 4 0 R >>")
+        objects.append(b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(content), content))
+    out = b"%PDF-1.4\n"
+    offsets = []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    size = len(objects) + 1
+    return out + b"xref\n0 %d\n0000000000 65535 f \n%strailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (
+        size,
+        table,
+        size,
+        len(out),
+    )
+
+
+def archive(entries: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in entries.items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def encrypted_zip() -> bytes:
+    data = bytearray(docx(paragraphs=["x"]))
+    data[6] |= 1
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 8] |= 1
+    return bytes(data)
+
+
+def declared_bomb() -> bytes:
+    """A DOCX of half a megabyte whose document says that it unpacks to 600 MiB."""
+    data = bytearray(docx(paragraphs=["x"] * 1000))
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 24 : directory + 28] = (600 * 2**20).to_bytes(4, "little")
+    return bytes(data)
+
+
+GOOD_PDF = pdf(pages=[sentences(count=10)] * 3)
+GOOD_DOCX = docx(paragraphs=["Some text."] * 50)
+BILLION_LAUGHS = (
+    '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha">'
+    + "".join(f'<!ENTITY {chr(98 + i)} "{("&" + chr(97 + i) + ";") * 10}">' for i in range(9))
+    + "]><document><body><p><t>&j;</t></p></body></document>"
+).encode()
+
+CASES = {
+    "empty pdf": (PDF, b"", "DocumentEmpty"),
+    "empty text": (TEXT, b"", "DocumentEmpty"),
+    "blank text": (TEXT, b" \n\t\r\n", "DocumentEmpty"),
+    "garbage called pdf": (PDF, b"hello, this is no PDF", "DocumentUnreadable"),
+    "html called pdf": (PDF, b"<html><body>login please</body></html>", "DocumentUnreadable"),
+    "truncated pdf": (PDF, b"%PDF-1.4\n1 0 obj\n<< /Type /Cat", "DocumentTruncated"),
+    "damaged pdf": (PDF, b"%PDF-1.4\n" + b"\x00junk" * 100 + b"\nstartxref\n7\n%%EOF", "DocumentUnreadable"),
+    "encrypted pdf": (PDF, pdf(pages=["secret"], password="pw"), "DocumentEncrypted"),
+    "pdf of no pages": (PDF, pdf_object(pages=b"<< /Type /Pages /Kids [] /Count 0 >>"), "DocumentEmpty"),
+    "scanned pdf": (PDF, pdf(pages=["", ""]), "DocumentEmpty"),
+    "pdf whose count lies": (
+        PDF,
+        pdf_object(pages=b"<< /Type /Pages /Kids [] /Count 5 >>"),
+        {"DocumentUnreadable", "DocumentEmpty"},
+    ),
+    "truncated docx": (DOCX_TYPE, GOOD_DOCX[: len(GOOD_DOCX) // 2], "DocumentTruncated"),
+    "docx that is no zip": (DOCX_TYPE, b"hello", "DocumentUnreadable"),
+    "docx with broken xml": (DOCX_TYPE, docx(body="<w:p><w:r>"), "DocumentUnreadable"),
+    "docx with flipped bits": (
+        DOCX_TYPE,
+        GOOD_DOCX[:60] + bytes(b ^ 0x55 for b in GOOD_DOCX[60:90]) + GOOD_DOCX[90:],
+        "DocumentUnreadable",
+    ),
+    "zip that is no docx": (DOCX_TYPE, archive({"a.txt": b"x"}), "DocumentUnreadable"),
+    "docx without text": (DOCX_TYPE, docx(paragraphs=["", " "]), "DocumentEmpty"),
+    "encrypted docx": (DOCX_TYPE, encrypted_zip(), "DocumentEncrypted"),
+    "encrypted office file": (DOCX_TYPE, OLE + "EncryptedPackage".encode("utf-16-le"), "DocumentEncrypted"),
+    "old doc": (DOCX_TYPE, OLE + b"\x00" * 100, "UnsupportedType"),
+    "docx bomb by declared size": (DOCX_TYPE, declared_bomb(), "DocumentTooLarge"),
+    "docx bomb of text": (DOCX_TYPE, docx(paragraphs=["x" * 4_000_000]), "DocumentTooLarge"),
+    "docx of many parts": (DOCX_TYPE, archive({f"f{i}": b"" for i in range(20_001)}), "DocumentTooLarge"),
+    "docx nested deep": (DOCX_TYPE, docx(body="<w:p>" * 5000 + "x" + "</w:p>" * 5000), "DocumentTooComplex"),
+    "billion laughs": (
+        DOCX_TYPE,
+        archive({"word/document.xml": BILLION_LAUGHS}),
+        {"DocumentTooComplex", "DocumentEmpty", "DocumentUnreadable"},
+    ),
+    "html without text": (HTML, b"<html><body><script>x()</script></body></html>", "DocumentEmpty"),
+    "html nested deep": (HTML, b"<div>" * 100_000 + b"x", "DocumentTooComplex"),
+    "text that is binary": (TEXT, b"abc\x00\x01\x02" * 50, "DocumentUnreadable"),
+    "text cut in a character": (TEXT, "Überall größer".encode()[:9] + "ß".encode()[:1], "DocumentTruncated"),
+    "utf-16 cut in a character": (TEXT, "Hello".encode("utf-16")[:-1], "DocumentTruncated"),
+    "spreadsheet": ("application/vnd.ms-excel", b"x", "UnsupportedType"),
+    "image without a type": (None, b"\x89PNG\r\n\x1a\n\x00\x00", "UnsupportedType"),
+    "zip without a type": ("application/octet-stream", archive({"a": b"x"}), "UnsupportedType"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_document_ends_with_its_code(worker: Worker, case: str) -> None:
+    content_type, data, expected = CASES[case]
+    worker.more["parser_limits"] = SMALL
+    source = {"uri": worker.upload(data=data, name="manual")}
+    if content_type:
+        source["contentType"] = content_type
+    began = time.monotonic()
+    with pytest.raises(WorkerError) as caught:
+        worker.prepare(document__source=source)
+    assert caught.value.code in ({expected} if isinstance(expected, str) else expected), caught.value
+    assert "manual" in caught.value.message
+    assert time.monotonic() - began < 15
+    assert not [entry for entry in worker.store.list(prefix="kb") if "/versions/" in entry.key]
+
+
+def test_a_pdf_that_inflates_is_stopped(worker: Worker) -> None:
+    """A small content stream that becomes 150 MB of drawing."""
+    line = b"BT /F1 12 Tf (xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx) Tj ET\n"
+    packer = zlib.compressobj(9)
+    content = b"".join(packer.compress(line * 10_000) for _ in range(200)) + packer.flush()
+    data = pdf_object(pages=b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>", content=content)
+    assert len(data) < 2**21
+    worker.more["parser_limits"] = ParserLimits(memory_bytes=400 * 2**20, cpu_seconds=3, wall_seconds=20.0)
+    with pytest.raises(WorkerError) as caught:
+        worker.prepare(document__source__uri=worker.upload(data=data))
+    assert caught.value.code in ("DocumentTooComplex", "DocumentEmpty", "DocumentUnreadable")
+
+
+def test_a_parser_over_its_wall_clock_is_killed(worker: Worker) -> None:
+    worker.more["parser_limits"] = ParserLimits(wall_seconds=0.01)
+    with pytest.raises(WorkerError, match="DocumentTooComplex"):
+        worker.prepare(document__source__uri=worker.upload(data=GOOD_PDF))
+
+
+def test_a_truncated_pdf_is_never_published_as_whole_without_its_pages(worker: Worker) -> None:
+    data = pdf(pages=[sentences(count=30, tag=f" {page}") for page in range(30)])
+    codes = set()
+    for share in (0.2, 0.5, 0.9):
+        uri = worker.upload(data=data[: int(len(data) * share)], name=f"{share}.pdf")
+        with pytest.raises(WorkerError) as caught:
+            worker.prepare(document__source__uri=uri, mode="SinglePass")
+        codes.add(caught.value.code)
+    assert codes <= {"DocumentTruncated", "DocumentUnreadable", "PageUnreadable", "DocumentEmpty"}
+
+
+def test_docx_text_keeps_order_and_skips_what_is_no_text(worker: Worker) -> None:
+    body = (
+        "<w:p><w:pPr><w:tabs><w:tab/></w:tabs></w:pPr><w:r><w:t>One</w:t><w:tab/><w:t>two</w:t></w:r></w:p>"
+        "<w:tbl><w:tr><w:tc><w:p><w:r><w:t>cell</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
+        '<w:p><mc:AlternateContent xmlns:mc="urn:mc"><mc:Choice><w:r><w:t>choice</w:t></w:r></mc:Choice>'
+        "<mc:Fallback><w:p><w:r><w:t>again</w:t></w:r></w:p></mc:Fallback></mc:AlternateContent></w:p>"
+        "<w:p><w:r><w:delText>deleted</w:delText><w:t>end</w:t></w:r></w:p>"
+    )
+    worker.prepare(document__source__uri=worker.upload(data=docx(body=body), name="a.docx"))
+    texts = [worker.store.get(key=e.key) for e in worker.store.list(prefix="kb") if e.key.endswith(".txt")]
+    assert texts == [b"One\ttwo\ncell\nchoice\nend\n"]

@@ -1,0 +1,92 @@
+"""Chunks: nothing is lost, nothing is cut in two at a border, positions are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ingestion_worker.chunking import chunk_pages, chunk_text, tail
+from ingestion_worker.parsing.pdf import clean_text
+from ingestion_worker.prepare import cut_text
+
+WORDS = st.lists(st.sampled_from(["zebra", "harbour", "ß", "中文字", "a.", "\n", "\n\n", "𝔘nicode"]), max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=WORDS, size=st.integers(1, 120))
+def test_cuts_cover_the_text_without_cutting_a_character(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str], size: int
+) -> None:
+    text = " ".join(words)
+    path = tmp_path_factory.mktemp("cuts") / "text"
+    path.write_bytes(text.encode())
+    cuts = list(cut_text(path=path, characters=size))
+    data = text.encode()
+    parts = [data[cut.start : cut.end].decode() for cut in cuts]
+    assert "".join(parts) == text
+    assert all(0 < len(part) <= size for part in parts)
+    position = 0
+    for cut, part in zip(cuts, parts, strict=True):
+        assert cut.character == position
+        position += len(part)
+
+
+def test_a_cut_prefers_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("".join(f"line {number}\n" for number in range(1000)))
+    cuts = list(cut_text(path=path, characters=100))
+    data = path.read_bytes()
+    assert all(data[cut.end - 1 : cut.end] == b"\n" for cut in cuts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=WORDS, overlap=st.integers(0, 30), at=st.integers(0, 2000))
+def test_positions_point_at_the_content(words: list[str], overlap: int, at: int) -> None:
+    text = " ".join(words)
+    at = min(at, len(text))
+    chunks = chunk_text(text=text[at:], before=text[:at], start=at, chunk_size=60, overlap=overlap)
+    for chunk in chunks:
+        assert text[chunk.start : chunk.end] == chunk.content
+        assert chunk.end > at
+        assert len(chunk.content) <= 60
+    covered = set()
+    for chunk in chunks:
+        covered.update(range(chunk.start, chunk.end))
+    assert all(position in covered for position in range(at, len(text)) if not text[position].isspace())
+
+
+def test_a_sentence_over_a_border_is_found_whole() -> None:
+    before = "An opening. " * 20 + "The zebra crossed the"
+    after = "border at night. " + "Then it slept. " * 20
+    chunks = chunk_text(text=after, before=before + " ", start=len(before) + 1, chunk_size=200, overlap=60)
+    assert any("The zebra crossed the border at night." in chunk.content for chunk in chunks)
+
+
+def test_a_sentence_over_a_page_border_is_found_whole_with_its_pages() -> None:
+    before = "An opening. " * 20 + "The zebra crossed the"
+    pages = ["border at night.", "Another page."]
+    chunks = chunk_pages(pages=pages, before=before, first=4, chunk_size=200, overlap=60)
+    first = chunks[0]
+    assert "zebra crossed the\n\nborder at night." in first.content
+    assert (first.page, first.page_end) == (4, 6)
+    assert before[first.start :].startswith(first.content[:10])
+    assert chunk_pages(pages=["", "  "], before=before, first=4, chunk_size=200, overlap=60) == []
+
+
+def test_without_overlap_nothing_is_repeated() -> None:
+    pages = ["one two", "three"]
+    chunks = chunk_pages(pages=pages, before="zero", first=1, chunk_size=8, overlap=0)
+    assert [(chunk.content, chunk.page, chunk.start) for chunk in chunks] == [("one two", 2, 0), ("three", 3, 0)]
+
+
+@given(st.text(max_size=300), st.integers(0, 100))
+def test_a_tail_is_a_suffix_of_the_overlap_and_a_little_more(text: str, overlap: int) -> None:
+    end = tail(text=text, overlap=overlap)
+    assert text.endswith(end)
+    assert min(len(text), overlap) <= len(end) <= overlap + 64
+
+
+def test_text_of_pages_is_cleaned() -> None:
+    assert clean_text(text="exam\x02\r\nple\x00 one\rtwo\ufffe") == "example one\ntwo"

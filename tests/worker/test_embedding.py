@@ -1,0 +1,245 @@
+"""Both embedders: what they return, and what each failure of an endpoint is called."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ingestion_worker.embedding import EmbeddingSpec, HttpEmbedder, batches, make_embedder, parse_retry_after
+from ingestion_worker.outcome import WorkerError
+from worker_builders import BUILTIN, answer, builtin, http_server
+
+OPEN: list[HttpEmbedder] = []
+SPEC = EmbeddingSpec(provider="openai", model="m", dimensions=3)
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint that plays a script: statuses to answer first, then vectors."""
+
+    def __init__(self, *, script: list[tuple[int, dict[str, str]]] | None = None, dimensions: int = 3) -> None:
+        self.script = script or []
+        self.dimensions = dimensions
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.mangle: Callable[[dict[str, Any]], Any] = lambda body: body
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        self.requests.append({**body, "path": request.path})
+        self.keys.append(request.headers["Authorization"])
+        if self.script:
+            status, headers = self.script.pop(0)
+            error = json.dumps({"error": {"message": "the model\nis not there " + "x" * 2000}}).encode()
+            answer(request, status, error, **headers)
+            return
+        size = body.get("dimensions", self.dimensions)
+        rows = [
+            {"index": index, "embedding": [float(len(text))] + [0.0] * (size - 1)}
+            for index, text in enumerate(body["input"])
+        ]
+        answer(request, 200, json.dumps(self.mangle({"data": rows[::-1]})).encode())
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def embedder(url: str, **more: Any) -> HttpEmbedder:
+    options: dict[str, Any] = {
+        "spec": SPEC,
+        "read_seconds": 0.4,
+        "total_seconds": 1.0,
+        "backoff_seconds": 0.001,
+        **more,
+    }
+    made = HttpEmbedder(url=f"{url}/v1/", **options)
+    OPEN.append(made)
+    return made
+
+
+def failure(run: Callable[[], Any]) -> WorkerError:
+    with pytest.raises(WorkerError) as caught:
+        run()
+    return caught.value
+
+
+def test_the_builtin_model_knows_what_is_near() -> None:
+    vectors = builtin().embed(["a dog barks", "the puppy howls", "quarterly tax report", "", "\ud800"])
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, 256)
+    assert np.isfinite(vectors).all()
+    assert np.allclose(np.linalg.norm(vectors[:3], axis=1), 1)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert not vectors[3].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.text(max_size=50), max_size=5), st.lists(st.text(max_size=50), max_size=5))
+def test_a_builtin_vector_does_not_depend_on_its_batch(first: list[str], second: list[str]) -> None:
+    together = builtin().embed(first + second)
+    assert np.array_equal(together, np.concatenate([builtin().embed(first), builtin().embed(second)]))
+
+
+def test_the_builtin_vectors_are_wordllamas_own() -> None:
+    from pathlib import Path
+
+    import wordllama
+
+    folder = Path(wordllama.__file__).parent
+    reference = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
+    texts = ["a dog barks", "Überall größer, 中文", "x" * 3000]
+    assert np.allclose(builtin().embed(texts), reference.embed(texts, norm=True), atol=1e-6)
+
+
+def test_the_builtin_has_one_model_only() -> None:
+    other = EmbeddingSpec(provider="builtin", model=BUILTIN.model, dimensions=64)
+    assert failure(lambda: make_embedder(spec=other)).code == "EmbeddingRejected"
+    assert failure(lambda: make_embedder(spec=SPEC)).code == "InvalidAttempt"
+
+
+@given(st.lists(st.integers(0, 120_000), max_size=80))
+def test_batches_keep_order_and_bounds(sizes: list[int]) -> None:
+    texts = ["x" * size for size in sizes]
+    made = list(batches(texts=texts))
+    assert [text for batch in made for text in batch] == texts
+    assert all(len(batch) <= 64 for batch in made)
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= 200_000 for batch in made)
+
+
+def test_vectors_come_in_the_order_of_the_texts_and_normalised() -> None:
+    endpoint = Endpoint()
+    with http_server(handle=endpoint) as url:
+        vectors = embedder(url, api_key="k").embed(["a", "bb", "ccc"] * 40)
+    assert vectors.shape == (120, 3)
+    assert np.allclose(vectors[:, 0], 1)
+    assert [len(request["input"]) for request in endpoint.requests] == [64, 56]
+    assert endpoint.requests[0]["path"] == "/v1/embeddings"
+    assert "dimensions" not in endpoint.requests[0]
+    assert set(endpoint.keys) == {"Bearer k"}
+
+
+def test_no_key_no_header() -> None:
+    endpoint = Endpoint()
+    with http_server(handle=endpoint) as url:
+        embedder(url).embed(["a"])
+    assert endpoint.keys == [None]
+
+
+def test_dimensions_are_sent_only_once_a_model_gives_more() -> None:
+    endpoint = Endpoint(dimensions=8)
+    with http_server(handle=endpoint) as url:
+        client = embedder(url)
+        assert client.embed(["a"]).shape == (1, 3)
+        client.embed(["b"])
+    assert [request.get("dimensions") for request in endpoint.requests] == [None, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code", "requests"),
+    [
+        ([429, 503], None, 3),
+        ([500] * 9, "EmbeddingUnavailable", 5),
+        ([429] * 9, "EmbeddingRateLimited", 5),
+        ([408] * 9, "EmbeddingUnavailable", 5),
+        ([401], "EmbeddingUnauthorized", 1),
+        ([403], "EmbeddingUnauthorized", 1),
+        ([400], "EmbeddingRejected", 1),
+        ([404], "EmbeddingRejected", 1),
+        ([302], "EmbeddingRejected", 1),
+    ],
+)
+def test_statuses_have_codes_and_only_some_are_tried_again(
+    statuses: list[int], code: str | None, requests: int
+) -> None:
+    endpoint = Endpoint(script=[(status, {}) for status in statuses])
+    with http_server(handle=endpoint) as url:
+        client = embedder(url, api_key="sk-hidden")
+        if code is None:
+            client.embed(["a"])
+        else:
+            error = failure(lambda: client.embed(["a"]))
+            assert error.code == code
+            assert "sk-hidden" not in error.message
+            assert len(error.message) < 700
+            if code == "EmbeddingRejected":
+                assert "the model is not there" in error.message
+    assert len(endpoint.requests) == requests
+
+
+def test_retry_after_is_honoured_up_to_a_minute() -> None:
+    pauses: list[float] = []
+    script = [(429, {"Retry-After": "7"}), (429, {"Retry-After": "100000"}), (503, {})]
+    with http_server(handle=Endpoint(script=script)) as url:
+        embedder(url, sleep=pauses.append).embed(["a"])
+    assert pauses[:2] == [7.0, 60.0]
+    assert pauses[2] < 0.1
+
+
+def test_retry_after_can_be_a_date() -> None:
+    now = 784_111_777.0
+    assert parse_retry_after(value="Sun, 06 Nov 1994 08:49:47 GMT", now=now) == 10
+    assert parse_retry_after(value="Sun, 06 Nov 1990 08:49:47 GMT", now=now) == 0
+    assert parse_retry_after(value="soon", now=now) is None
+
+
+MANGLED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "too few": lambda body: {"data": body["data"][:-1]},
+    "too many": lambda body: {"data": body["data"] + body["data"]},
+    "a repeated index": lambda body: {"data": [{**row, "index": 0} for row in body["data"]]},
+    "an index out of range": lambda body: {"data": [{**row, "index": row["index"] + 7} for row in body["data"]]},
+    "too short": lambda body: {"data": [{**row, "embedding": [1.0]} for row in body["data"]]},
+    "ragged": lambda body: {"data": [{**row, "embedding": [1.0] * (row["index"] + 1)} for row in body["data"]]},
+    "not a number": lambda body: {"data": [{**row, "embedding": [float("nan"), 0, 0]} for row in body["data"]]},
+    "infinite": lambda body: {"data": [{**row, "embedding": [1e300, 0, 0]} for row in body["data"]]},
+    "text": lambda body: {"data": [{**row, "embedding": ["x", "y", "z"]} for row in body["data"]]},
+    "no data": lambda body: {"object": "list"},
+    "a list": lambda body: [1, 2],
+    "huge": lambda body: {"data": body["data"], "padding": "x" * 4_000_000},
+    "longer, whatever is asked": lambda body: {"data": [{**row, "embedding": [1.0] * 9} for row in body["data"]]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("case", MANGLED)
+def test_vectors_that_cannot_be_right_are_refused(case: str) -> None:
+    endpoint = Endpoint()
+    endpoint.mangle = MANGLED[case]
+    with http_server(handle=endpoint) as url:
+        assert failure(lambda: embedder(url).embed(["a", "bb"])).code == "EmbeddingInvalid"
+
+
+def test_a_login_page_is_no_answer() -> None:
+    with http_server(handle=lambda request: answer(request, 200, b"<html>please log in</html>")) as url:
+        assert failure(lambda: embedder(url).embed(["a"])).code == "EmbeddingInvalid"
+
+
+def test_hanging_endpoints_are_left_in_time() -> None:
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+        for _ in range(50):
+            try:
+                request.wfile.write(b" ")
+            except OSError:
+                return
+            time.sleep(0.1)
+
+    for handle in (drip, lambda request: time.sleep(1)):
+        began = time.monotonic()
+        with http_server(handle=handle) as url:
+            assert failure(lambda url=url: embedder(url, tries=2).embed(["a"])).code == "EmbeddingUnavailable"
+        assert time.monotonic() - began < 4
+
+
+def test_nobody_there() -> None:
+    assert failure(lambda: embedder("http://127.0.0.1:1").embed(["a"])).code == "EmbeddingUnavailable"
+    assert failure(lambda: embedder("ftp://127.0.0.1").embed(["a"])).code == "EmbeddingRejected"

@@ -1,0 +1,228 @@
+"""The live version is monotone and whole, whoever races, stalls or is killed, wherever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ingestion_worker import history, layout
+from ingestion_worker.history import LiveVersion, decode_state, read_state, sequence_of
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.search import live_versions, search_text
+from ingestion_worker.store import Store, StoreConfig
+from ingestion_worker.versions import claim_number
+from kill_runner import runner
+from worker_builders import BUILTIN, DOCUMENT, KB, Worker, builtin, sentences
+
+
+def version(*, number: int, generation: int = 0, job: str | None = None, plan: str = "plan") -> LiveVersion:
+    job = job or f"job-{number}"
+    return LiveVersion(
+        document_id=DOCUMENT,
+        version_id=layout.version_id(job_uid=job),
+        number=number,
+        job_uid=job,
+        generation=generation,
+        plan_hash=plan,
+        segments=1,
+        chunks=1,
+        title="T",
+        mode="SinglePass",
+        embedding=BUILTIN,
+        published_at="",
+    )
+
+
+def lives(store: Store) -> list[int]:
+    """Return the live version number after each entry of the history."""
+    prefix = layout.history_prefix(knowledge_base=KB, document_id=DOCUMENT)
+    keys = sorted(entry.key for entry in store.list(prefix=prefix))
+    assert [sequence_of(key=key) for key in keys] == list(range(1, len(keys) + 1))
+    states = [decode_state(data=store.get(key=key), sequence=1) for key in keys]
+    return [state.live.number if state.live else 0 for state in states]
+
+
+def outcome(publish: Callable[[], Any]) -> str:
+    try:
+        publish()
+    except WorkerError as error:
+        return error.code
+    return "live"
+
+
+def test_racing_publishers_are_monotone_and_the_highest_wins(store_config: StoreConfig) -> None:
+    store = Store(config=store_config)
+    results: dict[int, str] = {}
+
+    def run(number: int) -> None:
+        results[number] = outcome(
+            lambda: history.publish(store=store, knowledge_base=KB, version=version(number=number))
+        )
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(1, 65)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    published = lives(store)
+    assert published == sorted(set(published))
+    assert published[-1] == 64
+    assert sorted(number for number, result in results.items() if result == "live") == published
+    assert set(results.values()) <= {"live", "VersionSuperseded"}
+
+
+def test_racing_attempts_of_one_job_publish_once_and_none_below_a_fence(store_config: StoreConfig) -> None:
+    store = Store(config=store_config)
+    order: list[tuple[str, int]] = []
+
+    def run(generation: int) -> None:
+        def attempt() -> None:
+            history.raise_fence(
+                store=store, knowledge_base=KB, document_id=DOCUMENT, job_uid="job-7", number=7, generation=generation
+            )
+            live = version(number=7, generation=generation, plan=f"plan-{generation}")
+            history.publish(store=store, knowledge_base=KB, version=live)
+
+        order.append((outcome(attempt), generation))
+
+    threads = [threading.Thread(target=run, args=(generation,)) for generation in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    prefix = layout.history_prefix(knowledge_base=KB, document_id=DOCUMENT)
+    fence = published = 0
+    for key in sorted(entry.key for entry in store.list(prefix=prefix)):
+        state = decode_state(data=store.get(key=key), sequence=1)
+        if state.live is not None:
+            assert state.live.generation >= fence
+            published += 1
+            break
+        assert state.fences["job-7"] > fence
+        fence = state.fences["job-7"]
+    assert published == 1
+    assert lives(store).count(7) == 1
+    assert {code for code, _ in order} <= {"live", "Fenced"}
+
+
+def test_racing_pods_of_one_job_get_one_number_and_jobs_get_different_ones(store_config: StoreConfig) -> None:
+    store = Store(config=store_config)
+    got: list[tuple[str, int]] = []
+
+    def run(job: str) -> None:
+        got.append((job, claim_number(store=store, knowledge_base=KB, document_id=DOCUMENT, job_uid=job)))
+
+    threads = [threading.Thread(target=run, args=(f"job-{index % 6}",)) for index in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 24
+    numbers = dict(got)
+    assert len(set(got)) == 6
+    assert len(set(numbers.values())) == 6
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["fence", "publish"]), st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=12
+    )
+)
+def test_any_order_of_fences_and_publishes_keeps_the_rules(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
+) -> None:
+    store = Store(config=StoreConfig(url=f"file://{tmp_path_factory.mktemp('rules')}/b"))
+    fences: dict[int, int] = {}
+    live = 0
+    for kind, number, generation in steps:
+        if kind == "fence":
+            result = outcome(
+                lambda number=number, generation=generation: history.raise_fence(
+                    store=store,
+                    knowledge_base=KB,
+                    document_id=DOCUMENT,
+                    job_uid=f"job-{number}",
+                    number=number,
+                    generation=generation,
+                )
+            )
+            if live < number:
+                assert result == ("Fenced" if fences.get(number, 0) > generation else "live")
+                fences[number] = max(fences.get(number, 0), generation)
+        else:
+            made = version(number=number, generation=generation)
+            result = outcome(lambda made=made: history.publish(store=store, knowledge_base=KB, version=made))
+            if live == number:
+                assert result == "live"
+            elif live > number:
+                assert result == "VersionSuperseded"
+            elif fences.get(number, 0) > generation:
+                assert result == "Fenced"
+            else:
+                assert result == "live"
+                live = number
+        state = read_state(store=store, knowledge_base=KB, document_id=DOCUMENT)
+        assert (state.live.number if state.live else 0) == live
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("backend", ["folder", "s3"])
+def test_a_publish_killed_at_any_operation_leaves_the_old_version_or_the_whole_new_one(
+    request: pytest.FixtureRequest, tmp_path: Path, backend: str, after: bool
+) -> None:
+    config = StoreConfig(url=f"file://{tmp_path}/team-a")
+    if backend == "s3":
+        config = request.getfixturevalue("s3_server").config(bucket=f"kill-{after}".lower())
+    store = Store(config=config)
+    worker = Worker(store=store, folder=tmp_path / "scratch")
+    old = worker.ingest(document__source__uri=worker.upload(data=b"The old zebra.", name="a.txt"), job__uid="old")
+    uri = worker.upload(data=sentences(count=60, tag=" zebra").encode(), name="b.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    for segment in range(prepared["segments"]):
+        worker.segment(prepared=prepared, segment=segment)
+    with runner(config=config, folder=tmp_path) as other:
+        for step in range(1, 40):
+            changes = {"prepared": prepared, "generation": 1}
+            killed = other.killed_at(step=step, after=after, stage="publish", changes=changes)
+            live = live_versions(store=store, knowledge_base=KB)[0]
+            assert live.version_id in (old["version"]["id"], prepared["version"]["id"])
+            hits = search_text(store=store, knowledge_base=KB, text="zebra", limit=50, embedder_for=lambda _: builtin())
+            assert {hit.version_id for hit in hits} == {live.version_id}
+            if live.version_id != old["version"]["id"]:
+                assert len(hits) == live.chunks
+            if not killed:
+                break
+    assert live.version_id == prepared["version"]["id"]
+    assert step > 3
+
+
+def test_a_single_pass_killed_at_any_operation_ends_in_the_same_version(tmp_path: Path) -> None:
+    reference = Worker(store=Store(config=StoreConfig(url=f"file://{tmp_path}/ref/team-a")), folder=tmp_path / "r")
+    data = sentences(count=20).encode()
+    changes = {"document__source__uri": reference.upload(data=data, name="a.txt")}
+    expected = reference.prepare(**changes)
+    config = StoreConfig(url=f"file://{tmp_path}/team-a")
+    store = Store(config=config)
+    Worker(store=store, folder=tmp_path / "u").upload(data=data, name="a.txt")
+    with runner(config=config, folder=tmp_path) as other:
+        for step in range(1, 60):
+            killed = other.killed_at(step=step, after=step % 2 == 0, stage="prepare", changes=changes)
+            assert len(live_versions(store=store, knowledge_base=KB)) <= 1
+            if not killed:
+                break
+    live = live_versions(store=store, knowledge_base=KB)[0]
+    assert (live.version_id, live.plan_hash, live.chunks) == (
+        expected["version"]["id"],
+        expected["version"]["planHash"],
+        expected["chunks"],
+    )
+    assert live.number == 1
+    mine = {e.key: store.get(key=e.key) for e in store.list(prefix="kb") if "/versions/" in e.key}
+    theirs = {e.key: reference.store.get(key=e.key) for e in reference.store.list(prefix="kb") if "/versions/" in e.key}
+    assert mine == theirs

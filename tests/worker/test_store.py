@@ -1,0 +1,166 @@
+"""The store on a folder and on a real S3 server: the same behaviour, and errors with codes."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ingestion_worker import layout
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import ObjectMissingError, Store, StoreConfig, put_upload
+
+
+async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def test_objects_are_written_read_listed_and_deleted(any_store: Store) -> None:
+    any_store.put(key="kb/a/x.json", data=b"one")
+    any_store.put(key="kb/a/x.json", data=b"three")
+    any_store.put(key="kb/ab/y.json", data=b"")
+    assert any_store.get(key="kb/a/x.json") == b"three"
+    assert any_store.get_range(key="kb/a/x.json", start=1, end=3) == b"hr"
+    assert any_store.size(key="kb/a/x.json") == 5
+    assert [entry.key for entry in any_store.list(prefix="kb/a")] == ["kb/a/x.json"]
+    assert list(any_store.list(prefix="nothing")) == []
+    any_store.delete(key="kb/a/x.json")
+    any_store.delete(key="kb/a/x.json")
+    with pytest.raises(ObjectMissingError):
+        any_store.get(key="kb/a/x.json")
+    any_store.ping()
+
+
+def test_one_creator_wins_and_a_repeated_request_is_the_same_one(any_store: Store) -> None:
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        if any_store.create(key="race.json", data=b"%d" % number):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert any_store.get(key="race.json") == b"%d" % won[0]
+    assert any_store.create(key="race.json", data=b"%d" % won[0])
+
+
+def test_large_files_go_up_and_down_in_pieces(any_store: Store, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (20 * 2**20 // 256) + b"end"
+    (tmp_path / "up").write_bytes(data)
+    any_store.put_file(key="big/file", path=tmp_path / "up")
+    digest = any_store.download(key="big/file", path=tmp_path / "down", max_bytes=len(data))
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "down").read_bytes() == data
+    with pytest.raises(WorkerError, match="DocumentTooLarge"):
+        any_store.download(key="big/file", path=tmp_path / "down", max_bytes=len(data) - 1)
+
+
+async def test_an_upload_is_hashed_and_counted_on_the_way(any_store: Store) -> None:
+    pieces = [b"a" * 3_000_000, b"", b"b" * 9_000_000, b"c"]
+    upload = await put_upload(
+        store=any_store,
+        document_id="doc",
+        file_name="../Händ book.PDF",
+        chunks=stream(*pieces),
+        max_bytes=2**24,
+        upload_id="one",
+    )
+    data = b"".join(pieces)
+    assert upload.uri == f"s3://{any_store.bucket}/uploads/doc/one/H_nd_book.PDF"
+    assert (upload.size, upload.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert any_store.get(key=upload.key) == data
+    small = await put_upload(store=any_store, document_id="doc", file_name="", chunks=stream(b"x"), max_bytes=9)
+    assert any_store.get(key=small.key) == b"x"
+    empty = await put_upload(store=any_store, document_id="doc", file_name="e", chunks=stream(), max_bytes=9)
+    assert any_store.size(key=empty.key) == 0
+
+
+@pytest.mark.parametrize("piece", [b"x" * 10, b"x" * 9_000_000])
+async def test_an_upload_over_the_cap_leaves_nothing(any_store: Store, piece: bytes) -> None:
+    with pytest.raises(WorkerError, match="DocumentTooLarge"):
+        await put_upload(
+            store=any_store,
+            document_id="doc",
+            file_name="a",
+            chunks=stream(piece, piece, piece),
+            max_bytes=len(piece) * 2,
+        )
+    assert list(any_store.list(prefix="uploads")) == []
+
+
+async def test_an_upload_whose_client_leaves_leaves_nothing(any_store: Store) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 9_000_000
+        raise RuntimeError("the client went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        await put_upload(store=any_store, document_id="doc", file_name="a", chunks=broken(), max_bytes=2**30)
+    assert list(any_store.list(prefix="uploads")) == []
+
+
+def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:
+    good = s3_server.config(bucket="locked")
+    bad = StoreConfig(
+        url=good.url,
+        endpoint=good.endpoint,
+        region="us-east-1",
+        access_key_id=good.access_key_id,
+        secret_access_key="wrong-secret",
+        retry_seconds=1,
+    )
+    for run in (
+        lambda store: store.put(key="a", data=b"x"),
+        lambda store: store.create(key="a", data=b"x"),
+        lambda store: store.get(key="a"),
+        lambda store: list(store.list(prefix="a")),
+        lambda store: store.ping(),
+    ):
+        with pytest.raises(WorkerError) as caught:
+            run(Store(config=bad))
+        assert caught.value.code == "StoreForbidden", caught.value
+        assert "wrong-secret" not in caught.value.message + repr(bad)
+
+
+def test_a_store_that_is_not_there_is_unavailable(s3_server: Any) -> None:
+    gone = StoreConfig(
+        url="s3://x", endpoint="http://127.0.0.1:1", access_key_id="a", secret_access_key="b", retry_seconds=0.2
+    )
+    with pytest.raises(WorkerError) as caught:
+        Store(config=gone).put(key="a", data=b"x")
+    assert caught.value.code == "StoreUnavailable"
+    elsewhere = replace(s3_server.config(bucket="there"), url="s3://not-there")
+    with pytest.raises(WorkerError) as caught:
+        Store(config=elsewhere).put(key="a", data=b"x")
+    assert caught.value.code in ("StoreUnavailable", "StoreForbidden")
+
+
+@pytest.mark.parametrize("url", ["http://x", "s3://", "s3://bucket/prefix", "file://host/path", "file:///", ""])
+def test_a_url_that_is_no_store_is_refused(url: str) -> None:
+    with pytest.raises(WorkerError, match="InvalidAttempt"):
+        Store(config=StoreConfig(url=url))
+
+
+@given(st.text(max_size=200))
+def test_any_file_name_becomes_a_safe_part_of_a_key(name: str) -> None:
+    safe = layout.safe_file_name(name=name)
+    assert 0 < len(safe) <= layout.MAX_FILE_NAME
+    assert safe.isascii()
+    assert "/" not in safe
+    assert safe not in (".", "..")
+
+
+@given(st.integers(0, 99_999), st.integers(0, 9_999_999))
+def test_an_outputs_key_says_its_segment_and_chunks(segment: int, chunks: int) -> None:
+    key = layout.segment_key(prefix="p", plan_hash="h", segment=segment, chunks=chunks)
+    assert layout.parse_segment_key(key=key) == (segment, chunks)
