@@ -68,7 +68,6 @@ def _observed(code: str, stage: str, meaning: str, remedy: str) -> ErrorCode:
 
 _PREPARE: Final = Stage.PREPARE.value
 _SEGMENTS: Final = Stage.SEGMENTS.value
-_PUBLISH: Final = Stage.PUBLISH.value
 
 _TABLE: Final = (
     # Permanent: the worker says so by its exit code.
@@ -154,7 +153,7 @@ _TABLE: Final = (
     ),
     _permanent(
         "PageUnreadable",
-        _SEGMENTS,
+        ANY,
         74,
         False,
         "A page of the segment cannot be read.",
@@ -186,7 +185,7 @@ _TABLE: Final = (
     ),
     _permanent(
         "VersionSuperseded",
-        _PUBLISH,
+        ANY,
         78,
         False,
         "A newer version of the document is already live.",
@@ -267,7 +266,7 @@ _TABLE: Final = (
     ),
     _transient(
         "SegmentsMissing",
-        _PUBLISH,
+        ANY,
         "An output that should be in the store is not there.",
         "Find out who deletes objects in the bucket; make a new job.",
     ),

@@ -13,7 +13,7 @@ from ingestion_worker.logs import info
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
-from ingestion_worker.plan import Plan, check_pipeline, read_plan
+from ingestion_worker.plan import Cut, Plan, check_pipeline, read_plan
 from ingestion_worker.source import MAX_SOURCE_BYTES
 from ingestion_worker.store import ObjectMissingError
 
@@ -92,23 +92,24 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
         text = data[cut.start - begin :].decode("utf-8")
         return chunk_text(text=text, before=before, start=cut.character, chunk_size=size, overlap=overlap)
     path = local or _download(context=context, plan=plan)
-    pages = _pages(context=context, plan=plan, path=path, first=cut.start, last=cut.end)
-    before = ""
-    if overlap and cut.start:
-        try:
-            before = _pages(context=context, plan=plan, path=path, first=cut.start - 1, last=cut.start)[0]
-        except WorkerError as error:
-            # The page before is the other segment's to report.
-            info("the page before cannot be read", code=error.code, page=cut.start)
+    wants_before = bool(overlap and cut.start)
+    pages = _pages(context=context, plan=plan, path=path, cut=cut, before=wants_before)
+    before = pages.pop(0) if wants_before else ""
     return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap)
 
 
-def _pages(*, context: Context, plan: Plan, path: Path, first: int, last: int) -> list[str]:
-    output = context.scratch / f"pages-{first}-{last}.jsonl"
+def _pages(*, context: Context, plan: Plan, path: Path, cut: Cut, before: bool) -> list[str]:
+    output = context.scratch / "pages.jsonl"
     run_parser(
         operation="pdf_pages",
         name=plan.name,
-        arguments={"path": str(path), "output": str(output), "first": first, "last": last},
+        arguments={
+            "path": str(path),
+            "output": str(output),
+            "first": cut.start,
+            "last": cut.end,
+            "before": before,
+        },
         limits=context.parser_limits,
     )
     with output.open("rb") as file:

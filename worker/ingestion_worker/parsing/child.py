@@ -90,12 +90,12 @@ def _pdf_inspect(**arguments: Any) -> dict[str, Any]:
     return inspect_pdf(**{**arguments, "path": Path(arguments["path"])})
 
 
-def _pdf_pages(*, name: str, limit: int, path: str, output: str, first: int, last: int) -> dict[str, Any]:
+def _pdf_pages(*, name: str, limit: int, path: str, output: str, first: int, last: int, before: bool) -> dict[str, Any]:
     from ingestion_worker.parsing.pdf import read_pages
 
     writer = TextWriter(path=Path(output), name=name, limit=limit)
     try:
-        for page in read_pages(path=Path(path), name=name, first=first, last=last):
+        for page in read_pages(path=Path(path), name=name, first=first, last=last, before=before):
             writer.write(json.dumps(page) + "\n")
             writer.flush()
     finally:

@@ -121,4 +121,4 @@ def _last_page(arguments: dict[str, Any]) -> str:
             lines = sum(1 for _ in file)
     except OSError:
         lines = 0
-    return f", page {arguments['first'] + lines + 1},"
+    return f", page {arguments['first'] - bool(arguments.get('before')) + lines + 1},"

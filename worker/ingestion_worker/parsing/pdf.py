@@ -47,13 +47,20 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
     raise WorkerError("DocumentEmpty", f"there is no text on the {pages} pages of {name}; is it scanned?")
 
 
-def read_pages(*, path: Path, name: str, first: int, last: int) -> Iterator[str]:
-    """Yield the text of the pages [first, last), counted from 0.
+def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) -> Iterator[str]:
+    """Yield the text of the page before `first` if it is wanted, then of the pages [first, last), counted from 0.
+
+    The page before is empty when it cannot be read: that is the other segment's to report.
 
     Raises:
         WorkerError: PageUnreadable naming the page, counted from 1, or what `inspect_pdf` raises.
     """
     document = _open(path=path, name=name)
+    if before:
+        try:
+            yield _page_text(document=document, index=first - 1)[-MAX_PAGE_CHARACTERS:]
+        except pypdfium2.PdfiumError:
+            yield ""
     for index in range(first, last):
         try:
             text = _page_text(document=document, index=index)
