@@ -6,6 +6,7 @@ its typed models aside: they cost about 25 times as much and drop fields they do
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Self, cast
@@ -23,6 +24,7 @@ JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
 WATCH_TIMEOUT_SECONDS: Final = 600
+_TLS_SHUTDOWN_SECONDS: Final = 0.1
 
 
 class ApiError(Exception):
@@ -112,6 +114,9 @@ class KubeClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()  # type: ignore[no-untyped-call]
+        # TLS connections end in the background; a loop that stops before leaves them open.
+        # Source: https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown
+        await asyncio.sleep(_TLS_SHUTDOWN_SECONDS)
 
     async def request(
         self,

@@ -1,0 +1,180 @@
+"""API keys: their form, the Secret that holds their hashes, and who a request comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader
+from ingestion_crds.constants import API_KEYS_SECRET
+from ingestion_crds.job import Time, format_time
+from ingestion_crds.kube import ApiError, KubeClient, core_path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ingestion_api.problems import ProblemError, unavailable
+
+LOG: Final = logging.getLogger("ingestion_api.auth")
+FRESH_SECONDS: Final = 5.0
+# An unknown key makes the Secret be read at once, but strangers must not make that more than one read a second.
+REREAD_SECONDS: Final = 1.0
+# While the API server does not answer, what was read last is believed so long; then nobody gets in.
+STALE_SECONDS: Final = 30.0
+_KEY: Final = re.compile(r"^ik_([a-z0-9]{4,32})_([A-Za-z0-9_-]{43})$")
+_ID_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
+_ID_LENGTH: Final = 10
+NAMESPACE_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_DUMMY_HASH: Final = hashlib.sha256(b"no such key").hexdigest()
+
+
+class KeyEntry(BaseModel):
+    """What the Secret keeps of a key: never the key."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    namespace: str = Field(pattern=NAMESPACE_PATTERN)
+    name: str = Field("", max_length=128)
+    created: Time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who a request comes from.
+
+    Args:
+        key_id: the public part of the key.
+        namespace: the tenant; the only namespace that the request may touch.
+    """
+
+    key_id: str
+    namespace: str
+
+
+def new_key() -> tuple[str, str]:
+    """Return a fresh key's id and the whole key; 256 bits of it are random."""
+    key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+    return key_id, f"ik_{key_id}_{secrets.token_urlsafe(32)}"
+
+
+def hash_key(key: str) -> str:
+    """Return the SHA-256 of the whole key in hex. A slow hash is for passwords; these are 256 random bits."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def encode_entry(entry: KeyEntry) -> str:
+    """Return an entry as the Secret's `data` wants it: JSON in base64."""
+    body = {
+        "hash": entry.hash,
+        "namespace": entry.namespace,
+        "name": entry.name,
+        "created": format_time(entry.created),
+    }
+    return base64.b64encode(json.dumps(body).encode()).decode()
+
+
+def decode_entries(secret: dict[str, Any]) -> dict[str, KeyEntry]:
+    """Return the entries of a Secret by key id; those that cannot be read are left out and named in the log."""
+    entries: dict[str, KeyEntry] = {}
+    for key_id, encoded in (secret.get("data") or {}).items():
+        try:
+            entries[key_id] = KeyEntry.model_validate_json(base64.b64decode(encoded, validate=True))
+        except (ValidationError, binascii.Error) as error:
+            what = type(error).__name__
+            LOG.warning("unreadable API key entry", extra={"fields": {"key_id": key_id, "error": what}})
+    return entries
+
+
+class KeyRing:
+    """The keys of the Secret, read through the API server and kept for a few seconds.
+
+    A new key works at once (an unknown key makes the Secret be read again, at most once a second); a revoked one
+    stops within 5 s, or 30 s while the API server does not answer.
+
+    Args:
+        kube: the cluster.
+        namespace: where the Secret is.
+    """
+
+    def __init__(self, *, kube: KubeClient, namespace: str) -> None:
+        self._kube = kube
+        self._path = core_path("secrets", namespace, API_KEYS_SECRET)
+        self._entries: dict[str, KeyEntry] = {}
+        self._read_at = -STALE_SECONDS
+        self._tried_at = -STALE_SECONDS
+        self._lock = asyncio.Lock()
+
+    async def authenticate(self, key: str | None) -> Principal:
+        """Return whose key this is.
+
+        Raises:
+            ProblemError: 401 when there is no key or it is not valid; 503 when the Secret cannot be read.
+        """
+        if not key:
+            raise ProblemError(status=401, error="unauthorized", message="send an API key in the header x-api-key")
+        match = _KEY.match(key)
+        key_id = match[1] if match else ""
+        given = hash_key(key)
+        await self._refresh(older_than=FRESH_SECONDS)
+        principal = self._look(key_id, given)
+        if principal is None and match:
+            await self._refresh(older_than=REREAD_SECONDS)
+            principal = self._look(key_id, given)
+        if principal is None:
+            raise ProblemError(status=401, error="unauthorized", message="the API key is not valid")
+        return principal
+
+    def _look(self, key_id: str, given: str) -> Principal | None:
+        entry = self._entries.get(key_id)
+        # Compared in constant time, for unknown ids too, so that the answer's time tells nothing.
+        equal = hmac.compare_digest(given, entry.hash if entry else _DUMMY_HASH)
+        return Principal(key_id=key_id, namespace=entry.namespace) if entry and equal else None
+
+    async def _refresh(self, *, older_than: float) -> None:
+        if time.monotonic() - self._read_at < older_than:
+            return
+        async with self._lock:
+            now = time.monotonic()
+            if now - self._read_at < older_than:
+                return
+            if now - self._tried_at < REREAD_SECONDS and now - self._read_at < STALE_SECONDS:
+                return
+            self._tried_at = now
+            try:
+                secret = await self._kube.request("GET", self._path, timeout=5.0)
+            except ApiError as error:
+                if error.not_found:
+                    secret = {}
+                elif now - self._read_at < STALE_SECONDS:
+                    LOG.warning("API keys not readable; the last ones stand", extra={"fields": {"error": str(error)}})
+                    return
+                else:
+                    LOG.error("API keys not readable", extra={"fields": {"error": str(error)}})
+                    raise unavailable("the API keys cannot be read from the cluster; try again") from error
+            self._entries = decode_entries(secret)
+            self._read_at = now
+
+
+_header = APIKeyHeader(name="x-api-key", scheme_name="APIKeyHeader", auto_error=False)
+
+
+async def principal(request: Request, key: Annotated[str | None, Depends(_header)]) -> Principal:
+    """Authenticate a request; the id of its key goes into the log, the key never."""
+    ring: KeyRing = request.app.state.services.keys
+    caller = await ring.authenticate(key)
+    request.state.key_id = caller.key_id
+    request.state.namespace = caller.namespace
+    return caller
+
+
+Caller = Annotated[Principal, Depends(principal)]

@@ -1,0 +1,196 @@
+"""All IngestionJobs in memory, fed by one list and one watch: job ids to names, and lists, without a request each.
+
+It is a view that may be a moment old; whatever decides something reads the job live.
+
+Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from typing import Final
+
+from ingestion_crds.constants import Phase
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
+from pydantic import ValidationError
+
+from ingestion_api.metrics import Metrics
+from ingestion_api.views import NarrowJob, job_id, retry_waiting
+
+LOG: Final = logging.getLogger("ingestion_api.job_index")
+PAGE: Final = 500
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 30.0
+_TOMBSTONES: Final = 4096
+
+Place = tuple[float, str]
+"""Where a job stands in its list: creation time in epoch seconds, then UID."""
+
+
+class JobIndex:
+    """The jobs of all namespaces; every look-up names one namespace.
+
+    Args:
+        kube: the cluster.
+        metrics: counts lists, failures and jobs.
+    """
+
+    def __init__(self, *, kube: KubeClient, metrics: Metrics) -> None:
+        self._kube = kube
+        self._metrics = metrics
+        self._jobs: dict[str, NarrowJob] = {}
+        self._names: dict[tuple[str, str], str] = {}
+        self._lists: dict[tuple[str, str], list[Place]] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._synced = asyncio.Event()
+
+    @property
+    def synced(self) -> bool:
+        """True once the first list is in."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Return once the first list is in."""
+        await self._synced.wait()
+
+    async def run(self) -> None:
+        """Keep the index up to date until cancelled: list, watch, and after an error list again, ever less often."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                version = await self._list()
+                pause = FIRST_PAUSE_SECONDS
+                while True:
+                    version = await self._watch(version)
+            except ApiError as error:
+                self._metrics.index_failures.inc()
+                LOG.warning("the watch of jobs ended", extra={"fields": {"error": str(error), "pause": pause}})
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas, guards nothing
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def name_of(self, *, namespace: str, job_id: str) -> str | None:
+        """Return the name of the job with this id in this namespace, None when the index has none."""
+        uid = self._names.get((namespace, job_id))
+        return self._jobs[uid].metadata.name if uid else None
+
+    def page(
+        self, *, namespace: str, knowledge_base: str, phase: Phase | None, limit: int, before: Place | None
+    ) -> tuple[list[NarrowJob], Place | None]:
+        """Return jobs of a knowledge base, newest first.
+
+        Args:
+            namespace: the caller's.
+            knowledge_base: UUID.
+            phase: only jobs that show this phase; None for all.
+            limit: jobs at most.
+            before: where the page before ended.
+
+        Returns:
+            the jobs, and the place to go on from; None at the end.
+        """
+        places = self._lists.get((namespace, knowledge_base), [])
+        at = len(places) if before is None else bisect_left(places, before)
+        found: list[NarrowJob] = []
+        last: Place | None = None
+        while at > 0:
+            at -= 1
+            job = self._jobs[places[at][1]]
+            if phase is not None and _shown(job) is not phase:
+                continue
+            if len(found) == limit:
+                return found, last
+            found.append(job)
+            last = places[at]
+        return found, None
+
+    def put(self, body: JsonObject) -> None:
+        """Take in a job as the API server has just answered it; an older state than the known one is ignored."""
+        try:
+            job = NarrowJob.model_validate(body)
+            job_id(job)
+        except ValidationError as error:
+            name = body.get("metadata", {}).get("name")
+            LOG.warning("unreadable job", extra={"fields": {"job": name, "errors": error.error_count()}})
+            return
+        uid = job.metadata.uid
+        known = self._jobs.get(uid)
+        if uid in self._gone or (known is not None and _version(known) > _version(job)):
+            return
+        self._forget(uid)
+        namespace = job.metadata.namespace
+        self._jobs[uid] = job
+        self._names[namespace, job_id(job)] = uid
+        insort(self._lists.setdefault((namespace, job.spec.knowledge_base), []), _place(job))
+        self._metrics.indexed_jobs.set(len(self._jobs))
+
+    async def _list(self) -> str:
+        """Replace the index by a full list; return the version to watch from."""
+        seen: set[str] = set()
+        query: dict[str, str | int] = {"limit": PAGE}
+        while True:
+            page = await self._kube.request("GET", ingestion_path(), query=query)
+            for item in page.get("items", []):
+                seen.add(item["metadata"]["uid"])
+                self.put(item)
+            version: str = page["metadata"]["resourceVersion"]
+            more = page["metadata"].get("continue")
+            if not more:
+                break
+            query = {"limit": PAGE, "continue": more}
+        for uid, job in list(self._jobs.items()):
+            # A job made while the list was under way is newer than the list.
+            if uid not in seen and _version(job) <= int(version):
+                self._forget(uid)
+        self._metrics.indexed_jobs.set(len(self._jobs))
+        self._metrics.index_lists.inc()
+        self._synced.set()
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """Follow one watch to its regular end; return the version to go on from."""
+        async for event in self._kube.watch(ingestion_path(), resource_version=version):
+            body = event["object"]
+            version = body["metadata"]["resourceVersion"]
+            if event["type"] == "DELETED":
+                self._delete(body["metadata"]["uid"])
+            elif event["type"] in ("ADDED", "MODIFIED"):
+                self.put(body)
+        return version
+
+    def _delete(self, uid: str) -> None:
+        self._forget(uid)
+        self._metrics.indexed_jobs.set(len(self._jobs))
+        # The answer to a request may come in after the event that deleted its job: it must not come back.
+        self._gone[uid] = None
+        if len(self._gone) > _TOMBSTONES:
+            self._gone.popitem(last=False)
+
+    def _forget(self, uid: str) -> None:
+        job = self._jobs.pop(uid, None)
+        if job is None:
+            return
+        namespace = job.metadata.namespace
+        if self._names.get((namespace, job_id(job))) == uid:
+            del self._names[namespace, job_id(job)]
+        key = (namespace, job.spec.knowledge_base)
+        places = self._lists[key]
+        places.pop(bisect_left(places, _place(job)))
+        if not places:
+            del self._lists[key]
+
+
+def _version(job: NarrowJob) -> int:
+    # Comparable as numbers since Kubernetes 1.35 (KEP-5504), and in fact ever since etcd 3.
+    return int(job.metadata.resource_version or 0)
+
+
+def _place(job: NarrowJob) -> Place:
+    return job.metadata.creation_timestamp.timestamp(), job.metadata.uid
+
+
+def _shown(job: NarrowJob) -> Phase:
+    return Phase.QUEUED if retry_waiting(job) else job.status.phase

@@ -1,0 +1,112 @@
+"""IngestionJobs by their id in this API, read live, and made from an upload."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Final
+
+from ingestion_crds.constants import API_VERSION, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
+from ingestion_crds.job import IngestionJob, Spec
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
+
+from ingestion_api.job_index import JobIndex
+from ingestion_api.problems import ProblemError, bad_request, busy, not_found, unavailable
+from ingestion_api.views import job_id
+
+SPEC_FIELDS: Final = frozenset(Spec.model_fields)
+
+
+class Jobs:
+    """The jobs of the cluster.
+
+    Args:
+        kube: the cluster.
+        index: finds names of jobs whose id is not their name.
+    """
+
+    def __init__(self, *, kube: KubeClient, index: JobIndex) -> None:
+        self._kube = kube
+        self._index = index
+
+    async def find(self, *, namespace: str, wanted: uuid.UUID) -> IngestionJob:
+        """Return a job as it is now: by name, else by the name that the index has for the id.
+
+        Raises:
+            ProblemError: 404 when this namespace has no such job; 503 when that is not known yet.
+            ApiError: the API server does not answer.
+        """
+        text = str(wanted)
+        job = await self.read(namespace=namespace, name=text)
+        if job is not None and job_id(job) == text:
+            return job
+        if not self._index.synced:
+            raise unavailable("the jobs are still being listed; try again")
+        name = self._index.name_of(namespace=namespace, job_id=text)
+        job = await self.read(namespace=namespace, name=name) if name else None
+        # The index may be a moment old, and the name another job's by now.
+        if job is None or job_id(job) != text:
+            raise not_found(f"there is no ingestion job {text}")
+        return job
+
+    async def read(self, *, namespace: str, name: str) -> IngestionJob | None:
+        """Return the job of this name as it is now, None when there is none."""
+        try:
+            body = await self._kube.request("GET", ingestion_path(namespace, name))
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+        self._index.put(body)
+        return IngestionJob.model_validate(body)
+
+    async def create(self, *, namespace: str, spec: Spec) -> uuid.UUID:
+        """Create a job and return its id, which is its name.
+
+        Raises:
+            ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
+                it is not made, or not known to be.
+        """
+        identity = uuid.uuid4()
+        body: dict[str, Any] = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {
+                "name": str(identity),
+                "labels": {LABEL_KNOWLEDGE_BASE: spec.knowledge_base, LABEL_DOCUMENT: spec.document.id},
+            },
+            "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        }
+        self._index.put(await self._create(namespace, str(identity), body))
+        return identity
+
+    async def _create(self, namespace: str, name: str, body: dict[str, Any]) -> JsonObject:
+        try:
+            return await self._kube.request("POST", ingestion_path(namespace), body=body)
+        except ApiError as error:
+            if error.status in (400, 422):
+                raise bad_request(error.message, error="invalid_job") from error
+            if error.status == 403 and "exceeded quota" in error.message:
+                raise busy("the namespace's quota of ingestion jobs is used up") from error
+            if error.status == 404:
+                raise unavailable(f"the namespace {namespace} cannot take jobs now") from error
+            if error.status != 0 and error.status < 500:
+                raise
+        # No answer, or one that says little: the job may be there all the same.
+        try:
+            return await self._kube.request("GET", ingestion_path(namespace, name))
+        except ApiError as error:
+            if error.not_found:
+                raise unavailable("the cluster's API server did not take the job; try again") from error
+            raise JobUnknownError(name) from error
+
+
+class JobUnknownError(ProblemError):
+    """It cannot be found out whether the job was made, so what it needs must stay."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            status=503,
+            error="unknown",
+            message=f"the cluster's API server stopped answering; look whether job {name} exists before a repeat",
+            retry_after=5,
+        )

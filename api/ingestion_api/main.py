@@ -1,0 +1,43 @@
+"""The API process: uvicorn with bounds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import uvicorn
+from ingestion_crds.config import Config, ConfigError
+
+from ingestion_api import logs
+from ingestion_api.app import create_app
+from ingestion_api.options import options_from_environment
+
+
+def main() -> None:
+    """Serve until told to stop; exit with 2 when the configuration is wrong."""
+    logs.configure()
+    try:
+        options = options_from_environment()
+        options.own_namespace()
+        Config.load(options.config_path)
+    except ConfigError as error:
+        logging.getLogger("ingestion_api").error("%s", error)
+        sys.exit(2)
+    uvicorn.run(
+        create_app(options),
+        host=options.host,
+        port=options.port,
+        limit_concurrency=options.connections,
+        timeout_keep_alive=options.keep_alive_seconds,
+        timeout_graceful_shutdown=options.shutdown_seconds,
+        h11_max_incomplete_event_size=options.header_bytes,
+        http="h11",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What happens to every request before a route sees it: an id, a log line, limits on headers and bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ingestion_api.metrics import Metrics
+from ingestion_api.problems import ProblemError, bad_request, too_large
+
+ACCESS: Final = logging.getLogger("ingestion_api.access")
+MAX_JSON_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 64
+MAX_QUERY_BYTES: Final = 4096
+BODY_SECONDS: Final = 10.0
+_REQUEST_ID: Final = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
+# Probes would drown the log.
+_QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class AccessLog:
+    """Give every request an id, log it as one record, count it, and answer 500 for what nobody caught.
+
+    The record has the key's id and the job's id where a route has set them; never a header or a query.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        given = _header(scope, b"x-request-id")
+        request_id = given.decode() if given and _REQUEST_ID.match(given) else uuid.uuid4().hex
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception:
+            ACCESS.exception("unexpected error", extra={"fields": {"request_id": request_id}})
+            if status == 0:
+                problem = ProblemError(
+                    status=500, error="internal", message=f"unexpected error; the log has it under {request_id}"
+                )
+                await problem.response()(scope, receive, sending)
+        finally:
+            self._record(scope, state, status, time.monotonic() - began)
+
+    def _record(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+        operation = getattr(scope.get("route"), "operation_id", None) or "other"
+        self._metrics.requests.labels(operation=operation, code=str(status)).inc()
+        self._metrics.seconds.labels(operation=operation).observe(seconds)
+        if scope["path"] in _QUIET:
+            return
+        client = scope.get("client")
+        fields = {
+            "request_id": state["request_id"],
+            "method": scope["method"],
+            "path": scope["path"][:512],
+            "operation": operation,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 1),
+            "client": client[0] if client else None,
+            "key_id": state.get("key_id"),
+            "namespace": state.get("namespace"),
+            "job_id": state.get("job_id"),
+            "api_error": state.get("api_error"),
+        }
+        ACCESS.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+
+
+class Limits:
+    """Refuse what is too large before any of it is parsed.
+
+    Bodies of all routes but the upload are read here, whole, up to 64 KiB and for at most 10 s; the upload's
+    own reader bounds its body as it streams.
+
+    Args:
+        upload_suffix: the end of the upload's path.
+    """
+
+    def __init__(self, app: ASGIApp, *, upload_suffix: str) -> None:
+        self._app = app
+        self._suffix = upload_suffix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            _check_head(scope)
+            if scope["method"] not in ("GET", "HEAD") and not scope["path"].endswith(self._suffix):
+                receive = _replay(await _whole_body(scope, receive), receive)
+        except ProblemError as problem:
+            await problem.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def content_length(scope: Scope) -> int | None:
+    """Return the announced length of the body in bytes, None when none is announced.
+
+    Raises:
+        ProblemError: 400 when it is no number.
+    """
+    value = _header(scope, b"content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise bad_request("content-length: not a number")
+    return int(value)
+
+
+def _check_head(scope: Scope) -> None:
+    if len(scope["headers"]) > MAX_HEADERS:
+        raise ProblemError(status=431, error="too_many_headers", message=f"at most {MAX_HEADERS} headers are read")
+    if len(scope.get("query_string", b"")) > MAX_QUERY_BYTES:
+        raise ProblemError(status=414, error="query_too_long", message=f"at most {MAX_QUERY_BYTES} bytes of query")
+
+
+async def _whole_body(scope: Scope, receive: Receive) -> bytes:
+    over = too_large(f"the body has more than {MAX_JSON_BYTES} bytes")
+    announced = content_length(scope)
+    if announced is not None and announced > MAX_JSON_BYTES:
+        raise over
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise bad_request("the connection ended before the body did")
+                body += message.get("body", b"")
+                if len(body) > MAX_JSON_BYTES:
+                    raise over
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise ProblemError(
+            status=408, error="timeout", message=f"the body did not arrive within {BODY_SECONDS:.0f} s"
+        ) from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)

@@ -1,0 +1,120 @@
+"""Errors as clients see them: one shape, a code and a sentence, never a stack trace."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from ingestion_crds.kube import ApiError
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+RETRY_AFTER_SECONDS: Final = 2
+# A wrong value is echoed in a 422; of a long one, the beginning is enough.
+_ECHO_CHARACTERS: Final = 200
+
+
+class ErrorResponse(BaseModel):
+    """What every error of this API looks like."""
+
+    model_config = ConfigDict(json_schema_extra={"description": "An error: a code for programs and a text for people."})
+
+    error: str
+    message: str
+
+
+class ProblemError(Exception):
+    """A request that is refused, or cannot be served.
+
+    Args:
+        status: HTTP status.
+        error: code for programs, snake case.
+        message: for people: what is wrong and what is allowed.
+        retry_after: seconds after which a repeat makes sense; sent as Retry-After.
+    """
+
+    def __init__(self, *, status: int, error: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error = error
+        self.message = message
+        self.retry_after = retry_after
+
+    def response(self) -> JSONResponse:
+        """Return the answer."""
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
+        return JSONResponse({"error": self.error, "message": self.message}, status_code=self.status, headers=headers)
+
+
+def bad_request(message: str, *, error: str = "bad_request") -> ProblemError:
+    """400: the request cannot be right as it is."""
+    return ProblemError(status=400, error=error, message=message)
+
+
+def not_found(message: str) -> ProblemError:
+    """404: not there, or another tenant's."""
+    return ProblemError(status=404, error="not_found", message=message)
+
+
+def too_large(message: str) -> ProblemError:
+    """413: over a size limit."""
+    return ProblemError(status=413, error="too_large", message=message)
+
+
+def busy(message: str) -> ProblemError:
+    """429: as many as allowed are under way."""
+    return ProblemError(status=429, error="busy", message=message, retry_after=RETRY_AFTER_SECONDS)
+
+
+def unavailable(message: str) -> ProblemError:
+    """503: something behind the API does not answer; a repeat may succeed."""
+    return ProblemError(status=503, error="unavailable", message=message, retry_after=RETRY_AFTER_SECONDS)
+
+
+def from_api_error(error: ApiError) -> ProblemError:
+    """Return what an API server's error means to a client; its text stays in the log, as it may name internals."""
+    if error.status in {0, 429} or error.status >= 500:
+        return unavailable("the cluster's API server does not answer; try again")
+    if error.status in (401, 403):
+        return unavailable("the cluster refused this API's own access; its administrator has to look")
+    return ProblemError(status=500, error="internal", message="the cluster refused the request")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers that turn exceptions into answers."""
+
+    @app.exception_handler(ProblemError)
+    async def problem(_: Request, error: ProblemError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        request.state.api_error = f"{error.status} {error.reason}"
+        return from_api_error(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_")
+        body = {"error": code, "message": str(error.detail or phrase)}
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": [_shortened(item) for item in error.errors()]}, status_code=422)
+
+
+def _shortened(item: dict[str, Any]) -> dict[str, Any]:
+    item = {key: value for key, value in item.items() if key != "url"}
+    echo = item.get("input")
+    if not isinstance(echo, (int, float, bool, type(None))):
+        text = echo if isinstance(echo, str) else str(echo)
+        item["input"] = text if len(text) <= _ECHO_CHARACTERS else text[:_ECHO_CHARACTERS] + "…"
+    if "ctx" in item:
+        item["ctx"] = {key: str(value) for key, value in item["ctx"].items()}
+    encoded: dict[str, Any] = jsonable_encoder(item)
+    return encoded

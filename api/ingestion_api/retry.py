@@ -1,0 +1,199 @@
+"""The retry: one new generation, however many ask for it, and no acknowledged one is lost.
+
+The rule that admits it is the CRD's (`ingestion_crds.retry`); here it is asked first, for a good message, and the
+write carries the resourceVersion that the decision was made on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final, NewType
+from weakref import WeakValueDictionary
+
+from ingestion_crds.constants import (
+    ANNOTATION_IDEMPOTENCY_KEYS,
+    ANNOTATION_RETRY_ORIGIN,
+    MAX_IDEMPOTENCY_KEYS,
+    RETRYABLE_PHASES,
+    Trigger,
+)
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
+from ingestion_crds.retry import refusal
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ingestion_api.auth import Principal
+from ingestion_api.job_index import JobIndex
+from ingestion_api.jobs import Jobs
+from ingestion_api.metrics import Metrics
+from ingestion_api.problems import bad_request, not_found, unavailable
+from ingestion_api.views import job_id, retry_waiting
+
+MAX_TRIES: Final = 8
+_KEY_TEXT: Final = re.compile(r"^[\x21-\x7e]{1,255}$")
+_DIGEST_CHARACTERS: Final = 32
+
+KeyDigest = NewType("KeyDigest", str)
+
+
+class KeptKey(BaseModel):
+    """An Idempotency-Key that a generation answers to."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: str = Field(max_length=64)
+    generation: int
+
+
+_KEPT: Final = TypeAdapter(list[KeptKey])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Write:
+    """What one PATCH is to do: record the key and, unless the generation is there already, raise it."""
+
+    generation: int
+    bump: bool
+
+
+def key_digest(text: str | None) -> KeyDigest | None:
+    """Return what is kept of an Idempotency-Key.
+
+    Raises:
+        ProblemError: 400 when it is not 1 to 255 printable ASCII characters without spaces.
+    """
+    if text is None:
+        return None
+    if not _KEY_TEXT.match(text):
+        raise bad_request("Idempotency-Key: 1 to 255 printable ASCII characters without spaces")
+    return KeyDigest(hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS])
+
+
+class Retries:
+    """Accepts retries.
+
+    Args:
+        kube: the cluster.
+        jobs: finds jobs.
+        index: is told of what was written.
+        metrics: counts outcomes.
+    """
+
+    def __init__(self, *, kube: KubeClient, jobs: Jobs, index: JobIndex, metrics: Metrics) -> None:
+        self._kube = kube
+        self._jobs = jobs
+        self._index = index
+        self._metrics = metrics
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def accept(self, *, caller: Principal, wanted: uuid.UUID, key: KeyDigest | None) -> None:
+        """Return once the retry is recorded in the cluster.
+
+        Args:
+            caller: whose job it must be.
+            wanted: the job's id.
+            key: the request's Idempotency-Key.
+
+        Raises:
+            ProblemError: 404 no such job; 400 not to be retried now, with the phase; 503 not recorded, or not known.
+            ApiError: the API server does not answer.
+        """
+        job = await self._jobs.find(namespace=caller.namespace, wanted=wanted)
+        # Fixed at the first read: whoever raises the generation to this one did it for this request too.
+        target = job.spec.retry_generation + 1
+        if key is None:
+            await self._reach(caller, job, target, key)
+            return
+        # Requests with different keys all have to write; one after the other they do not get in each other's way.
+        lock = self._locks.setdefault(job.metadata.uid, asyncio.Lock())
+        contended = lock.locked()
+        async with lock:
+            await self._reach(caller, await self._again(job) if contended else job, target, key)
+
+    async def _reach(self, caller: Principal, job: IngestionJob, target: int, key: KeyDigest | None) -> None:
+        for tries in range(MAX_TRIES):
+            if tries:
+                await asyncio.sleep(0.02 * tries * random.random())  # noqa: S311 - spreads rivals, guards nothing
+                job = await self._again(job)
+            write = self._decide(job, target, key)
+            if write is None:
+                return
+            try:
+                await self._patch(job, write, caller, key)
+            except ApiError as error:
+                if error.not_found:
+                    raise not_found(f"the ingestion job {job_id(job)} was deleted") from error
+                if error.status == 422 and tries == MAX_TRIES - 1:
+                    raise bad_request(error.message, error="not_retryable") from error
+                # 409 and 422: the job changed since the look. 0 and 5xx: the write may have happened.
+                if error.status not in (0, 409, 422) and error.status < 500:
+                    raise
+            else:
+                self._metrics.retries.labels(outcome="bumped" if write.bump else "joined").inc()
+                return
+        raise unavailable("the job keeps changing; try again")
+
+    def _decide(self, job: IngestionJob, target: int, key: KeyDigest | None) -> _Write | None:
+        """Return what to write, None when the retry is recorded already.
+
+        Raises:
+            ProblemError: 400 when the job is not to be retried now.
+        """
+        live = job.spec.retry_generation
+        if key is not None and any(kept.key == key for kept in kept_keys(job)):
+            self._metrics.retries.labels(outcome="repeated").inc()
+            return None
+        if live >= target or retry_waiting(job):
+            if key is None:
+                self._metrics.retries.labels(outcome="joined").inc()
+                return None
+            # The key must be kept here too, or its repeat would make a generation of its own later.
+            return _Write(generation=live, bump=False)
+        reason = refusal(job)
+        if reason is not None:
+            self._metrics.retries.labels(outcome="refused").inc()
+            if job.status.phase not in RETRYABLE_PHASES:
+                phase = job.status.phase.value
+                reason = f"the job is {phase}; only a failed or partially failed job can be retried"
+            raise bad_request(reason, error="not_retryable")
+        return _Write(generation=live + 1, bump=True)
+
+    async def _patch(self, job: IngestionJob, write: _Write, caller: Principal, key: KeyDigest | None) -> None:
+        annotations: dict[str, str] = {}
+        body: dict[str, Any] = {
+            "metadata": {"resourceVersion": job.metadata.resource_version, "annotations": annotations}
+        }
+        if key is not None:
+            kept = [*kept_keys(job), KeptKey(key=key, generation=write.generation)][-MAX_IDEMPOTENCY_KEYS:]
+            annotations[ANNOTATION_IDEMPOTENCY_KEYS] = json.dumps([entry.model_dump() for entry in kept])
+        if write.bump:
+            annotations[ANNOTATION_RETRY_ORIGIN] = json.dumps(
+                {"generation": write.generation, "trigger": Trigger.REST.value, "requestedBy": f"key:{caller.key_id}"}
+            )
+            # A subset that some earlier retry was cut to must not cut this one.
+            body["spec"] = {"retryGeneration": write.generation, "retrySegments": None}
+        path = ingestion_path(job.metadata.namespace, job.metadata.name)
+        self._index.put(await self._kube.request("PATCH", path, body=body, content_type=MERGE_PATCH))
+
+    async def _again(self, job: IngestionJob) -> IngestionJob:
+        live = await self._jobs.read(namespace=job.metadata.namespace, name=job.metadata.name)
+        if live is None or live.metadata.uid != job.metadata.uid:
+            raise not_found(f"the ingestion job {job_id(job)} was deleted")
+        return live
+
+
+def kept_keys(job: IngestionJob) -> list[KeptKey]:
+    """Return the Idempotency-Keys kept on a job; an annotation that somebody has spoilt counts as none."""
+    text = job.metadata.annotations.get(ANNOTATION_IDEMPOTENCY_KEYS)
+    if not text:
+        return []
+    try:
+        return _KEPT.validate_json(text)
+    except ValidationError:
+        return []

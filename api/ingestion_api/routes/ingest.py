@@ -1,0 +1,164 @@
+"""Uploads: a document streams into the tenant's bucket, then a job is made for it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from ingestion_crds.constants import Mode
+from ingestion_crds.job import Document, Pipeline, Segmentation, Source, Spec
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import put_upload
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ingestion_api.auth import Caller
+from ingestion_api.jobs import JobUnknownError
+from ingestion_api.middleware import content_length
+from ingestion_api.problems import bad_request, too_large
+from ingestion_api.routes.jobs import TAG
+from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
+from ingestion_api.services import Parts
+from ingestion_api.stores import from_worker_error
+from ingestion_api.upload import FilePart, MultipartReader
+from ingestion_api.views import IngestResponse, IngestResultItem
+
+# Boundaries, part headers and fields around the file.
+_FORM_BYTES: Final = 1024 * 1024
+router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
+
+
+class IngestOptions(BaseModel):
+    """What a client may choose of a job: the field `options`, a JSON object. Names are those of the resource's spec.
+
+    The pod template is left out: who has an API key must not choose what runs in the cluster.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Mode | None = None
+    segmentation: Segmentation | None = None
+    pipeline: Pipeline | None = None
+    parallelism: int | None = Field(None, ge=1, le=10_000)
+    segmentBackoffLimit: int | None = Field(None, ge=0, le=20)  # noqa: N815 - the resource's name
+    maxFailedSegments: int | None = Field(None, ge=0, le=100_000)  # noqa: N815 - the resource's name
+    activeDeadlineSeconds: int | None = Field(None, ge=1, le=2**31 - 1)  # noqa: N815 - the resource's name
+
+
+class IngestForm(BaseModel):
+    """The fields of the form, before the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str | None = Field(None, max_length=512)
+    document_id: UUID | None = None
+    mode: Mode | None = None
+    options: str | None = None
+
+
+_OPTIONS: Final = TypeAdapter(IngestOptions)
+_BODY: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "title": {"type": "string", "maxLength": 512, "description": "Shown with search results."},
+                    "document_id": {
+                        "type": "string",
+                        "format": "uuid",
+                        "description": "Makes a new version of this document; a new document when left out.",
+                    },
+                    "mode": {"type": "string", "enum": [mode.value for mode in Mode]},
+                    "options": {
+                        "type": "string",
+                        "description": "JSON: parts of the job's spec; see docs/rest-api.md.",
+                    },
+                    "file": {"type": "string", "format": "binary", "description": "The document; the last part."},
+                },
+            }
+        }
+    },
+}
+
+
+@router.post(
+    "/knowledge-bases/{kb_id}/ingest",
+    operation_id="bulkIngest",
+    summary="Ingest a document",
+    description="Fields first, then the file, one document for each request. The document streams into the tenant's"
+    " bucket; the answer comes once its job is recorded.",
+    status_code=202,
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+    openapi_extra={"requestBody": _BODY},
+)
+async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller, parts: Parts) -> IngestResponse:
+    """Store an upload and make its job."""
+    limit = parts.config.max_upload_bytes
+    announced = content_length(request.scope)
+    if announced is not None and announced > limit + _FORM_BYTES:
+        raise too_large(f"file: at most {limit} bytes are taken")
+    store = await parts.stores.of(namespace=caller.namespace)
+    async with parts.uploads.one():
+        reader = MultipartReader(request=request, stall_seconds=parts.options.stall_seconds)
+        fields, file = await reader.fields_before_file()
+        form, options = _read(fields)
+        document_id = str(form.document_id or uuid.uuid4())
+        try:
+            upload = await put_upload(
+                store=store, document_id=document_id, file_name=file.name, chunks=reader.file(), max_bytes=limit
+            )
+        except WorkerError as error:
+            if error.code == "StoreForbidden":
+                await parts.stores.of(namespace=caller.namespace, refresh=True)
+            raise from_worker_error(error) from error
+        try:
+            await reader.nothing_more()
+            source = Source(uri=upload.uri, sha256=upload.sha256, content_type=file.content_type)
+            spec = _spec(str(kb_id), document_id, form, options, file, source)
+            job_id = await parts.jobs.create(namespace=caller.namespace, spec=spec)
+        except JobUnknownError:
+            raise  # the job may exist, and needs its file
+        except Exception:
+            store.delete(key=upload.key)
+            raise
+    request.state.job_id = str(job_id)
+    item = IngestResultItem(manifest_index=0, result="queued", document_id=UUID(document_id))
+    return IngestResponse(ingestion_job_id=job_id, items=[item])
+
+
+def _read(fields: dict[str, str]) -> tuple[IngestForm, IngestOptions]:
+    try:
+        form = IngestForm.model_validate(fields)
+    except ValidationError as error:
+        raise bad_request(_words(error, "")) from error
+    try:
+        options = _OPTIONS.validate_json(form.options) if form.options else IngestOptions()
+    except ValidationError as error:
+        raise bad_request(_words(error, "options.")) from error
+    return form, options
+
+
+def _words(error: ValidationError, prefix: str) -> str:
+    return "; ".join(f"{prefix}{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())[:2000]
+
+
+def _spec(
+    kb_id: str, document_id: str, form: IngestForm, options: IngestOptions, file: FilePart, source: Source
+) -> Spec:
+    chosen = options.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    if form.mode is not None:
+        chosen["mode"] = form.mode.value
+    document = Document(id=document_id, title=(form.title or file.name or "Untitled")[:512], source=source)
+    body = {
+        "knowledgeBase": kb_id,
+        "document": document.model_dump(mode="json", by_alias=True, exclude_none=True),
+        **chosen,
+    }
+    try:
+        return Spec.model_validate(body)
+    except ValidationError as error:
+        raise bad_request(_words(error, "")) from error

@@ -1,0 +1,123 @@
+"""Progress, lists and retries of ingestion jobs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from ingestion_crds.constants import Phase
+
+from ingestion_api.auth import Caller
+from ingestion_api.job_index import Place
+from ingestion_api.problems import bad_request
+from ingestion_api.retry import key_digest
+from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
+from ingestion_api.services import Parts
+from ingestion_api.views import (
+    CursorPageIngestionJobSummaryResponse,
+    IngestionJobResponse,
+    progress,
+    summary,
+)
+
+TAG: Final = "knowledge-base"
+router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
+
+
+@router.post(
+    "/ingestion-jobs/{job_id}/retry",
+    operation_id="retryIngestionJob",
+    summary="Retry a failed ingestion job",
+    description=(
+        "Run what failed of a job again: the failed segments of a segmented job and nothing else, or a single-pass"
+        " job from a fresh ``prepare_document``.\n\nThe answer comes once the retry is recorded; follow it with"
+        " ``GET /ingestion-jobs/{job_id}``. Requests at the same time make one retry, and one that is sent again with"
+        " its ``Idempotency-Key`` makes none."
+    ),
+    status_code=202,
+    response_model=None,
+    responses={202: {"content": {"application/json": {"schema": {}}}}, **BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+)
+async def retry_ingestion_job(
+    request: Request,
+    job_id: UUID,
+    caller: Caller,
+    parts: Parts,
+) -> dict[str, str]:
+    """Record a retry."""
+    request.state.job_id = str(job_id)
+    # Read here, not declared: the operation's parameters are those of the API that it is compatible with.
+    key = key_digest(request.headers.get("idempotency-key"))
+    await parts.retries.accept(caller=caller, wanted=job_id, key=key)
+    return {"job_id": str(job_id)}
+
+
+@router.get(
+    "/ingestion-jobs/{job_id}",
+    operation_id="getIngestionJobProgress",
+    summary="Get the progress of an ingestion job",
+    description="The job as it is now. After a retry's 202 it shows ``queued`` until the retry begins.",
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+)
+async def get_ingestion_job_progress(
+    request: Request, job_id: UUID, caller: Caller, parts: Parts
+) -> IngestionJobResponse:
+    """Return a job's progress."""
+    request.state.job_id = str(job_id)
+    return progress(await parts.jobs.find(namespace=caller.namespace, wanted=job_id))
+
+
+@router.get(
+    "/knowledge-bases/{kb_id}/ingestion-jobs",
+    operation_id="listIngestionJobs",
+    summary="List the ingestion jobs of a knowledge base",
+    description="Newest first. ``status`` keeps one phase; ``cursor`` is the ``next_cursor`` of the page before.",
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+)
+async def list_ingestion_jobs(
+    kb_id: UUID,
+    caller: Caller,
+    parts: Parts,
+    status: Annotated[str | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query()] = None,
+) -> CursorPageIngestionJobSummaryResponse:
+    """Return one page of jobs."""
+    jobs, last = parts.index.page(
+        namespace=caller.namespace,
+        knowledge_base=str(kb_id),
+        phase=_phase(status),
+        limit=limit,
+        before=_place(cursor),
+    )
+    return CursorPageIngestionJobSummaryResponse(
+        items=[summary(job) for job in jobs], next_cursor=_cursor(last), has_more=last is not None
+    )
+
+
+def _phase(text: str | None) -> Phase | None:
+    if text is None:
+        return None
+    try:
+        return Phase(text)
+    except ValueError:
+        raise bad_request(f"status: {text[:64]!r} is none of {', '.join(Phase)}") from None
+
+
+def _cursor(place: Place | None) -> str | None:
+    return None if place is None else base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+def _place(cursor: str | None) -> Place | None:
+    if cursor is None:
+        return None
+    try:
+        value: Any = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        moment, uid = value
+        return float(moment), str(uid)
+    except (ValueError, TypeError, binascii.Error):
+        raise bad_request("cursor: not a next_cursor of this list") from None

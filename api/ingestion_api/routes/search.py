@@ -1,0 +1,107 @@
+"""Search over the active versions of knowledge bases."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from ingestion_api.auth import Caller
+from ingestion_api.problems import bad_request
+from ingestion_api.routes.jobs import TAG
+from ingestion_api.routes.responses import BAD_REQUEST, UNAUTHORIZED
+from ingestion_api.services import Parts
+
+MAX_KNOWLEDGE_BASES: Final = 16
+MAX_QUERY: Final = 8192
+router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
+
+
+class SearchRequest(BaseModel):
+    """A question to one or more knowledge bases."""
+
+    query: str = Field(min_length=1, max_length=MAX_QUERY)
+    kb_ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_KNOWLEDGE_BASES)]
+    rerank: bool = Field(False, description="Not to be had here: true is answered with 400.")
+    limit: int = Field(30, ge=1, le=100)
+    prefer_draft: bool = Field(False, description="Only active versions are searched: true is answered with 400.")
+    version_overrides: dict[UUID, UUID] | None = Field(
+        None, description="Only active versions are searched: any is answered with 400."
+    )
+    alpha: float = Field(0.5, ge=0.1, le=1.0, description="Accepted; ranking is by vectors alone.")
+
+
+class TextPosition(BaseModel):
+    """Where a chunk stands in its page, or in its document where there are no pages."""
+
+    type: Literal["text"] = "text"
+    start_char: int = Field(ge=0)
+    end_char: int = Field(ge=0)
+
+
+class SearchResult(BaseModel):
+    """One chunk."""
+
+    chunk_id: str
+    kb_id: UUID
+    document_id: UUID
+    version_id: str = ""
+    document_title: str
+    source_type: str
+    content: str
+    score: float
+    chunk_index: int
+    position: TextPosition | None = None
+    page: int | None = Field(None, description="The page that the chunk begins on, counted from 1.")
+
+
+class SearchResponse(BaseModel):
+    """The best chunks, best first."""
+
+    results: list[SearchResult]
+    total_results: int
+    ranking_mode: Literal["global_score", "reranked", "grouped_unranked"] = "global_score"
+
+
+@router.post(
+    "/search",
+    operation_id="searchKnowledgeBase",
+    summary="Search knowledge bases",
+    description="Chunks of active versions, nearest to the query by vector. A version that is being made is not seen.",
+    responses={**BAD_REQUEST, **UNAUTHORIZED},
+)
+async def search_knowledge_base(body: SearchRequest, caller: Caller, parts: Parts) -> SearchResponse:
+    """Answer a search."""
+    for name, given in (
+        ("rerank", body.rerank),
+        ("prefer_draft", body.prefer_draft),
+        ("version_overrides", body.version_overrides),
+    ):
+        if given:
+            raise bad_request(f"{name}: not supported here; leave it out")
+    results: list[SearchResult] = []
+    for kb_id in dict.fromkeys(body.kb_ids):
+        hits = await parts.searches.run(
+            namespace=caller.namespace, knowledge_base=str(kb_id), query=body.query, limit=body.limit
+        )
+        results += [
+            SearchResult(
+                chunk_id=hit.chunk_id,
+                kb_id=kb_id,
+                document_id=UUID(hit.document_id),
+                version_id=hit.version_id,
+                document_title=hit.title,
+                source_type="document",
+                content=hit.content,
+                score=hit.score,
+                chunk_index=hit.chunk_index,
+                position=TextPosition(start_char=hit.start, end_char=hit.end),
+                page=hit.page,
+            )
+            for hit in hits
+        ]
+    results.sort(key=lambda result: -result.score)
+    best = results[: body.limit]
+    return SearchResponse(results=best, total_results=len(best))

@@ -1,0 +1,92 @@
+"""The tenants' buckets: credentials from the tenant's Secret, kept for a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Final
+
+from ingestion_crds.config import Config, Tenant
+from ingestion_crds.kube import ApiError, KubeClient, core_path
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import Store, StoreConfig
+
+from ingestion_api.problems import ProblemError, bad_request, unavailable
+
+FRESH_SECONDS: Final = 60.0
+ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
+SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+
+
+class TenantStores:
+    """Opens the bucket of a namespace, if the configuration makes it a tenant.
+
+    Args:
+        kube: reads the Secrets.
+        config: names tenants, buckets and the endpoint. An endpoint `file:///folder` is for tests and
+            development: the bucket is then a folder in it, and needs no Secret.
+    """
+
+    def __init__(self, *, kube: KubeClient, config: Config) -> None:
+        self._kube = kube
+        self._config = config
+        self._open: dict[str, tuple[float, Store]] = {}
+        self._lock = asyncio.Lock()
+
+    async def of(self, *, namespace: str, refresh: bool = False) -> Store:
+        """Return the namespace's store.
+
+        Args:
+            namespace: the caller's.
+            refresh: read the Secret even if it was read a moment ago, as the store refused the credentials.
+
+        Raises:
+            ProblemError: 400 when the namespace is no tenant; 503 when its credentials are not to be had.
+        """
+        tenant = self._config.tenant(namespace)
+        if tenant is None:
+            raise bad_request(
+                f"namespace {namespace} has no store: it is not among the tenants of this installation",
+                error="not_a_tenant",
+            )
+        async with self._lock:
+            read_at, store = self._open.get(namespace, (0.0, None))
+            if store is None or refresh or time.monotonic() - read_at > FRESH_SECONDS:
+                store = await self._connect(tenant)
+                self._open[namespace] = (time.monotonic(), store)
+            return store
+
+    async def _connect(self, tenant: Tenant) -> Store:
+        endpoint = self._config.store.endpoint
+        if endpoint and endpoint.startswith("file://"):
+            return Store(config=StoreConfig(url=f"{endpoint.rstrip('/')}/{tenant.bucket}"))
+        where = f"{tenant.namespace}/{tenant.store_secret}"
+        try:
+            secret = await self._kube.request("GET", core_path("secrets", tenant.namespace, tenant.store_secret))
+        except ApiError as error:
+            if error.not_found:
+                raise unavailable(f"the Secret {where} with the store's credentials does not exist") from error
+            raise
+        data = secret.get("data") or {}
+        missing = [key for key in (ACCESS_KEY, SECRET_KEY) if key not in data]
+        if missing:
+            raise unavailable(f"the Secret {where} lacks {' and '.join(missing)}")
+        return Store(
+            config=StoreConfig(
+                url=f"s3://{tenant.bucket}",
+                endpoint=endpoint,
+                region=self._config.store.region,
+                access_key_id=base64.b64decode(data[ACCESS_KEY]).decode(),
+                secret_access_key=base64.b64decode(data[SECRET_KEY]).decode(),
+            )
+        )
+
+
+def from_worker_error(error: WorkerError) -> ProblemError:
+    """Return what a failure of store or embedder means to a client."""
+    if error.code == "DocumentTooLarge":
+        return ProblemError(status=413, error="too_large", message=error.message)
+    if error.code == "EmbeddingRejected":
+        return bad_request(f"the embedding endpoint refused the query: {error.message}", error="embedding_rejected")
+    return unavailable(f"{error.code}: {error.message}")

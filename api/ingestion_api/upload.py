@@ -1,0 +1,168 @@
+"""A multipart body, read as it arrives: the fields first, then one file, of which no more than a piece is in memory.
+
+Source: RFC 7578.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from ingestion_api.problems import ProblemError, bad_request
+
+MAX_FIELDS: Final = 16
+MAX_FIELD_BYTES: Final = 16 * 1024
+MAX_PART_HEADER_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePart:
+    """The head of the file's part.
+
+    Args:
+        name: the client's file name; may be empty.
+        content_type: the client's media type; None when it gave none that says anything.
+    """
+
+    name: str
+    content_type: str | None
+
+
+class MultipartReader:
+    """Reads one request's body.
+
+    Args:
+        request: with content-type multipart/form-data.
+        stall_seconds: how long the client may send nothing.
+
+    Raises:
+        ProblemError: 400 when the body is no multipart form.
+    """
+
+    def __init__(self, *, request: Request, stall_seconds: float) -> None:
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 200:
+            raise bad_request("content-type: send multipart/form-data with a boundary")
+        self._stream = request.stream()
+        self._stall = stall_seconds
+        self._events: list[tuple[str, bytes]] = []
+        self._parser = MultipartParser(boundary, self._callbacks())
+        self._head = b""
+
+    def _callbacks(self) -> Any:
+        def data(name: str) -> Any:
+            return lambda block, start, end: self._events.append((name, block[start:end]))
+
+        def mark(name: str) -> Any:
+            return lambda: self._events.append((name, b""))
+
+        return {
+            "on_part_begin": mark("begin"),
+            "on_header_field": data("field"),
+            "on_header_value": data("value"),
+            "on_header_end": mark("header"),
+            "on_headers_finished": mark("headers"),
+            "on_part_data": data("data"),
+            "on_part_end": mark("end"),
+            "on_end": mark("close"),
+        }
+
+    async def _next(self) -> tuple[str, bytes]:
+        while not self._events:
+            try:
+                async with asyncio.timeout(self._stall):
+                    block = await anext(self._stream, b"")
+            except TimeoutError:
+                raise ProblemError(
+                    status=408, error="timeout", message=f"nothing arrived for {self._stall:.0f} s"
+                ) from None
+            if not block:
+                raise bad_request("the body ends before its last boundary")
+            try:
+                self._parser.write(block)
+            except FormParserError as error:
+                raise bad_request(f"the body is no multipart form: {error}") from error
+        return self._events.pop(0)
+
+    async def _part_head(self) -> tuple[str, FilePart | None] | None:
+        """Return the next part's field name, and what it says of a file; None after the last part."""
+        headers: dict[bytes, bytes] = {}
+        field, value, size = b"", b"", 0
+        while True:
+            event, data = await self._next()
+            size += len(data)
+            if size > MAX_PART_HEADER_BYTES:
+                raise bad_request(f"a part has more than {MAX_PART_HEADER_BYTES} bytes of headers")
+            match event:
+                case "close":
+                    return None
+                case "field":
+                    field += data
+                case "value":
+                    value += data
+                case "header":
+                    headers[field.lower()] = value
+                    field, value = b"", b""
+                case "headers":
+                    break
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        if b"filename" not in options:
+            return name, None
+        kind = headers.get(b"content-type", b"").decode(errors="replace").strip().lower()
+        meaningful = kind and kind != "application/octet-stream" and len(kind) <= 128
+        file_name = options[b"filename"].decode(errors="replace")
+        return name, FilePart(name=file_name, content_type=kind if meaningful else None)
+
+    async def fields_before_file(self) -> tuple[dict[str, str], FilePart]:
+        """Read the fields, up to the head of the file's part.
+
+        Raises:
+            ProblemError: 400 when there is no file, or fields are too many, too long or not UTF-8.
+        """
+        fields: dict[str, str] = {}
+        while True:
+            head = await self._part_head()
+            if head is None:
+                raise bad_request("file: the form has none; send the document as a part with a file name")
+            name, file = head
+            if file is not None:
+                return fields, file
+            if len(fields) == MAX_FIELDS:
+                raise bad_request(f"at most {MAX_FIELDS} fields are read")
+            value = bytearray()
+            while (event := await self._next())[0] == "data":
+                value += event[1]
+                if len(value) > MAX_FIELD_BYTES:
+                    raise bad_request(f"{name[:64]}: more than {MAX_FIELD_BYTES} bytes")
+            if name in fields:
+                raise bad_request(f"{name[:64]}: given twice")
+            try:
+                fields[name] = value.decode()
+            except UnicodeDecodeError:
+                raise bad_request(f"{name[:64]}: not UTF-8") from None
+
+    async def file(self) -> AsyncIterator[bytes]:
+        """Yield the file's bytes."""
+        while (event := await self._next())[0] == "data":
+            yield event[1]
+
+    async def nothing_more(self) -> None:
+        """Read to the end of the form.
+
+        Raises:
+            ProblemError: 400 when another part follows.
+        """
+        head = await self._part_head()
+        if head is None:
+            return
+        if head[1] is not None:
+            raise bad_request("file: one document for each request; send the others in requests of their own")
+        raise bad_request(f"{head[0][:64]}: fields come before the file")

@@ -1,0 +1,255 @@
+"""What a client sees of a job: the resource's state in the API's field names.
+
+A retry that is recorded but not taken up yet shows as `queued`, so that no GET after the 202 shows the state before.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Literal, Self
+from uuid import UUID
+
+from ingestion_crds.constants import ConditionType, Mode, Phase, Stage, VersionState
+from ingestion_crds.job import Condition, Failure, IngestionJob, Model, Version, job_id_of
+from pydantic import BaseModel, ConfigDict, Field
+
+JOB_TYPE: Final = "document"
+
+
+class _NarrowMetadata(Model):
+    # Without annotations: what `kubectl apply` leaves there is as large as the job.
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str
+    creation_timestamp: datetime
+
+
+class _NarrowDocument(Model):
+    title: str = ""
+
+
+class _NarrowSpec(Model):
+    knowledge_base: str = ""
+    document: _NarrowDocument = Field(default_factory=_NarrowDocument)
+    retry_generation: int = 0
+
+
+class _NarrowCondition(Model):
+    # Types and reasons as plain text: an operator newer than this API may write more of them.
+    type: str
+    status: str
+    message: str = ""
+    last_transition_time: datetime | None = None
+
+
+class _NarrowStatus(Model):
+    job_id: str | None = Field(None, alias="jobID")
+    observed_retry_generation: int | None = None
+    phase: Phase = Phase.QUEUED
+    mode: Mode | None = None
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+    progress_percent: int = 0
+    conditions: list[_NarrowCondition] = Field(default_factory=list)
+
+
+class NarrowJob(Model):
+    """The part of an IngestionJob that lists show; validating it costs a fraction of the whole."""
+
+    metadata: _NarrowMetadata
+    spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
+    status: _NarrowStatus = Field(default_factory=_NarrowStatus)
+
+
+AnyJob = NarrowJob | IngestionJob
+
+
+def job_id(job: AnyJob) -> str:
+    """Return the job's id in this API: what status records, or what it will record."""
+    return job.status.job_id or job_id_of(job.metadata.name, job.metadata.uid)
+
+
+def retry_waiting(job: AnyJob) -> bool:
+    """True between a retry's 202 and the operator's taking it up; False before the first run."""
+    observed = job.status.observed_retry_generation
+    return observed is not None and job.spec.retry_generation > observed
+
+
+class VersionView(BaseModel):
+    """The version of the document that the job makes."""
+
+    id: str
+    number: int | None = None
+    state: VersionState
+
+
+class FailureView(BaseModel):
+    """Why a segment, or a stage, failed."""
+
+    segment: int | None = None
+    stage: Stage
+    code: str
+    retryable: bool
+    message: str = ""
+    exit_code: int | None = None
+    attempt: int
+
+    @classmethod
+    def of(cls, failure: Failure) -> Self:
+        """Return the view of one entry of status.failures."""
+        return cls(**failure.model_dump())
+
+
+class IngestionJobSummaryResponse(BaseModel):
+    """A job in a list."""
+
+    id: UUID
+    job_type: str
+    status: str
+    knowledge_base_id: UUID | None = None
+    item_title: str | None = None
+    total_documents: int | None = None
+    processed_count: int = 0
+    error_message: str | None = None
+    progress_pct: float = 0.0
+    created_at: datetime
+    updated_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+
+
+class CursorPageIngestionJobSummaryResponse(BaseModel):
+    """One page of a list of jobs, newest first."""
+
+    model_config = ConfigDict(title="CursorPage_IngestionJobSummaryResponse_")
+
+    items: list[IngestionJobSummaryResponse]
+    next_cursor: str | None = None
+    has_more: bool
+
+
+class IngestionJobResponse(BaseModel):
+    """A job's progress."""
+
+    id: UUID
+    job_type: str
+    status: str
+    knowledge_base_id: UUID | None = None
+    total_documents: int | None = None
+    completed: int = 0
+    duplicate: int = 0
+    failed: int = 0
+    partial_failure: int = 0
+    processing: int = 0
+    queued: int = 0
+    segment_count: int | None = None
+    processed_segments: int = 0
+    progress_pct: float = 0.0
+    created_at: datetime
+    updated_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    stage: Stage | None = Field(None, description="The stage that runs, or that ended the attempt.")
+    version: VersionView | None = Field(None, description="The version that the job makes; searches see an active one.")
+    error_message: str | None = Field(None, description="Why the job failed, or what it waits for.")
+    failure_summary: dict[str, int] = Field(default_factory=dict, description="Failures by code, over all segments.")
+    failures: list[FailureView] = Field(default_factory=list, description="The first 100 failures.")
+    retry_generation: int = Field(0, description="How often a retry was accepted.")
+
+
+class IngestResultItem(BaseModel):
+    """What became of one uploaded document."""
+
+    manifest_index: int
+    result: Literal["queued", "duplicate"]
+    document_id: UUID | None = None
+    duplicate_of_document_id: UUID | None = None
+    duplicate_of_version_id: UUID | None = None
+    duplicate_of_document_title: str | None = None
+
+
+class IngestResponse(BaseModel):
+    """The job that ingests the upload."""
+
+    ingestion_job_id: UUID
+    items: list[IngestResultItem]
+
+
+def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
+    """Return a job's entry in a list."""
+    status, waiting = job.status, retry_waiting(job)
+    phase = Phase.QUEUED if waiting else status.phase
+    reset = waiting and status.mode is Mode.SINGLE_PASS
+    return IngestionJobSummaryResponse(
+        id=UUID(job_id(job)),
+        job_type=JOB_TYPE,
+        status=phase.value,
+        knowledge_base_id=UUID(job.spec.knowledge_base),
+        item_title=job.spec.document.title or None,
+        total_documents=1,
+        processed_count=int(phase is Phase.COMPLETED),
+        error_message=None if waiting else _complaint(status.conditions),
+        progress_pct=0.0 if reset else float(status.progress_percent),
+        created_at=job.metadata.creation_timestamp,
+        updated_at=_updated(job),
+        started_at=None if reset else status.start_time,
+        completed_at=None if waiting else status.completion_time,
+    )
+
+
+def progress(job: IngestionJob) -> IngestionJobResponse:
+    """Return a job's progress."""
+    status, waiting = job.status, retry_waiting(job)
+    phase = Phase.QUEUED if waiting else status.phase
+    # A single pass starts over; a segmented job keeps what is done.
+    reset = waiting and status.mode is Mode.SINGLE_PASS
+    segments = None if reset else status.segments
+    return IngestionJobResponse(
+        id=UUID(job_id(job)),
+        job_type=JOB_TYPE,
+        status=phase.value,
+        knowledge_base_id=UUID(job.spec.knowledge_base),
+        total_documents=1,
+        completed=int(phase is Phase.COMPLETED),
+        failed=int(phase is Phase.FAILED),
+        partial_failure=int(phase is Phase.PARTIAL_FAILURE),
+        processing=int(phase is Phase.PROCESSING),
+        queued=int(phase is Phase.QUEUED),
+        segment_count=segments.total if segments else None,
+        processed_segments=segments.completed_count if segments else 0,
+        progress_pct=0.0 if reset else float(status.progress_percent),
+        created_at=job.metadata.creation_timestamp,
+        updated_at=_updated(job),
+        started_at=None if reset else status.start_time,
+        completed_at=None if waiting else status.completion_time,
+        stage=None if waiting else status.stage,
+        version=_version(status.version, waiting=waiting),
+        error_message=None if waiting else _complaint(status.conditions),
+        failure_summary={} if waiting else status.failure_summary,
+        failures=[] if waiting else [FailureView.of(failure) for failure in status.failures],
+        retry_generation=job.spec.retry_generation,
+    )
+
+
+def _version(version: Version | None, *, waiting: bool) -> VersionView | None:
+    if version is None:
+        return None
+    state = VersionState.PENDING if waiting else version.state
+    return VersionView(id=version.id, number=version.number, state=state)
+
+
+def _complaint(conditions: list[_NarrowCondition] | list[Condition]) -> str | None:
+    """Return the message of Stalled, which says what needs a person, or of Failed."""
+    for wanted in (ConditionType.STALLED, ConditionType.FAILED):
+        for condition in conditions:
+            if condition.type == wanted and condition.status == "True":
+                return condition.message or None
+    return None
+
+
+def _updated(job: AnyJob) -> datetime:
+    status = job.status
+    moments = [condition.last_transition_time for condition in status.conditions]
+    moments += [status.start_time, status.completion_time]
+    return max([job.metadata.creation_timestamp, *(moment for moment in moments if moment)])

@@ -1,0 +1,266 @@
+"""What clients see, over HTTP, with a real API server behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from ingestion_api import keys
+from ingestion_crds.kube import ingestion_path
+from support.builders import DOCUMENT, KNOWLEDGE_BASE
+
+from .conftest import Api, mint
+
+pytestmark = pytest.mark.controlplane
+
+UNKNOWN = "99999999-9999-4999-8999-999999999999"
+
+
+async def test_a_retry_is_recorded_and_shown_at_once(api: Api) -> None:
+    """Invariant 4: a GET after the 202 never shows the state before it."""
+    job_id = await api.failed()
+    answer = await api.retry(job_id)
+    assert (answer.status_code, answer.json()) == (202, {"job_id": job_id})
+    assert (await api.get(job_id)).json()["status"] == "queued"
+    live = await api.live()
+    assert live["spec"]["retryGeneration"] == 1
+    assert '"trigger": "REST"' in live["metadata"]["annotations"]["ingestion-operator.io/retry-origin"]
+    again = await api.retry(job_id)  # recorded, not taken up: this retry
+    assert again.status_code == 202
+    assert (await api.live())["spec"]["retryGeneration"] == 1
+
+
+async def test_fifty_retries_at_once_make_one_generation(api: Api) -> None:
+    """Invariant 4."""
+    job_id = await api.failed()
+    answers = await asyncio.gather(
+        *(api.retry(job_id, **({"idempotency-key": f"k{number}"} if number % 2 else {})) for number in range(50))
+    )
+    assert {answer.status_code for answer in answers} == {202}
+    assert (await api.live())["spec"]["retryGeneration"] == 1
+
+
+@pytest.mark.parametrize("phase", ["processing", "completed", "queued"])
+async def test_a_job_that_did_not_fail_is_not_retried(api: Api, phase: str) -> None:
+    job_id = await api.failed(phase=phase)
+    answer = await api.retry(job_id)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "not_retryable"
+    assert phase in answer.json()["message"]
+    assert (await api.live())["spec"]["retryGeneration"] == 0
+
+
+async def test_an_idempotency_key_is_good_for_one_retry(api: Api) -> None:
+    job_id = await api.failed()
+    assert (await api.retry(job_id, **{"idempotency-key": "once"})).status_code == 202
+    await api.set_status(phase="partial_failure", observedRetryGeneration=1)
+    assert (await api.retry(job_id, **{"idempotency-key": "once"})).status_code == 202
+    assert (await api.live())["spec"]["retryGeneration"] == 1
+    assert (await api.retry(job_id, **{"idempotency-key": "twice"})).status_code == 202
+    assert (await api.live())["spec"]["retryGeneration"] == 2
+    bad = await api.retry(job_id, **{"idempotency-key": "x" * 300})
+    assert bad.status_code == 400
+    assert "Idempotency-Key" in bad.json()["message"]
+
+
+async def test_a_single_pass_retry_shows_a_reset(api: Api) -> None:
+    version = {"id": UNKNOWN, "number": 1, "state": "failed"}
+    segments = {"total": 1, "completedCount": 1}
+    job_id = await api.failed(phase="failed", mode="SinglePass", version=version, segments=segments)
+    assert (await api.get(job_id)).json()["version"]["state"] == "failed"
+    await api.retry(job_id)
+    shown = (await api.get(job_id)).json()
+    assert (shown["status"], shown["version"]["state"], shown["processed_segments"]) == ("queued", "pending", 0)
+
+
+async def test_another_tenants_job_is_not_there(api: Api, capsys: Any) -> None:
+    """Invariant 9."""
+    job_id = await api.failed()
+    other = await asyncio.to_thread(
+        mint, kubeconfig=api.kubeconfig, system=api.system, namespace="somebody-else", capsys=capsys
+    )
+    # An unknown key makes the Secret be read anew, but strangers must not make that more than once a second.
+    for _ in range(50):
+        probe = await api.client.get(f"/v1/knowledge-base/ingestion-jobs/{UNKNOWN}", headers={"x-api-key": other})
+        if probe.status_code == 404:
+            break
+        await asyncio.sleep(0.1)
+    for method, path in (("GET", ""), ("POST", "/retry")):
+        answer = await api.client.request(
+            method, f"/v1/knowledge-base/ingestion-jobs/{job_id}{path}", headers={"x-api-key": other}
+        )
+        assert answer.status_code == 404, path
+    listed = await api.client.get(
+        f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs", headers={"x-api-key": other}
+    )
+    assert listed.json()["items"] == []
+    assert (await api.live())["spec"]["retryGeneration"] == 0
+
+
+@pytest.mark.parametrize("key", ["", "ik_abcd_x", "nonsense", "ik_abcdefghij_" + "A" * 43])
+async def test_a_wrong_key_is_refused(api: Api, key: str) -> None:
+    answer = await api.client.get(f"/v1/knowledge-base/ingestion-jobs/{UNKNOWN}", headers={"x-api-key": key})
+    assert answer.status_code == 401
+    assert answer.json()["error"] == "unauthorized"
+
+
+async def test_a_revoked_key_stops_within_seconds(api: Api) -> None:
+    assert (await api.get(UNKNOWN)).status_code == 404
+    where = ["--secret-namespace", api.system, "--kubeconfig", str(api.kubeconfig)]
+    assert await asyncio.to_thread(lambda: keys.run(arguments=["revoke", api.key.split("_")[1], *where])) == 0
+    for _ in range(100):
+        if (await api.get(UNKNOWN)).status_code == 401:
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("the revoked key still works after 10 s")
+
+
+async def test_an_unknown_or_malformed_job(api: Api) -> None:
+    assert (await api.get(UNKNOWN)).status_code == 404
+    assert (await api.retry(UNKNOWN)).status_code == 404
+    malformed = await api.retry("handbook")
+    assert malformed.status_code == 422
+    assert malformed.json()["detail"][0]["loc"] == ["path", "job_id"]
+
+
+async def test_lists_are_newest_first_filtered_and_paged(api: Api) -> None:
+    ids = [await api.failed(f"job-{number}") for number in range(5)]
+    await api.set_status("job-0", phase="completed")
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs"
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = (await api.client.get(path, params={"limit": 2, **({"cursor": cursor} if cursor else {})})).json()
+        found += [item["id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        assert page["has_more"] == (cursor is not None)
+        if cursor is None:
+            break
+    assert sorted(found) == sorted(ids)
+    for _ in range(100):
+        completed = (await api.client.get(path, params={"status": "completed"})).json()["items"]
+        if completed:
+            break
+        await asyncio.sleep(0.05)
+    assert [item["id"] for item in completed] == [ids[0]]
+    assert (await api.client.get(path, params={"status": "done"})).status_code == 400
+    assert (await api.client.get(path, params={"cursor": "zzz"})).status_code == 400
+    assert (await api.client.get(path, params={"limit": 0})).status_code == 422
+
+
+async def upload(api: Api, content: bytes = b"# Title\n\nText.\n", **fields: str) -> httpx.Response:
+    return await api.client.post(
+        f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest",
+        data=fields,
+        files={"file": ("notes.md", content, "text/markdown")},
+    )
+
+
+async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
+    content = b"# Title\n\nText.\n" * 1000
+    options = '{"segmentBackoffLimit": 0, "pipeline": {"chunkSize": 500}}'
+    answer = await upload(api, content, title="Notes", document_id=DOCUMENT, options=options)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["items"] == [
+        {
+            "manifest_index": 0,
+            "result": "queued",
+            "document_id": DOCUMENT,
+            "duplicate_of_document_id": None,
+            "duplicate_of_version_id": None,
+            "duplicate_of_document_title": None,
+        }
+    ]
+    job_id = answer.json()["ingestion_job_id"]
+    job = await api.live(job_id)  # its id is its name
+    source = job["spec"]["document"]["source"]
+    assert source["sha256"] == hashlib.sha256(content).hexdigest()
+    assert source["contentType"] == "text/markdown"
+    assert job["spec"]["document"]["title"] == "Notes"
+    assert job["spec"]["pipeline"]["chunkSize"] == 500
+    key = source["uri"].removeprefix(f"s3://{api.namespace}/")
+    assert (api.store / key).read_bytes() == content
+    # A list shows a job that was just made.
+    listed = await api.client.get(f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs")
+    assert [item["id"] for item in listed.json()["items"]] == [job_id]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"document_id": "x"}, "document_id"),
+        ({"options": "{"}, "options"),
+        ({"options": '{"template": {"image": "evil"}}'}, "options.template"),
+        ({"mode": "Fast"}, "mode"),
+        ({"colour": "red"}, "colour"),
+        ({"options": '{"pipeline": {"chunkSize": 100, "chunkOverlap": 200}}'}, "chunkOverlap must be less"),
+    ],
+)
+async def test_a_wrong_form_is_refused_and_leaves_nothing(api: Api, fields: dict[str, str], words: str) -> None:
+    answer = await upload(api, **fields)
+    assert answer.status_code == 400
+    assert words in answer.json()["message"]
+    assert not [path for path in api.store.rglob("*") if path.is_file()]
+    assert (await api.kube.request("GET", ingestion_path(api.namespace)))["items"] == []
+
+
+async def test_several_documents_are_refused(api: Api) -> None:
+    files = [("file", ("a.md", b"a", "text/markdown")), ("file", ("b.md", b"b", "text/markdown"))]
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
+    answer = await api.client.post(path, files=files)
+    assert answer.status_code == 400
+    assert "one document for each request" in answer.json()["message"]
+    assert not [item for item in api.store.rglob("*") if item.is_file()]
+
+
+async def test_a_form_without_a_file(api: Api) -> None:
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
+    assert "multipart/form-data" in (await api.client.post(path, json={})).json()["message"]
+    nothing = await api.client.post(path, files={"title": (None, "x")})
+    assert nothing.status_code == 400
+    assert "the form has none" in nothing.json()["message"]
+
+
+async def test_an_upload_over_the_limit(api: Api) -> None:
+    announced = await upload(api, b"x" * 3_000_000)
+    assert announced.status_code == 413
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        for _ in range(30):
+            yield b"x" * 50_000
+        yield b"\r\n--b--\r\n"
+
+    unannounced = await api.client.post(
+        f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest",
+        content=body(),
+        headers={"content-type": "multipart/form-data; boundary=b"},
+    )
+    assert unannounced.status_code == 413
+    assert not [path for path in api.store.rglob("*") if path.is_file()]
+
+
+async def test_limits_on_what_a_stranger_sends(api: Api) -> None:
+    search = "/v1/knowledge-base/search"
+    assert (await api.client.post(search, content=b"x" * 70_000)).status_code == 413
+    many = await api.client.post(search, json={"query": "q", "kb_ids": [str(uuid.uuid4()) for _ in range(50)]})
+    assert many.status_code == 422
+    assert (await api.client.post(search, json={"query": "q" * 9000, "kb_ids": [UNKNOWN]})).status_code == 422
+    unsupported = await api.client.post(search, json={"query": "q", "kb_ids": [UNKNOWN], "rerank": True})
+    assert unsupported.status_code == 400
+    assert "rerank" in unsupported.json()["message"]
+
+
+async def test_a_search_of_an_empty_knowledge_base(api: Api) -> None:
+    answer = await api.client.post("/v1/knowledge-base/search", json={"query": "what?", "kb_ids": [UNKNOWN]})
+    assert answer.json() == {"results": [], "total_results": 0, "ranking_mode": "global_score"}
+
+
+async def test_metrics_and_probes(api: Api) -> None:
+    assert (await api.client.get("/healthz")).status_code == 200
+    assert "ingestion_api_requests_total" in (await api.client.get("/metrics")).text

@@ -1,0 +1,96 @@
+"""The OpenAPI document: the retry operation to the letter, and a valid whole. No cluster is needed to read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ingestion_api.app import create_app
+from openapi_spec_validator import validate
+
+PREFIX = "/v1/knowledge-base"
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return create_app().openapi()
+
+
+def error(text: str, schema: str = "ErrorResponse") -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{schema}"}
+    return {"description": text, "content": {"application/json": {"schema": reference}}}
+
+
+def test_the_retry_operation(document: dict[str, Any]) -> None:
+    operation = document["paths"][f"{PREFIX}/ingestion-jobs/{{job_id}}/retry"]["post"]
+    description = operation.pop("description")
+    assert "prepare_document" in description
+    assert operation == {
+        "tags": ["knowledge-base"],
+        "summary": "Retry a failed ingestion job",
+        "operationId": "retryIngestionJob",
+        "parameters": [
+            {
+                "name": "job_id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "format": "uuid", "title": "Job Id"},
+            }
+        ],
+        "responses": {
+            "202": {"description": "Successful Response", "content": {"application/json": {"schema": {}}}},
+            "400": error("Bad request"),
+            "401": error("Authentication required"),
+            "404": error("Resource not found"),
+            "422": error("Validation Error", "HTTPValidationError"),
+        },
+        "security": [{"APIKeyHeader": []}],
+    }
+
+
+def test_the_error_schemas(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    body = dict(schemas["ErrorResponse"])
+    body.pop("description")
+    assert body == {
+        "properties": {
+            "error": {"type": "string", "title": "Error"},
+            "message": {"type": "string", "title": "Message"},
+        },
+        "type": "object",
+        "required": ["error", "message"],
+        "title": "ErrorResponse",
+    }
+    assert set(schemas["ValidationError"]["properties"]) == {"loc", "msg", "type", "input", "ctx"}
+    assert schemas["ValidationError"]["required"] == ["loc", "msg", "type"]
+    assert document["components"]["securitySchemes"] == {
+        "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "x-api-key"}
+    }
+
+
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+def test_the_operations(document: dict[str, Any]) -> None:
+    found = {
+        (method, path): operation["operationId"]
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+    }
+    assert found == {
+        ("post", f"{PREFIX}/ingestion-jobs/{{job_id}}/retry"): "retryIngestionJob",
+        ("get", f"{PREFIX}/ingestion-jobs/{{job_id}}"): "getIngestionJobProgress",
+        ("get", f"{PREFIX}/knowledge-bases/{{kb_id}}/ingestion-jobs"): "listIngestionJobs",
+        ("post", f"{PREFIX}/knowledge-bases/{{kb_id}}/ingest"): "bulkIngest",
+        ("post", f"{PREFIX}/search"): "searchKnowledgeBase",
+    }
+
+
+def test_a_job_has_the_fields_that_clients_know(document: dict[str, Any]) -> None:
+    fields = set(document["components"]["schemas"]["IngestionJobResponse"]["properties"])
+    assert fields >= {
+        "id", "job_type", "status", "knowledge_base_id", "total_documents", "completed", "duplicate", "failed",
+        "partial_failure", "processing", "queued", "segment_count", "processed_segments", "progress_pct", "created_at",
+        "updated_at", "started_at", "completed_at",
+    }  # fmt: skip
