@@ -106,7 +106,9 @@ def test_a_command_for_another_stage_writes_nothing(tmp_path: Path, url: str) ->
         {"document__id": "a/b"},
         {"job__uid": "a..b"},
         {"document__source": {"uri": "s3://team-a/a", "sha256": "short"}},
-        {"version": {"id": "x", "number": 0, "planHash": "x"}},
+        {"version": {"id": "../x"}},
+        {"stage": "publish_version", "version": {"id": "x", "number": 0, "planHash": "x"}},
+        {"stage": "publish_version", "version": {"id": "x"}},
     ],
 )
 def test_an_attempt_that_is_not_understood_is_permanent(change: dict[str, Any]) -> None:

@@ -96,6 +96,8 @@ class Attempt:
     version: VersionRef | None
     total_segments: int | None
     segments: str | None
+    version_id: str | None = None
+    """The id that `prepare_document` has to give the version; it is all that its file says of the version."""
 
     def require_version(self) -> VersionRef:
         """Return the version; InvalidAttempt if the file has none."""
@@ -196,16 +198,19 @@ def parse_attempt(*, document: object) -> Attempt:
     sha256 = source.optional_text("sha256")
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise WorkerError("InvalidAttempt", "document.source.sha256 is not 64 hex digits")
-    version = None
+    stage = _choice(Stage, root.text("stage"), "stage")
+    version, version_id = None, None
     if root.has("version"):
         ref = root.child("version")
-        version = VersionRef(id=ref.id("id"), number=ref.number("number", low=1), plan_hash=ref.id("planHash"))
+        version_id = ref.id("id")
+        if stage is not Stage.PREPARE:
+            version = VersionRef(id=version_id, number=ref.number("number", low=1), plan_hash=ref.id("planHash"))
     chunk_size = pipeline.number("chunkSize", low=1, high=1_000_000)
     return Attempt(
         job_uid=job.id("uid"),
         job_name=job.text("name"),
         generation=root.number("generation", low=0),
-        stage=_choice(Stage, root.text("stage"), "stage"),
+        stage=stage,
         knowledge_base=root.id("knowledgeBase"),
         document_id=doc.id("id"),
         title=doc.optional_text("title") or "",
@@ -231,6 +236,7 @@ def parse_attempt(*, document: object) -> Attempt:
         version=version,
         total_segments=root.number("totalSegments", low=1, high=MAX_SEGMENTS) if root.has("totalSegments") else None,
         segments=root.optional_text("segments"),
+        version_id=version_id,
     )
 
 
