@@ -2,12 +2,17 @@
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from local_cluster import binaries
+from local_cluster import binaries, images
+from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
+from local_cluster.kind import DEFAULT_NAME, Kind, wanted_elsewhere
+from local_cluster.progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +41,89 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--nodes", type=int, default=3, help="fake nodes with --kwok (default 3)")
     command.add_argument("--fsync", action="store_true", help="durable etcd writes")
     command.set_defaults(run=_control_plane)
+
+    for name, function, text in (
+        ("up", _up, "create the kind cluster, or start it again; print how to use it"),
+        ("down", _down, "delete the kind cluster and all it left on the machine"),
+        ("status", _status, "show nodes and pods"),
+        ("kubeconfig", _kubeconfig, "print the path of the kubeconfig"),
+        ("logs", _logs, "collect the logs of node and pods; print the folder"),
+        ("load", _load, "load image archives into the node"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--name", default=os.environ.get("CLUSTER_NAME", DEFAULT_NAME), help="the cluster's name")
+        command.set_defaults(run=function)
+        if name == "load":
+            command.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
+        if name == "logs":
+            command.add_argument("--folder", type=Path, help="where to write them")
+
+    command = commands.add_parser("build-image", help="build a container image with docker or podman")
+    command.add_argument("--dockerfile", type=Path, required=True)
+    command.add_argument("--tag", required=True)
+    command.add_argument("--context", type=Path, default=Path("."))
+    command.add_argument("--target", help="the stage to build; the last one by default")
+    command.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    command.add_argument("--archive", type=Path, help="also save the image to this file")
+    command.set_defaults(run=_build_image)
+
+    command = commands.add_parser("base-image", help="print the name of a Python base image, made if necessary")
+    command.set_defaults(run=_base_image)
     return parser
+
+
+def _up(options: argparse.Namespace) -> None:
+    elsewhere = wanted_elsewhere()
+    if elsewhere is not None:
+        run([binaries.path(name="kubectl"), "--kubeconfig", elsewhere, "get", "--raw", "/readyz"], timeout=30)
+        say("using the existing cluster")
+    print(f"export KUBECONFIG={elsewhere or Kind(name=options.name).up()}")
+
+
+def _down(options: argparse.Namespace) -> None:
+    if wanted_elsewhere() is not None:
+        raise LocalClusterError("CLUSTER or KUBECONFIG names a cluster that is not ours; set CLUSTER=kind to go on")
+    Kind(name=options.name).down()
+
+
+def _status(options: argparse.Namespace) -> None:
+    print(Kind(name=options.name).status(), end="")
+
+
+def _kubeconfig(options: argparse.Namespace) -> None:
+    elsewhere = wanted_elsewhere()
+    cluster = Kind(name=options.name)
+    if elsewhere is None and not cluster.exists():
+        raise LocalClusterError(f"there is no kind cluster {options.name}; create it with `up`")
+    print(elsewhere or cluster.kubeconfig)
+
+
+def _logs(options: argparse.Namespace) -> None:
+    print(Kind(name=options.name).logs(folder=options.folder))
+
+
+def _load(options: argparse.Namespace) -> None:
+    if wanted_elsewhere() is not None:
+        raise LocalClusterError("images can be loaded into the kind cluster only; push them to your cluster's registry")
+    Kind(name=options.name).load(archives=options.archives)
+
+
+def _build_image(options: argparse.Namespace) -> None:
+    pairs = [argument.partition("=") for argument in options.build_arg]
+    build_args = {name: value for name, _, value in pairs}
+    images.build(
+        dockerfile=options.dockerfile,
+        tag=options.tag,
+        context=options.context,
+        build_args=build_args,
+        target=options.target,
+    )
+    if options.archive:
+        images.save(tags=[options.tag], file=options.archive)
+
+
+def _base_image(options: argparse.Namespace) -> None:
+    print(images.base_image())
 
 
 def _bin(options: argparse.Namespace) -> None:

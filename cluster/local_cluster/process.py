@@ -43,7 +43,10 @@ class Process:
         self.started = True
 
     def stop(self) -> None:
-        """End the program politely, after 2 s by force (an API server with open watches would take a minute); returns when it is gone."""
+        """End the program politely, after 2 s by force; returns when it is gone.
+
+        An API server with open watches would take a minute.
+        """
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:

@@ -1,0 +1,110 @@
+"""Build container images with docker or podman, save them, and find or make a Python base image."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from local_cluster import debian, engine, paths, versions
+from local_cluster.errors import LocalClusterError
+from local_cluster.progress import locked, say, timed
+
+PYTHON_PACKAGES = ("python3", "python3-venv", "ca-certificates")
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+BUNDLE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+
+
+def build(
+    *,
+    dockerfile: Path,
+    tag: str,
+    context: Path = Path("."),
+    build_args: Mapping[str, str] | None = None,
+    target: str | None = None,
+) -> None:
+    """Build `dockerfile` in the folder `context` as the image `tag`; unchanged steps come from the engine's cache.
+
+    `target` names the stage to build, the last one by default.
+
+    Raises LocalClusterError, with the end of the output, when the build fails or there is no engine.
+    """
+    builder = engine.for_images()
+    arguments: list[str | Path] = ["build", "--file", dockerfile, "--tag", tag]
+    for name, value in (build_args or {}).items():
+        arguments += ["--build-arg", f"{name}={value}"]
+    if target:
+        arguments += ["--target", target]
+    if builder.name == "podman":
+        arguments += ["--network", "host", "--layers", "--format", "docker", *_certificates()]
+    with timed(f"building {tag} with {builder.name}"):
+        builder.run(*arguments, context, show=True)
+
+
+def save(*, tags: list[str], file: Path) -> None:
+    """Write the images `tags` to one archive `file` that `load` takes; raises LocalClusterError on failure."""
+    builder = engine.for_images()
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    several = ["--multi-image-archive"] if builder.name == "podman" and len(tags) > 1 else []
+    try:
+        with timed(f"saving {' '.join(tags)}"):
+            builder.run("save", *several, "--output", scratch, *tags)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def base_image() -> str:
+    """The name of a Python base image that the engine holds, for a Dockerfile's `ARG BASE`.
+
+    It is the value of BASE_IMAGE if that is set, else the registry's Python where it can be pulled, else Debian's own
+    Python out of debootstrap (as root; made once, kept in the cache).
+
+    Raises LocalClusterError where none of them works.
+    """
+    builder = engine.for_images()
+    named = os.environ.get("BASE_IMAGE")
+    if named:
+        return named
+    if engine.can_pull(engine=builder, image=versions.PYTHON_IMAGE):
+        return versions.PYTHON_IMAGE
+    name = f"localhost/ingestion-base:{versions.DEBIAN}-{_base_key()}"
+    if builder.has_image(name):
+        return name
+    if os.geteuid() != 0:
+        raise LocalClusterError(f"{versions.PYTHON_IMAGE} cannot be pulled, and making a base image needs root")
+    file = _base_filesystem()
+    with timed(f"importing {name}"):
+        builder.import_filesystem(file=file, name=name, changes=('CMD ["python3"]', "ENV LANG=C.UTF-8"))
+    return name
+
+
+def _base_filesystem() -> Path:
+    folder = paths.cache() / "images"
+    file = folder / f"base-{_base_key()}.tar"
+    with locked(folder / "base.lock"):
+        if not file.exists():
+            say(f"{versions.PYTHON_IMAGE} cannot be pulled: making a base image from Debian's packages")
+            scratch = Path(tempfile.mkdtemp(prefix="base-image-", dir=folder))
+            try:
+                scratch.chmod(0o755)
+                with timed("base image: debootstrap"):
+                    debian.bootstrap(folder=scratch, packages=PYTHON_PACKAGES)
+                (scratch / "usr" / "local" / "bin" / "python").symlink_to("/usr/bin/python3")
+                debian.pack(folder=scratch, file=file)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return file
+
+
+def _base_key() -> str:
+    return hashlib.sha256(repr((versions.DEBIAN, PYTHON_PACKAGES)).encode()).hexdigest()[:8]
+
+
+def _certificates() -> list[str]:
+    """Where the host trusts certificates of its own (a company's proxy), the build's pip has to trust them too."""
+    if not any(os.environ.get(name) for name in BUNDLE_VARIABLES) or not BUNDLE.exists():
+        return []
+    pip = ["--env", f"PIP_CERT={BUNDLE}", "--env", f"SSL_CERT_FILE={BUNDLE}"]
+    return ["--volume", f"{BUNDLE}:{BUNDLE}:ro", *pip]

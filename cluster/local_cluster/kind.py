@@ -1,0 +1,229 @@
+"""A kind cluster of one node, with docker or podman, and with or without a registry."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_cluster import binaries, engine, host, leftovers, node_image, paths, versions
+from local_cluster.commands import run, succeeds
+from local_cluster.engine import Engine
+from local_cluster.errors import LocalClusterError
+from local_cluster.progress import locked, say, timed
+
+DEFAULT_NAME = "ingestion"
+READY_SECONDS = 120
+OFFICIAL_IMAGE = f"docker.io/kindest/node:{versions.KUBERNETES}"
+QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """The kind cluster `name`; containers, network and files carry the name, so several can exist at once."""
+
+    name: str = DEFAULT_NAME
+
+    @property
+    def folder(self) -> Path:
+        """Its files: kubeconfig, kind's configuration, the engine's name."""
+        return paths.cache() / "clusters" / self.name
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Its own kubeconfig file; ~/.kube/config is never touched."""
+        return self.folder / "kubeconfig"
+
+    def up(self) -> Path:
+        """Create the cluster, or start it again, and return its kubeconfig when the node is Ready.
+
+        Raises LocalClusterError that says what the machine lacks or what failed.
+        """
+        paths.state(name=self.name)
+        with locked(paths.cache() / "clusters" / f"{self.name}.lock"):
+            chosen = self._engine() if self.exists() else engine.for_kind()
+            if self.exists():
+                self._start_again(chosen=chosen)
+            else:
+                self._create(chosen=chosen)
+        return self.kubeconfig
+
+    def down(self) -> None:
+        """Delete the cluster and everything it left on the machine; does nothing if there is none."""
+        with locked(paths.cache() / "clusters" / f"{self.name}.lock"):
+            if self.folder.exists():
+                chosen = self._engine()
+                with timed(f"deleting the kind cluster {self.name}"):
+                    self._kind(chosen, "delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
+                    if chosen.succeeds("network", "inspect", self._network, timeout=60):
+                        chosen.run("network", "rm", self._network, timeout=60)
+                    leftovers.remove(engine=chosen)
+                shutil.rmtree(self.folder)
+        with suppress(FileNotFoundError):
+            (paths.cache() / "clusters" / f"{self.name}.lock").unlink()
+
+    def exists(self) -> bool:
+        """Whether the cluster has been created and not been deleted (its node may be stopped)."""
+        return self.kubeconfig.exists() and self._engine().succeeds("container", "inspect", self._node, timeout=60)
+
+    def answers(self) -> bool:
+        """Whether its API server is ready."""
+        return self.kubeconfig.exists() and succeeds(
+            [binaries.path(name="kubectl"), "--kubeconfig", self.kubeconfig, "get", "--raw", "/readyz"], timeout=10
+        )
+
+    def load(self, *, archives: Sequence[Path]) -> None:
+        """Load image archives (of `docker save` or `podman save`) into the node; raises LocalClusterError."""
+        self._require()
+        for archive in archives:
+            if not archive.is_file():
+                raise LocalClusterError(f"{archive} does not exist")
+            with timed(f"loading {archive.name} into {self.name}"):
+                self._kind(self._engine(), "load", "image-archive", str(archive), "--name", self.name)
+
+    def status(self) -> str:
+        """Nodes and pods, for people; raises LocalClusterError if there is no such cluster."""
+        self._require()
+        return run(
+            [binaries.path(name="kubectl"), "--kubeconfig", self.kubeconfig, "get", "nodes,pods", "-A", "-o", "wide"]
+        )
+
+    def logs(self, *, folder: Path | None = None) -> Path:
+        """Write the logs of node and pods to `folder` (default: beside the kubeconfig) and return it."""
+        self._require()
+        target = folder or self.folder / "logs"
+        self._kind(self._engine(), "export", "logs", str(target), "--name", self.name)
+        return target
+
+    def exec(self, *command: str) -> str:
+        """Run a command on the node and return its output; raises LocalClusterError."""
+        self._require()
+        return self._engine().run("exec", self._node, *command)
+
+    def node_id(self) -> str:
+        """The id of the node's container: another one after `down` and `up`."""
+        self._require()
+        return self._engine().run("container", "inspect", "--format", "{{.Id}}", self._node).strip()
+
+    @property
+    def _node(self) -> str:
+        return f"{self.name}-control-plane"
+
+    @property
+    def _network(self) -> str:
+        return f"kind-{self.name}"
+
+    def _require(self) -> None:
+        if not self.exists():
+            raise LocalClusterError(f"there is no kind cluster {self.name}; create it with `up --name {self.name}`")
+
+    def _engine(self) -> Engine:
+        file = self.folder / "engine"
+        name = file.read_text().strip() if file.exists() else engine.for_kind().name
+        return Engine(name="docker") if name == "docker" else engine.podman()
+
+    def _create(self, *, chosen: Engine) -> None:
+        if chosen.name == "podman":
+            Path("/lib/modules").mkdir(parents=True, exist_ok=True)  # kind mounts it into the node
+        (self.folder / "engine").write_text(chosen.name)
+        official = engine.can_pull(engine=chosen, image=OFFICIAL_IMAGE)
+        image = OFFICIAL_IMAGE if official else _own_image(chosen=chosen)
+        config = self.folder / "kind.yaml"
+        config.write_text(json.dumps(configuration(own_image=not official), indent=1) + "\n")
+        kind = ["create", "cluster", "--name", self.name, "--image", image, "--config", str(config)]
+        with timed(f"creating the kind cluster {self.name} with {chosen.name} and {image}"):
+            try:
+                self._kind(chosen, *kind, "--kubeconfig", str(self.kubeconfig), "--wait", f"{READY_SECONDS}s")
+            except LocalClusterError:
+                say("kind deleted the node again; to keep it for a look, run kind by hand with --retain")
+                raise
+        self._wait_for_default_service_account()
+
+    def _start_again(self, *, chosen: Engine) -> None:
+        if self.answers():
+            say(f"the kind cluster {self.name} is up")
+            return
+        with timed(f"starting the node of the kind cluster {self.name}"):
+            chosen.run("start", self._node, timeout=60)
+            deadline = time.monotonic() + READY_SECONDS
+            while not self.answers():
+                if time.monotonic() > deadline:
+                    raise LocalClusterError(f"{self._node} does not answer; look at `logs`, or `down` and `up` again")
+                time.sleep(1)
+            kubectl = [binaries.path(name="kubectl"), "--kubeconfig", self.kubeconfig]
+            run([*kubectl, "wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_SECONDS}s"])
+
+    def _wait_for_default_service_account(self) -> None:
+        run(
+            [
+                *(binaries.path(name="kubectl"), "--kubeconfig", self.kubeconfig, "--namespace", "default"),
+                *("wait", "--for=create", "serviceaccount/default", f"--timeout={READY_SECONDS}s"),
+            ]
+        )
+
+    def _kind(self, chosen: Engine, *arguments: str) -> str:
+        env = {
+            **chosen.env,
+            "KIND_EXPERIMENTAL_PROVIDER": chosen.name,
+            f"KIND_EXPERIMENTAL_{chosen.name.upper()}_NETWORK": self._network,
+            "KUBECONFIG": str(self.kubeconfig),
+        }
+        return run([binaries.path(name="kind"), *arguments], env=env)
+
+
+def configuration(*, own_image: bool) -> dict[str, object]:
+    """kind's configuration of the cluster, for our own node image or the official one."""
+    manager = {"enable-hostpath-provisioner": "true", "concurrent-job-syncs": "20", **QPS}
+    patches: list[dict[str, object]] = [
+        {
+            "kind": "ClusterConfiguration",
+            "apiVersion": "kubeadm.k8s.io/v1beta4",
+            # A merge patch replaces the list, so kind's own flag stands here too.
+            "controllerManager": {"extraArgs": _arguments(manager)},
+            "scheduler": {"extraArgs": _arguments(QPS)},
+        }
+    ]
+    if not host.only_unified_cgroups():
+        kubelet = {"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1"}
+        patches.append({**kubelet, "failCgroupV1": False})
+    networking: dict[str, object] = {}
+    if own_image:  # it has no kindnet, and its kube-proxy has nft but no iptables
+        networking = {"disableDefaultCNI": True, "kubeProxyMode": "nftables"}
+    return {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "networking": networking,
+        "kubeadmConfigPatches": [json.dumps(patch) for patch in patches],
+        "nodes": [{"role": "control-plane"}],
+    }
+
+
+def wanted_elsewhere() -> Path | None:
+    """The kubeconfig of an existing cluster the caller chose by CLUSTER=current or KUBECONFIG, None for kind.
+
+    CLUSTER=kind means kind whatever KUBECONFIG says, and so does a KUBECONFIG that one of our clusters wrote.
+    """
+    chosen, named = os.environ.get("CLUSTER", ""), os.environ.get("KUBECONFIG", "")
+    if chosen not in ("", "current", "kind"):
+        raise LocalClusterError(f"CLUSTER={chosen} is neither `current` nor `kind`")
+    file = Path(named) if named else Path.home() / ".kube" / "config"
+    if chosen == "current":
+        return file
+    ours = file.resolve().is_relative_to(paths.cache() / "clusters")
+    return file if named and not chosen and not ours else None
+
+
+def _arguments(values: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _own_image(*, chosen: Engine) -> str:
+    name = f"localhost/ingestion-node:{versions.KUBERNETES}-{node_image.key()}"
+    if not chosen.has_image(name):
+        file = node_image.root_filesystem()
+        with timed(f"importing {name}"):
+            chosen.import_filesystem(file=file, name=name, changes=node_image.IMPORT_CHANGES)
+    return name

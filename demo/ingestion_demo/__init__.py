@@ -1,0 +1,1 @@
+"""`make demo`: the whole product in a cluster on this machine, told step by step."""

@@ -1,0 +1,53 @@
+"""Watch which worker pods are made, so that nobody has to believe a counter."""
+
+import subprocess
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import Final, Self
+
+from local_cluster import binaries
+
+LABELS: Final = "ingestion-operator.io"
+_ESCAPED: Final = LABELS.replace(".", "\\.")
+COLUMNS: Final = (
+    "{.metadata.uid} "
+    f"{{.metadata.labels.{_ESCAPED}/job-uid}} "
+    f"{{.metadata.labels.{_ESCAPED}/stage}} "
+    f"{{.metadata.labels.{_ESCAPED}/generation}}{{'\\n'}}"
+)
+
+
+class PodWatch:
+    """Remembers the UID of every worker pod of a namespace while the block runs."""
+
+    def __init__(self, *, kubeconfig: Path, namespace: str) -> None:
+        self._command = [
+            *(str(binaries.path(name="kubectl")), "--kubeconfig", str(kubeconfig), "--namespace", namespace),
+            *("get", "pods", "--watch", "--selector", f"{LABELS}/job-uid", "--output", f"jsonpath={COLUMNS}"),
+        ]
+        self._seen: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        self._ended = False
+        self._child: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        if self._child is not None:
+            self._child.terminate()
+
+    def uids(self, *, job_uid: str, stage: str, generation: int) -> set[str]:
+        """The pods of one attempt of a job seen so far."""
+        return set(self._seen[(job_uid, stage, str(generation))])
+
+    def _watch(self) -> None:
+        while not self._ended:  # the API server ends a watch after some minutes
+            self._child = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+            assert self._child.stdout is not None
+            for line in self._child.stdout:
+                uid, *attempt = line.split()
+                if len(attempt) == 3:
+                    self._seen[(attempt[0], attempt[1], attempt[2])].add(uid)

@@ -1,0 +1,90 @@
+"""The REST calls that the demo makes, as any client would."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from local_cluster.errors import LocalClusterError
+
+PREFIX: Final = "/v1/knowledge-base"
+TERMINAL: Final = frozenset({"completed", "failed", "partial_failure"})
+POLL_SECONDS: Final = 0.5
+
+
+class Rest:
+    """A client of the REST API with one tenant's key."""
+
+    def __init__(self, *, url: str, key: str) -> None:
+        self._client = httpx.Client(base_url=url + PREFIX, headers={"x-api-key": key}, timeout=120, trust_env=False)
+
+    def upload(self, *, knowledge_base: str, file: Path, content_type: str, options: dict[str, Any]) -> str:
+        """Upload a document and return the id of the job that ingests it."""
+        with file.open("rb") as content:
+            answer = self._call(
+                "POST",
+                f"/knowledge-bases/{knowledge_base}/ingest",
+                files={"file": (file.name, content, content_type)},
+                data=options,
+            )
+        return str(answer["ingestion_job_id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job's progress."""
+        return self._call("GET", f"/ingestion-jobs/{job_id}")
+
+    def retry(self, job_id: str) -> None:
+        """Ask for a retry."""
+        self._call("POST", f"/ingestion-jobs/{job_id}/retry")
+
+    def search(self, *, knowledge_base: str, query: str, limit: int = 3) -> list[dict[str, Any]]:
+        """Return the best chunks for a query."""
+        body = {"query": query, "kb_ids": [knowledge_base], "limit": limit}
+        answer = self._call("POST", "/search", json=body)
+        results: list[dict[str, Any]] = answer["results"]
+        return results
+
+    def follow(
+        self,
+        job_id: str,
+        *,
+        show: Callable[[dict[str, Any]], None],
+        until: Callable[[dict[str, Any]], bool],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Poll a job, showing each answer, until `until` says so.
+
+        Raises LocalClusterError after `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            job = self.job(job_id)
+            show(job)
+            if until(job):
+                return job
+            if time.monotonic() > deadline:
+                raise LocalClusterError(f"job {job_id} did not get there within {seconds:.0f} s: {job}")
+            time.sleep(POLL_SECONDS)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        # A port-forward may be taken up anew between two calls; reading again is harmless.
+        for last in (False, False, method != "GET"):
+            try:
+                response = self._client.request(method, path, **arguments)
+                break
+            except httpx.TransportError:
+                if last or method != "GET":
+                    raise
+                time.sleep(1)
+        else:
+            raise LocalClusterError(f"{method} {path}: no answer")
+        if response.status_code >= 400:
+            raise LocalClusterError(f"{method} {path}: {response.status_code} {response.text}")
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def finished(generation: int) -> Callable[[dict[str, Any]], bool]:
+    """A condition for `follow`: the job has ended, and has taken up this retry generation."""
+    return lambda job: job["status"] in TERMINAL and job["retry_generation"] >= generation
