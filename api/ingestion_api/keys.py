@@ -138,3 +138,7 @@ def _id(text: str) -> str:
     if not _KEY_ID.match(text):
         raise argparse.ArgumentTypeError("an id has 4 to 32 lower-case letters and digits; give the id, not the key")
     return text
+
+
+if __name__ == "__main__":
+    main()

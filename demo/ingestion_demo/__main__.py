@@ -1,6 +1,7 @@
 """`python -m ingestion_demo`: a cluster, the product in it, failures, retries, and a question answered."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from local_cluster import install
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import Kind
+from local_cluster.kind import DEFAULT_NAME, Kind
 
 from ingestion_demo import documents, provider, view
 from ingestion_demo.pods import PodWatch
@@ -51,7 +52,9 @@ class Stage:
     def tenant(self, namespace: str) -> Rest:
         """A REST client with a fresh key of a tenant."""
         key = install.mint_key(kubeconfig=self.kubeconfig, namespace=NAMESPACE, tenant=namespace, name="demo")
-        return Rest(url=self.api, key=key)
+        rest = Rest(url=self.api, key=key)
+        rest.wait_for_key()
+        return rest
 
     def resource(self, namespace: str, job_id: str) -> dict[str, Any]:
         """The IngestionJob behind a job id: REST names it by the id."""
@@ -65,7 +68,7 @@ class Stage:
 def main() -> int:
     """Play everything; returns the exit code."""
     story = view.Story()
-    cluster = Kind()
+    cluster = Kind(name=os.environ.get("CLUSTER_NAME", DEFAULT_NAME))
     try:
         with _stage(cluster=cluster, story=story) as stage:
             _long_document(stage)

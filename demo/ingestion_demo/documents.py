@@ -1,7 +1,6 @@
 """Documents to ingest: two real manuals out of Debian packages, or made ones where those cannot be had."""
 
 import gzip
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -38,17 +37,20 @@ def _unpack(package: str, file: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         scratch.chmod(0o777)  # apt downloads as its own user
-        quiet = {"cwd": scratch, "check": True, "capture_output": True}
-        subprocess.run(["apt-get", "download", package], **quiet)  # type: ignore[call-overload]
+        _run(["apt-get", "download", package], folder=scratch)
         (archive,) = scratch.glob("*.deb")
-        subprocess.run(["dpkg-deb", "--extract", archive, "root"], **quiet)  # type: ignore[call-overload]
+        _run(["dpkg-deb", "--extract", str(archive), "root"], folder=scratch)
         found = next((scratch / "root").rglob(f"{file.name}*"), None)
         if found is None:
             raise FileNotFoundError(f"no {file.name} in {package}")
-        opened = gzip.open(found) if found.suffix == ".gz" else found.open("rb")
-        with opened as source, file.with_suffix(".part").open("wb") as target:
-            shutil.copyfileobj(source, target)
-    file.with_suffix(".part").replace(file)
+        content = found.read_bytes()
+        part = file.with_suffix(".part")
+        part.write_bytes(gzip.decompress(content) if found.suffix == ".gz" else content)
+        part.replace(file)
+
+
+def _run(command: list[str], *, folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 def _make(file: Path, *, pages: int) -> None:

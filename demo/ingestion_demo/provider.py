@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx
 from local_cluster import install
+from local_cluster.errors import LocalClusterError
 
 NAMESPACE: Final = "ingestion-demo"
 NAME: Final = "flaky"
@@ -28,9 +29,9 @@ def deploy(*, kubeconfig: Path, image: str, pattern: str) -> None:
         install.kubectl(
             kubeconfig, "rollout", "status", f"deployment/{NAME}", "--namespace", NAMESPACE, "--timeout=180s"
         )
-    except install.LocalClusterError as error:
+    except LocalClusterError as error:
         story = install.explain(kubeconfig=kubeconfig, namespace=NAMESPACE)
-        raise install.LocalClusterError(f"{error}\n{story}") from error
+        raise LocalClusterError(f"{error}\n{story}") from error
 
 
 class Switch:

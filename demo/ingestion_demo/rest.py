@@ -1,6 +1,7 @@
 """The REST calls that the demo makes, as any client would."""
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,22 @@ class Rest:
 
     def __init__(self, *, url: str, key: str) -> None:
         self._client = httpx.Client(base_url=url + PREFIX, headers={"x-api-key": key}, timeout=120, trust_env=False)
+
+    def wait_for_key(self) -> None:
+        """Return when the key is accepted: the API reads new ones at most once a second.
+
+        Raises LocalClusterError when it is not within 15 s.
+        """
+        for _ in range(30):
+            # Without a search's cost: an unknown job is 404 for a good key, 401 for another.
+            if self._client.get(f"/ingestion-jobs/{uuid.uuid4()}").status_code != 401:
+                return
+            time.sleep(POLL_SECONDS)
+        raise LocalClusterError("the API does not accept the key that was minted")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
     def upload(self, *, knowledge_base: str, file: Path, content_type: str, options: dict[str, Any]) -> str:
         """Upload a document and return the id of the job that ingests it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -106,14 +107,18 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         provider.deploy(kubeconfig=cluster.kubeconfig, image=install.image_name("worker"), pattern="REFUSE-ME")
         keys = {name: install.mint_key(**where, tenant=name, name="e2e") for name in TENANTS}
         with (
+            contextlib.ExitStack() as ends,
             install.port_forward(**where, service=f"{RELEASE}-api", port=8000) as url,
             install.port_forward(**where, service=f"{RELEASE}-store", port=7070) as store_url,
             provider.switch(kubeconfig=cluster.kubeconfig) as switch,
         ):
             time.sleep(1.5)  # a new key is read at most once a second
+            rest = {name: Rest(url=url, key=key) for name, key in keys.items()}
+            for client in rest.values():
+                ends.callback(client.close)
             yield Installation(
                 kubeconfig=cluster.kubeconfig,
-                rest={name: Rest(url=url, key=key) for name, key in keys.items()},
+                rest=rest,
                 keys=keys,
                 url=url,
                 store_url=store_url,
