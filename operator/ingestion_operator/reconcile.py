@@ -230,7 +230,7 @@ class Reconciler:
                         raise ConflictError(str(error)) from error
                     raise
             case RemovePods():
-                await self._cluster.remove_pods(namespace=namespace, job_uid=action.job_uid, keep=action.keep)
+                await self._remove_pods(snapshot.job, action)
                 return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
             case PatchIngestionJob():
                 try:
@@ -246,6 +246,15 @@ class Reconciler:
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
         return raw, snapshot
+
+    async def _remove_pods(self, job: IngestionJob, action: RemovePods) -> None:
+        try:
+            await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
+        except ApiError as error:
+            # Pods left behind cost room; an attempt that never ends for want of a permission costs the job.
+            if error.status != 403:
+                raise
+            log.warning("finished pods stay: %s", error, extra={"job": job.key})
 
     async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
         """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks."""
