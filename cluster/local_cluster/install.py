@@ -1,5 +1,6 @@
 """Put the product into a cluster: build its images, load them, install the chart, mint keys, reach its Services."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from local_cluster import binaries, engine, images, paths, ports
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
 from local_cluster.kind import Kind
-from local_cluster.progress import timed
+from local_cluster.progress import locked, timed
 
 REPOSITORY = paths.CLUSTER_FOLDER.parent
 CHART = REPOSITORY / "charts" / "ingestion-operator"
+SOURCES = ("crds", "operator", "api", "worker")
+"""Folders whose package, `ingestion_` before its name, goes into the images."""
 NAMES = ("operator", "api", "worker", "store")
 DEFAULT_TAG = "dev"
 STORE_CLASS = "ingestion-local"
@@ -40,16 +43,21 @@ def build_images(*, tag: str = DEFAULT_TAG, names: Sequence[str] = NAMES) -> lis
     """
     base = images.base_image()
     for name in names:
+        tagged = image_name(name, tag=tag)
+        digest = _digest(name=name, base=base)
+        if _built(tagged) == digest:
+            continue
         if name == "store":
-            _build_store(base=base, tag=image_name(name, tag=tag))
+            _build_store(base=base, tag=tagged)
         else:
             images.build(
                 dockerfile=REPOSITORY / "images" / "Dockerfile",
                 context=REPOSITORY,
                 target=name,
-                tag=image_name(name, tag=tag),
+                tag=tagged,
                 build_args={"BASE": base},
             )
+        _remember(tagged, digest=digest)
     return [image_name(name, tag=tag) for name in names]
 
 
@@ -58,11 +66,10 @@ def load_images(*, cluster: Kind, names: Sequence[str]) -> list[str]:
 
     Raises LocalClusterError when an image is missing or the node does not take it.
     """
-    builder = engine.for_images()
     record = cluster.folder / "loaded-images.json"
     loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     node = cluster.node_id()
-    ids = {name: builder.run("image", "inspect", "--format", "{{.Id}}", name).strip() for name in names}
+    ids = {name: _image_id(name) for name in names}
     wanted = [name for name in names if loaded.get(name) != ids[name] or loaded.get("node") != node]
     if wanted:
         folder = Path(tempfile.mkdtemp(prefix="images-", dir=paths.cache()))
@@ -154,19 +161,16 @@ def helm_install(
         ),
     )
     with tempfile.TemporaryDirectory() as scratch, timed(f"helm upgrade --install {release} in {namespace}"):
-        layers = []
+        layers: list[str | Path] = []
         for number, layer in enumerate((ours, values)):
             file = Path(scratch) / f"{number}.json"
             file.write_text(json.dumps(layer))
             layers += ["--values", file]
         try:
-            run(
-                [
-                    *(binaries.path(name="helm"), "upgrade", "--install", release, CHART),
-                    *("--kubeconfig", kubeconfig, "--namespace", namespace, *layers),
-                    *(["--wait", "--wait-for-jobs", "--timeout", TIMEOUT] if wait else []),
-                ]
-            )
+            command: list[str | Path] = [binaries.path(name="helm"), "upgrade", "--install", release, CHART]
+            command += ["--kubeconfig", kubeconfig, "--namespace", namespace, *layers]
+            command += ["--wait", "--wait-for-jobs", "--timeout", TIMEOUT] if wait else []
+            run(command)
         except LocalClusterError as error:
             raise LocalClusterError(f"{error}\n{explain(kubeconfig=kubeconfig, namespace=namespace)}") from error
 
@@ -192,8 +196,9 @@ def mint_key(*, kubeconfig: Path, namespace: str, tenant: str, name: str) -> str
 
     Raises LocalClusterError when it cannot be minted.
     """
-    command = [sys.executable, "-m", "ingestion_api.keys", "mint", "--namespace", tenant, "--name", name]
-    return run([*command, "--secret-namespace", namespace, "--kubeconfig", kubeconfig]).strip()
+    program = Path(sys.executable).with_name("ingestion-keys")
+    where: list[str | Path] = ["--secret-namespace", namespace, "--kubeconfig", kubeconfig]
+    return run([program, "mint", "--namespace", tenant, "--name", name, *where]).strip()
 
 
 @contextmanager
@@ -262,6 +267,51 @@ def explain(*, kubeconfig: Path, namespace: str) -> str:
 def kubectl(kubeconfig: Path, *arguments: str | Path, stdin: str | None = None) -> str:
     """Call kubectl and return its output; raises LocalClusterError as `commands.run` does."""
     return run([binaries.path(name="kubectl"), "--kubeconfig", kubeconfig, *arguments], stdin=stdin)
+
+
+def _digest(*, name: str, base: str) -> str:
+    """A digest of all that an image is made from: asking the engine's cache takes it seconds for each image."""
+    digest = hashlib.sha256(f"{name} {base} {engine.for_images().name}".encode())
+    if name == "store":
+        digest.update(binaries.versions_key().encode())
+        files = [REPOSITORY / "images" / "store.Dockerfile"]
+    else:
+        packages = (REPOSITORY / folder / f"ingestion_{folder}" for folder in SOURCES)
+        files = [REPOSITORY / file for file in ("images/Dockerfile", "pyproject.toml", "uv.lock", "README.md")]
+        files += [file for package in packages for file in sorted(package.rglob("*")) if _is_source(file)]
+    for file in files:
+        digest.update(file.relative_to(REPOSITORY).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _is_source(file: Path) -> bool:
+    return file.is_file() and "__pycache__" not in file.parts
+
+
+def _image_id(name: str) -> str:
+    return engine.for_images().run("image", "inspect", "--format", "{{.Id}}", name).strip()
+
+
+def _record() -> Path:
+    return paths.cache() / "images" / "built.json"
+
+
+def _built(name: str) -> str | None:
+    """The digest that an image was built from, or None if it is gone or was made in another way."""
+    record: dict[str, dict[str, str]] = json.loads(_record().read_text()) if _record().exists() else {}
+    entry = record.get(name)
+    if entry is None or not engine.for_images().has_image(name) or entry["id"] != _image_id(name):
+        return None
+    return entry["digest"]
+
+
+def _remember(name: str, *, digest: str) -> None:
+    with locked(_record().with_suffix(".lock")):
+        record = json.loads(_record().read_text()) if _record().exists() else {}
+        record[name] = {"digest": digest, "id": _image_id(name)}
+        scratch = _record().with_suffix(".part")
+        scratch.write_text(json.dumps(record, indent=1))
+        scratch.replace(_record())
 
 
 def _build_store(*, base: str, tag: str) -> None:
