@@ -58,7 +58,7 @@ class World:
         path = ingestion_path(self.namespace, "handbook")
         await self.kube.request("PATCH", path, body=body, content_type=MERGE_PATCH)
 
-    async def until(self, wish: Callable[[JsonObject], bool], *, seconds: float = 60) -> JsonObject:
+    async def until(self, wish: Callable[[JsonObject], bool], *, seconds: float = 240) -> JsonObject:
         deadline = time.monotonic() + seconds
         while True:
             job = await self.get()
@@ -68,7 +68,7 @@ class World:
                 raise AssertionError(f"still {json.dumps(job.get('status'), indent=1)}")
             await asyncio.sleep(0.05)
 
-    async def settled(self, phase: str, *, generation: int = 0, seconds: float = 60) -> JsonObject:
+    async def settled(self, phase: str, *, generation: int = 0, seconds: float = 240) -> JsonObject:
         def wish(job: JsonObject) -> bool:
             status = job.get("status", {})
             return status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
@@ -242,7 +242,7 @@ async def test_a_transient_failure_is_run_again_by_the_cluster(world: World) -> 
 
     world.kubelet.script = once
     await world.create()
-    await world.settled("completed", seconds=90)
+    await world.settled("completed", seconds=240)
 
 
 async def test_oom_killed_beats_the_message(world: World) -> None:
@@ -305,7 +305,7 @@ async def test_suspend_stops_the_pods_and_resume_goes_on(world: World) -> None:
         ):
             await asyncio.sleep(0.1)
 
-    await asyncio.wait_for(no_pods(), 30)
+    await asyncio.wait_for(no_pods(), 240)
     job = await world.until(lambda job: _condition(job, "Ready")["reason"] == "Suspended")
     assert _condition(job, "Reconciling")["status"] == "False"
     world.kubelet.script = script(segments=2)
@@ -366,12 +366,12 @@ async def test_a_quota_that_refuses_pods_is_a_reason_not_silence(world: World) -
     await world.kube.request("POST", core_path("resourcequotas", world.namespace), body=quota)
     await asyncio.sleep(1)
     await world.create()
-    job = await world.until(lambda job: _condition(job, "Stalled").get("status") == "True", seconds=60)
+    job = await world.until(lambda job: _condition(job, "Stalled").get("status") == "True", seconds=240)
     assert _condition(job, "Stalled")["reason"] == "PodCreationFailed"
     assert "exceeded quota" in _condition(job, "Stalled")["message"]
     world.kubelet.script = script(segments=1)
     await world.kube.request("DELETE", core_path("resourcequotas", world.namespace, "none"))
-    await world.settled("completed", seconds=120)
+    await world.settled("completed", seconds=240)
 
 
 async def test_a_deleted_and_recreated_job_adopts_nothing(world: World) -> None:
@@ -397,7 +397,7 @@ async def test_children_go_with_their_job(world: World) -> None:
         while await world.jobs() or (await world.kube.request("GET", core_path("pods", world.namespace)))["items"]:
             await asyncio.sleep(0.1)
 
-    await asyncio.wait_for(gone(), 60)
+    await asyncio.wait_for(gone(), 240)
 
 
 async def test_a_completed_job_goes_when_its_time_is_over(world: World) -> None:
@@ -414,7 +414,7 @@ async def test_a_completed_job_goes_when_its_time_is_over(world: World) -> None:
                 return
             await asyncio.sleep(0.1)
 
-    await asyncio.wait_for(gone(), 60)
+    await asyncio.wait_for(gone(), 240)
 
 
 async def test_a_late_duplicate_is_removed_and_changes_nothing(world: World) -> None:
@@ -441,7 +441,7 @@ async def test_a_late_duplicate_is_removed_and_changes_nothing(world: World) -> 
         while [job["metadata"]["uid"] for job in await world.jobs()] != [own["metadata"]["uid"]]:
             await asyncio.sleep(0.1)
 
-    await asyncio.wait_for(only_one(), 30)
+    await asyncio.wait_for(only_one(), 240)
     world.kubelet.script = script(segments=2)
     await world.settled("completed")
 
@@ -459,7 +459,7 @@ async def test_the_operator_picks_up_where_it_was_killed(
             version = job["metadata"]["resourceVersion"]
             log = tmp_path / f"operator-{kills}.log"
             with operator(kubeconfig=control_plane.kubeconfig, config=config, log=log) as process:
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + 240
                 while (await world.get())["metadata"]["resourceVersion"] == version:
                     assert time.monotonic() < deadline, log.read_text()
                     await asyncio.sleep(0.005)

@@ -43,7 +43,7 @@ class Installation:
         more += ["--selector", selector] if selector else []
         return json.loads(self.kubectl("get", kind, *more, "--namespace", namespace, "--output", "json"))
 
-    def until(self, name: str, wish: Callable[[dict[str, Any]], bool], *, seconds: float = 120) -> dict[str, Any]:
+    def until(self, name: str, wish: Callable[[dict[str, Any]], bool], *, seconds: float = 240) -> dict[str, Any]:
         """Wait for an IngestionJob to be as wished."""
         deadline = time.monotonic() + seconds
         while True:
