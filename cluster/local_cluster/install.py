@@ -220,14 +220,13 @@ def port_forward(*, kubeconfig: Path, namespace: str, service: str, port: int, l
 
     def forward() -> None:
         while not ended.is_set():
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            running[:] = [child]
-            assert child.stdout is not None
-            for line in child.stdout:
-                said[:] = [*said[-10:], line]
-                if line.startswith("Forwarding from"):
-                    ready.set()
-            child.wait()
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+                running[:] = [child]
+                assert child.stdout is not None
+                for line in child.stdout:
+                    said[:] = [*said[-10:], line]
+                    if line.startswith("Forwarding from"):
+                        ready.set()
             ended.wait(0.5)
 
     thread = threading.Thread(target=forward, daemon=True)
