@@ -1,0 +1,119 @@
+"""Claims about the chart, on what Helm renders; the cluster's own answer is in test_users.py."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from local_cluster import binaries, install, versions
+from local_cluster.commands import run
+from local_cluster.errors import LocalClusterError
+
+pytestmark = pytest.mark.e2e
+
+VALUES: dict[str, Any] = {
+    "tenants": [{"namespace": "a", "bucket": "bucket-a", "createNamespace": True}, {"namespace": "b", "bucket": "bbb"}],
+    "embeddingProviders": [{"name": "keyed", "url": "https://embed.example/v1", "apiKey": "secret"}],
+    "api": {"replicas": 2},
+}
+
+
+def render(values: dict[str, Any], *, folder: Path) -> list[dict[str, Any]]:
+    """Render the chart."""
+    file = folder / "values.json"
+    file.write_text(json.dumps(values))
+    version = ["--kube-version", versions.KUBERNETES]
+    text = run(
+        [binaries.path(name="helm"), "template", "i", install.CHART, "--namespace", "s", *version, "--values", file]
+    )
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every pod template, by kind and name."""
+    found = {f"{each['kind']}/{each['metadata']['name']}": each for each in documents}
+    templates = {name: each["spec"].get("template", {}).get("spec") for name, each in found.items() if "spec" in each}
+    pods = {name: each["spec"] for name, each in found.items() if each["kind"] == "Pod"}
+    return {name: spec for name, spec in templates.items() if spec} | pods
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"tenant": []}, "tenant"),
+        ({"tenants": [{"namespace": "a"}]}, "bucket"),
+        ({"tenants": [{"namespace": "A", "bucket": "aaa"}]}, "namespace"),
+        (
+            {"tenants": [{"namespace": "a", "bucket": "aaa"}, {"namespace": "a", "bucket": "bbb"}]},
+            "tenants[1].namespace",
+        ),
+        ({"tenants": [{"namespace": "a", "bucket": "aaa"}, {"namespace": "b", "bucket": "aaa"}]}, "tenants[1].bucket"),
+        ({"tenants": [{"namespace": "s", "bucket": "aaa"}]}, "tenants[0].namespace"),
+        (
+            {"tenants": [{"namespace": "a", "bucket": "aaa"}], "store": {"embedded": {"enabled": False}}},
+            "existingSecret",
+        ),
+        ({"embeddingProviders": [{"name": "builtin", "url": "http://x"}]}, "embeddingProviders"),
+        ({"embeddingProviders": [{"name": "x", "url": "ftp://x"}]}, "url"),
+        ({"api": {"replicas": 0}}, "replicas"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(values: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(LocalClusterError) as caught:
+        render(values, folder=tmp_path)
+    assert named in str(caught.value)
+
+
+def test_every_pod_keeps_to_the_restricted_level(tmp_path: Path) -> None:
+    pods = pod_specs(render(VALUES, folder=tmp_path))
+    assert len(pods) == 5
+    for name, spec in pods.items():
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["limits"]["memory"], name
+
+
+def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
+    roles = [each for each in render(VALUES, folder=tmp_path) if each["kind"] in ("Role", "ClusterRole")]
+    rules = [(role, rule) for role in roles for rule in role["rules"]]
+    assert rules
+    for role, rule in rules:
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        if "secrets" in rule["resources"]:
+            assert role["kind"] == "Role"
+            assert rule["verbs"] == ["get"]
+            assert rule["resourceNames"]
+
+
+def test_the_api_keys_are_never_written_by_the_chart(tmp_path: Path) -> None:
+    (keys,) = [each for each in render(VALUES, folder=tmp_path) if each["metadata"]["name"] == "ingestion-api-keys"]
+    assert keys["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "data" not in keys
+    assert "stringData" not in keys
+
+
+def test_the_store_gets_the_credentials_that_the_tenants_have(tmp_path: Path) -> None:
+    secrets = [each for each in render(VALUES, folder=tmp_path) if each["kind"] == "Secret"]
+    (accounts,) = [each for each in secrets if each["metadata"]["name"] == "i-store-accounts"]
+    tenants = [each for each in secrets if each["metadata"]["name"] == "ingestion-store"]
+    lines = _decode(accounts["data"]["accounts"]).splitlines()
+    given = {" ".join(map(_decode, each["data"].values())) for each in tenants}
+    assert len(given) == 2
+    assert {line.split(" ", 1)[1] for line in lines} == given
+
+
+def test_helm_lint_has_nothing_to_say() -> None:
+    assert "0 chart(s) failed" in run([binaries.path(name="helm"), "lint", "--strict", install.CHART])
+
+
+def _decode(text: str) -> str:
+    return base64.b64decode(text).decode()
