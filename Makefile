@@ -27,7 +27,7 @@ venv: $(UV) ## Install the locked dependencies into .venv
 
 check: venv ## Format, lint, types, layers, generated files
 	@$(SAY) "format and lint"; $(RUN) ruff format --check . && $(RUN) ruff check .
-	@$(SAY) "types"; $(RUN) mypy crds/ingestion_crds operator/ingestion_operator api/ingestion_api worker/ingestion_worker
+	@$(SAY) "types"; $(RUN) mypy crds/ingestion_crds operator/ingestion_operator api/ingestion_api worker/ingestion_worker cluster/local_cluster demo/ingestion_demo
 	@$(SAY) "layers"; $(RUN) lint-imports
 	@$(SAY) "generated files"; $(RUN) python -m ingestion_crds.generate --check
 

@@ -153,7 +153,7 @@ class Kind:
                 if time.monotonic() > deadline:
                     raise LocalClusterError(f"{self._node} does not answer; look at `logs`, or `down` and `up` again")
                 time.sleep(1)
-            kubectl = [binaries.path(name="kubectl"), "--kubeconfig", self.kubeconfig]
+            kubectl = (binaries.path(name="kubectl"), "--kubeconfig", self.kubeconfig)
             run([*kubectl, "wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_SECONDS}s"])
 
     def _wait_for_default_service_account(self) -> None:

@@ -211,7 +211,7 @@ def _preload(*, root: Path, images: Path) -> None:
                 time.sleep(0.1)
             for file in sorted(images.glob("*.tar")):
                 shutil.copy(file, target / "image.tar")
-                ctr = ["chroot", root, "ctr", "--address", socket, "--namespace", "k8s.io"]
+                ctr = ("chroot", root, "ctr", "--address", socket, "--namespace", "k8s.io")
                 run([*ctr, "images", "import", "--no-unpack", "/run/preload/image.tar"])
         finally:
             containerd.terminate()
