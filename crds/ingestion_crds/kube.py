@@ -66,6 +66,11 @@ def job_path(namespace: str, name: str = "") -> str:
     return _join(f"/apis/batch/v1/namespaces/{quote(namespace)}/jobs", name)
 
 
+def lease_path(namespace: str, name: str = "") -> str:
+    """Return the path of coordination/v1 Leases."""
+    return _join(f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace)}/leases", name)
+
+
 def ingestion_path(namespace: str = "", name: str = "", subresource: str = "") -> str:
     """Return the path of IngestionJobs; of all namespaces when none is given."""
     scope = f"namespaces/{quote(namespace)}/" if namespace else ""
@@ -104,6 +109,11 @@ class KubeClient:
             await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
         settings.connection_pool_maxsize = pool_size
         return cls(client.ApiClient(configuration=settings))
+
+    @property
+    def api(self) -> client.ApiClient:
+        """The official client, for those of its helpers that take one."""
+        return self._api
 
     async def __aenter__(self) -> Self:
         return self

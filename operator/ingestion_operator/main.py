@@ -26,12 +26,14 @@ from ingestion_crds.kube import ApiError, KubeClient
 
 from ingestion_operator import metrics
 from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
 from ingestion_operator.plan import settled
 from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
 
 _WORKERS: Final = 32
 _RESYNC_SECONDS: Final = 120.0
+_RESYNC_AGAIN_SECONDS: Final = 2.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _HEALTH_PORT: Final = 8080
 _JOBS: Final = ("batch", "v1", "jobs")
@@ -60,44 +62,86 @@ class JsonFormatter(logging.Formatter):
 
 
 class Operator:
-    """The running parts: connection, queue, reconciler, resync, health.
+    """The running parts: connection, leadership, queue, reconciler, resync, health.
 
     Args:
         client: the API server.
         config: the installation's configuration.
-        health_port: where /healthz and /metrics are served; 0 for any free port.
+        leadership: the claim to the Lease; None for an operator that is alone and leads from the start.
+        health_port: where /healthz, /readyz and /metrics are served; 0 for any free port.
     """
 
-    def __init__(self, *, client: KubeClient, config: Config, health_port: int = _HEALTH_PORT) -> None:
+    def __init__(
+        self,
+        *,
+        client: KubeClient,
+        config: Config,
+        leadership: Leadership | None = None,
+        health_port: int = _HEALTH_PORT,
+    ) -> None:
         self._client = client
+        self._leadership = leadership
+        self._leading = False
         self._cluster = KubeCluster(client)
         self._reconciler = Reconciler(cluster=self._cluster, config=config)
         self.queue = WorkQueue()
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._election: list[asyncio.Task[None]] = []
+        self._work: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start the workers, the resync and the health endpoint."""
+        """Start the health endpoint, and the work as soon as this replica leads."""
         app = aiohttp.web.Application()
         app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         self._health = aiohttp.web.AppRunner(app, access_log=None)
         await self._health.setup()
         await aiohttp.web.TCPSite(self._health, port=self._health_port).start()
-        self._tasks = [
-            asyncio.create_task(self.queue.work(self._handle, workers=_WORKERS)),
-            asyncio.create_task(self._resync()),
-        ]
+        if self._leadership is None:
+            self._begin()
+        else:
+            self._election = [asyncio.create_task(self._lead(self._leadership), name="lead")]
 
     async def stop(self) -> None:
         """Stop everything; what is half done is gone on with at the next start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end([*self._election, *self._work])
+        if self._leadership is not None:
+            await self._leadership.release()
+            await self._leadership.close()
         if self._health is not None:
             await self._health.cleanup()
         await self._client.close()
+
+    def _begin(self) -> None:
+        """Start the work."""
+        log.info("leading")
+        metrics.LEADER.set(1)
+        self._leading = True
+        self._work = [
+            asyncio.create_task(self.queue.work(self._handle, workers=_WORKERS), name="work"),
+            asyncio.create_task(self._resync(), name="resync"),
+        ]
+
+    async def _lead(self, leadership: Leadership) -> None:
+        """Wait for the Lease, work while it is held, and end the process when it cannot be kept."""
+        log.info("standing by")
+        await leadership.acquire()
+        self._begin()
+        try:
+            await leadership.hold(healthy=lambda: self._healthy)
+        except LeaseLostError as error:
+            leave(str(error))
+        await self._end(self._work)
+        await leadership.release()
+        leave("the work has stopped: another replica may do it")
+
+    @staticmethod
+    async def _end(tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _handle(self, key: str) -> None:
         begun = time.monotonic()
@@ -120,9 +164,12 @@ class Operator:
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - begun)
 
     async def _resync(self) -> None:
-        """List everything now and then, so that a lost watch event costs minutes, not a job."""
+        """List everything at once and now and then, so that a lost watch event costs minutes, not a job.
+
+        The first list brings what was seen while another replica led.
+        """
         while True:
-            await asyncio.sleep(_RESYNC_SECONDS)
+            pause = _RESYNC_SECONDS
             try:
                 page = ""
                 while True:
@@ -133,9 +180,18 @@ class Operator:
                         break
             except ApiError as error:
                 log.warning("resync failed: %s", error)
+                pause = _RESYNC_AGAIN_SECONDS
+            await asyncio.sleep(pause)
+
+    def wake(self, key: str) -> None:
+        """Queue a key. A replica that stands by forgets it: its list at the takeover brings everything."""
+        if self._leading:
+            self.queue.add(key)
 
     def see(self, body: Mapping[str, Any]) -> None:
         """Queue an IngestionJob unless its body alone shows that it is settled."""
+        if not self._leading:
+            return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         try:
             if settled(IngestionJob.model_validate(body)):
@@ -143,14 +199,28 @@ class Operator:
         except ValueError:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
-        self.queue.add(key)
+        self.wake(key)
+
+    @property
+    def _healthy(self) -> bool:
+        """True while the tasks run and the queue moves; a replica that stands by has nothing to move."""
+        dead = any(task.done() for task in (*self._election, *self._work))
+        return not dead and self.queue.oldest_age < _UNHEALTHY_AGE_SECONDS
 
     async def _healthz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
-        age = self.queue.oldest_age
-        dead = any(task.done() for task in self._tasks)
-        healthy = not dead and age < _UNHEALTHY_AGE_SECONDS
-        body = {"healthy": healthy, "queue": len(self.queue), "oldestAgeSeconds": round(age, 1)}
+        healthy = self._healthy
+        body = {
+            "healthy": healthy,
+            "leading": self._leading,
+            "queue": len(self.queue),
+            "oldestAgeSeconds": round(self.queue.oldest_age, 1),
+        }
         return aiohttp.web.json_response(body, status=200 if healthy else 503)
+
+    async def _readyz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
+        """Ready means able to take over: a rolling update ends the old replica only then."""
+        ready = self._healthy and (self._leadership is None or self._leadership.reached)
+        return aiohttp.web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _metrics(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
         metrics.QUEUE_DEPTH.set(len(self.queue))
@@ -161,7 +231,7 @@ class Operator:
         )
 
 
-def registry_for(config: Config) -> kopf.OperatorRegistry:
+def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     """Return the kopf handlers: each does one thing, it puts a key on the queue."""
     registry = kopf.OperatorRegistry()
     holder: list[Operator] = []
@@ -175,7 +245,10 @@ def registry_for(config: Config) -> kopf.OperatorRegistry:
         settings.networking.request_timeout = 60
         settings.watching.label_selectors[_JOBS] = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
         port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
-        operator = Operator(client=await KubeClient.connect(), config=config, health_port=port)
+        client = await LeaderClient.connect()
+        if lease is not None:
+            client.leadership = Leadership(client=await KubeClient.connect(pool_size=2), lease=lease)
+        operator = Operator(client=client, config=config, leadership=client.leadership, health_port=port)
         await operator.start()
         holder.append(operator)
         log.info("started")
@@ -200,7 +273,7 @@ def registry_for(config: Config) -> kopf.OperatorRegistry:
     async def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
         owner = annotations.get(names.ANNOTATION_JOB_NAME)
         if owner and namespace:
-            holder[0].queue.add(f"{namespace}/{owner}")
+            holder[0].wake(f"{namespace}/{owner}")
 
     return registry
 
@@ -218,10 +291,11 @@ def main() -> None:
     configure_logging()
     try:
         config = Config.load()
+        lease = Lease.from_env(env=os.environ)
     except ConfigError as error:
         log.error("%s", error)
         raise SystemExit(2) from error
-    kopf.run(registry=registry_for(config), clusterwide=True, standalone=True)
+    kopf.run(registry=registry_for(config, lease), clusterwide=True, standalone=True)
 
 
 if __name__ == "__main__":

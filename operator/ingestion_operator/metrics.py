@@ -6,6 +6,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+LEADER: Final = Gauge("ingestion_leader", "1 while this replica leads, 0 while it stands by.")
 QUEUE_DEPTH: Final = Gauge("ingestion_queue_depth", "Keys that wait to be looked at.")
 QUEUE_AGE: Final = Gauge("ingestion_queue_oldest_age_seconds", "How long the first key has waited.")
 RECONCILE_SECONDS: Final = Histogram("ingestion_reconcile_seconds", "Duration of one look at a job.")
