@@ -4,7 +4,7 @@ There is no kubelet, so pods stay Pending unless kwok plays nodes and pods (`kwo
 a fake pod are listed in cluster/kwok/stages.yaml). Any number of control planes can run at once.
 """
 
-import shutil
+import subprocess
 import tempfile
 import time
 import urllib.error
@@ -81,6 +81,7 @@ class ControlPlane:
         self._extra = {name: list(flags) for name, flags in (extra_flags or {}).items()}
         self._parent_folder = folder
         self._folder: Path | None = None
+        self._remover: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
         self._processes: dict[str, Process] = {}
         self._client: Client | None = None
@@ -144,14 +145,18 @@ class ControlPlane:
                 return
 
     def stop(self) -> None:
-        """Stop everything and remove the temporary folder; calling it again does nothing."""
+        """Stop everything and remove the temporary folder; calling it again does nothing.
+
+        When this process dies without calling it, by a signal say, both happen as well.
+        """
         for process in reversed(self._processes.values()):
             process.kill()  # nothing in here is to be kept, and a polite end takes seconds
         self._processes = {}
         self._client = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._remover is not None:
+            self._remover.communicate()  # closes the pipe that it waits on
+            self._remover = None
+        self._folder = None
 
     def stop_component(self, name: str) -> None:
         """End one component politely. Raises LocalClusterError if there is none of that name."""
@@ -195,6 +200,7 @@ class ControlPlane:
 
     def _start(self, *, programs: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="control-plane-", dir=self._parent_folder))
+        self._remover = _remover(folder=self._folder)
         chosen = ports.free(count=6)
         self._ports = dict(zip((*COMPONENTS, "etcd-peer"), chosen, strict=True))
         self._write_credentials()
@@ -339,6 +345,22 @@ class ControlPlane:
             if time.monotonic() > deadline:
                 raise LocalClusterError(f"{process.name} did not come up within {UP_SECONDS:.0f} s\n{process.tail()}")
             time.sleep(POLL_SECONDS)
+
+
+def _remover(*, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a shell that removes `folder` once this process closes the pipe between them, or dies of whatever cause.
+
+    It tries until the components, which the kernel kills at the same moment, write nothing more.
+    """
+    script = 'cat; until rm -rf "$0" 2>/dev/null; do sleep 0.1; done'
+    return subprocess.Popen(
+        ["sh", "-c", script, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # what is sent to this process's group is not meant for it
+    )
 
 
 def _is_ready(node: dict[str, object]) -> bool:

