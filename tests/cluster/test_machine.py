@@ -1,4 +1,4 @@
-"""A machine that can do neither kind nor images is told what is missing; each case is a process in such surroundings."""
+"""A machine that can do neither kind nor images is told what it lacks; each case is a process in such surroundings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ only_root = pytest.mark.skipif(not IS_ROOT, reason="what root may do is tested a
 
 @pytest.fixture
 def machine() -> Iterator[Path]:
-    """A folder with all that the machine has: `bin`, a `home` and a `cache`; not tmp_path, which others cannot enter."""
+    """A folder with all that the machine has: bin, home and cache; not tmp_path, which others cannot enter."""
     with tempfile.TemporaryDirectory(prefix="machine-") as name:
         folder = Path(name)
         folder.chmod(0o755)
