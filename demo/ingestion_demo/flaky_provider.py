@@ -1,7 +1,7 @@
 """An OpenAI-compatible embedding server that refuses some texts until it is told otherwise.
 
 It runs in the worker's image, with that image's real model. `POST /admin/break` and `POST /admin/mend` switch it; it
-starts broken. The pattern of refused texts is in FLAKY_PATTERN.
+starts broken. The pattern of refused texts is in FLAKY_PATTERN; a body of `mend` is one refused text to take back.
 """
 
 import json
@@ -22,9 +22,10 @@ EMBEDDER: Final = make_embedder(
 
 
 class Server(ThreadingHTTPServer):
-    """The server, and whether it is broken."""
+    """The server, whether it is broken, and what it takes all the same."""
 
     broken = True
+    taken_back: frozenset[str] = frozenset()
     daemon_threads = True
 
 
@@ -41,7 +42,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Embed, break or mend."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path in ("/admin/break", "/admin/mend"):
+        if self.path == "/admin/mend" and body:
+            self.server.taken_back |= {body.decode()}
+            self._answer(200, {"takenBack": len(self.server.taken_back)})
+        elif self.path in ("/admin/break", "/admin/mend"):
             self.server.broken = self.path == "/admin/break"
             self._answer(200, {"broken": self.server.broken})
         elif self.path == "/v1/embeddings":
@@ -50,9 +54,10 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": {"message": f"no such path: {self.path}"}})
 
     def _embed(self, texts: list[str]) -> None:
-        refused = next((match for text in texts if (match := PATTERN.search(text))), None)
+        found = (match[0] for text in texts for match in PATTERN.finditer(text))
+        refused = next((match for match in found if match not in self.server.taken_back), None)
         if self.server.broken and refused:
-            self._answer(400, {"error": {"message": f"content rejected: {refused[0]!r} is not allowed"}})
+            self._answer(400, {"error": {"message": f"content rejected: {refused!r} is not allowed"}})
             return
         rows = EMBEDDER.embed(texts).tolist()
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]

@@ -1,7 +1,7 @@
-"""Put the flaky embedding provider into the cluster and switch it."""
+"""Put servers made of one script into the cluster, the flaky embedding provider above all, and switch that."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +21,22 @@ def deploy(*, kubeconfig: Path, image: str, pattern: str) -> None:
 
     Raises LocalClusterError with the pod's story when it does not come up.
     """
-    manifest = {"apiVersion": "v1", "kind": "List", "items": _objects(image=image, pattern=pattern)}
+    serve(kubeconfig=kubeconfig, image=image, name=NAME, script=SCRIPT, env={"FLAKY_PATTERN": pattern})
+
+
+def serve(*, kubeconfig: Path, image: str, name: str, script: Path, env: Mapping[str, str]) -> None:
+    """Run a script that listens on port 8080 and answers /healthz, in the worker's image, behind a Service `name`.
+
+    Raises LocalClusterError with the pod's story when it does not come up.
+    """
+    items = _objects(image=image, name=name, script=script, env=env)
+    manifest = {"apiVersion": "v1", "kind": "List", "items": items}
     install.kubectl(
         kubeconfig, "apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=json.dumps(manifest)
     )
     try:
         install.kubectl(
-            kubeconfig, "rollout", "status", f"deployment/{NAME}", "--namespace", NAMESPACE, "--timeout=180s"
+            kubeconfig, "rollout", "status", f"deployment/{name}", "--namespace", NAMESPACE, "--timeout=180s"
         )
     except LocalClusterError as error:
         story = install.explain(kubeconfig=kubeconfig, namespace=NAMESPACE)
@@ -44,12 +53,12 @@ class Switch:
         """Refuse matching texts from now on."""
         self._post("break")
 
-    def mend(self) -> None:
-        """Refuse nothing from now on."""
-        self._post("mend")
+    def mend(self, text: str = "") -> None:
+        """Refuse nothing from now on, or, given a text, everything but that."""
+        self._post("mend", text)
 
-    def _post(self, what: str) -> None:
-        httpx.post(f"{self._url}/admin/{what}", timeout=10, trust_env=False).raise_for_status()
+    def _post(self, what: str, text: str = "") -> None:
+        httpx.post(f"{self._url}/admin/{what}", content=text, timeout=10, trust_env=False).raise_for_status()
 
 
 @contextmanager
@@ -59,13 +68,13 @@ def switch(*, kubeconfig: Path) -> Iterator[Switch]:
         yield Switch(url=url)
 
 
-def _objects(*, image: str, pattern: str) -> list[dict[str, Any]]:
-    labels = {"app.kubernetes.io/name": NAME}
+def _objects(*, image: str, name: str, script: Path, env: Mapping[str, str]) -> list[dict[str, Any]]:
+    labels = {"app.kubernetes.io/name": name}
     container = {
-        "name": NAME,
+        "name": name,
         "image": image,
-        "command": ["python", "/srv/flaky_provider.py"],
-        "env": [{"name": "FLAKY_PATTERN", "value": pattern}],
+        "command": ["python", f"/srv/{script.name}"],
+        "env": [{"name": variable, "value": value} for variable, value in env.items()],
         "ports": [{"name": "http", "containerPort": 8080}],
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1},
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
@@ -80,16 +89,16 @@ def _objects(*, image: str, pattern: str) -> list[dict[str, Any]]:
         "automountServiceAccountToken": False,
         "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
-        "volumes": [{"name": "script", "configMap": {"name": NAME}}],
+        "volumes": [{"name": "script", "configMap": {"name": name}}],
     }
-    namespaced = {"namespace": NAMESPACE, "name": NAME, "labels": labels}
+    namespaced = {"namespace": NAMESPACE, "name": name, "labels": labels}
     return [
         {
             "apiVersion": "v1",
             "kind": "Namespace",
             "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
         },
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": namespaced, "data": {SCRIPT.name: SCRIPT.read_text()}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": namespaced, "data": {script.name: script.read_text()}},
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from ingestion_worker.store import Store, StoreConfig
-from worker_builders import Worker
-
-ROOT = Path(__file__).parents[2]
+from local_cluster import binaries
+from support.worker_builders import Worker
 
 
 @dataclass(frozen=True)
@@ -46,28 +40,9 @@ class S3Server:
         )
 
 
-def _versitygw() -> str | None:
-    """Return the server's binary: from PATH, or built into the cluster tools' cache; None without those tools."""
-    found = shutil.which("versitygw")
-    if found:
-        return found
-    sys.path.insert(0, str(ROOT / "cluster"))
-    try:
-        from local_cluster import binaries
-        from local_cluster.errors import LocalClusterError
-
-        return str(binaries.path(name="versitygw"))
-    except (ImportError, LocalClusterError):
-        return None
-    finally:
-        sys.path.remove(str(ROOT / "cluster"))
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    binary = _versitygw()
-    if binary is None:
-        pytest.skip("versitygw is not built: run `python -m local_cluster bin versitygw`")
+    binary = binaries.path(name="versitygw")
     folder = tmp_path_factory.mktemp("s3")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

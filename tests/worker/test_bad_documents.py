@@ -10,7 +10,7 @@ import zlib
 import pytest
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.parsing.guard import ParserLimits
-from worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
+from support.worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
 
 PDF = "application/pdf"
 HTML = "text/html"

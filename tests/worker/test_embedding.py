@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingestion_worker.embedding import EmbeddingSpec, HttpEmbedder, batches, make_embedder, parse_retry_after
 from ingestion_worker.outcome import WorkerError
-from worker_builders import BUILTIN, answer, builtin, http_server
+from support.worker_builders import BUILTIN, answer, builtin, http_server
 
 OPEN: list[HttpEmbedder] = []
 SPEC = EmbeddingSpec(provider="openai", model="m", dimensions=3)

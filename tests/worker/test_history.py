@@ -16,8 +16,8 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.search import live_versions, search_text
 from ingestion_worker.store import Store, StoreConfig
 from ingestion_worker.versions import claim_number
-from kill_runner import runner
-from worker_builders import BUILTIN, DOCUMENT, KB, Worker, builtin, sentences
+from support.kill_runner import runner
+from support.worker_builders import BUILTIN, DOCUMENT, KB, Worker, builtin, sentences
 
 
 def version(*, number: int, generation: int = 0, job: str | None = None, plan: str = "plan") -> LiveVersion:

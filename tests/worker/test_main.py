@@ -24,7 +24,7 @@ from ingestion_worker.main import run_container
 from ingestion_worker.outcome import WorkerError, encode_termination, failure_message, write_termination
 from ingestion_worker.search import live_versions
 from ingestion_worker.store import Store, StoreConfig
-from worker_builders import Worker, answer, attempt_document, container_env, http_server, pdf, sentences
+from support.worker_builders import Worker, answer, attempt_document, container_env, http_server, pdf, sentences
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.source import AllowList, Fetched, embedded_address, fetch_source, is_public
 from ingestion_worker.store import Store
-from worker_builders import LOOPBACK, QUICK, answer, http_server
+from support.worker_builders import LOOPBACK, QUICK, answer, http_server
 
 NOTHING = AllowList(text="")
 Fetch = Callable[..., Fetched]

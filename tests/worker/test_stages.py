@@ -11,7 +11,7 @@ from ingestion_worker.history import read_state
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.search import SegmentCache, live_versions, search_text
 from ingestion_worker.store import Store
-from worker_builders import BUILTIN, DOCX_TYPE, KB, CountingEmbedder, Worker, builtin, docx, pdf, sentences
+from support.worker_builders import BUILTIN, DOCX_TYPE, KB, CountingEmbedder, Worker, builtin, docx, pdf, sentences
 
 
 def snapshot(store: Store) -> dict[str, bytes]:

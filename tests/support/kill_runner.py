@@ -16,10 +16,11 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ingestion_worker.store import Store, StoreConfig
-from worker_builders import Worker
+
+from support.worker_builders import Worker
 
 _FIELDS = ("url", "endpoint", "region", "access_key_id", "secret_access_key")
 
