@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ingestion_api.options import Options
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
@@ -60,6 +61,7 @@ def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         ({"embeddingProviders": [{"name": "builtin", "url": "http://x"}]}, "embeddingProviders"),
         ({"embeddingProviders": [{"name": "x", "url": "ftp://x"}]}, "url"),
         ({"api": {"replicas": 0}}, "replicas"),
+        ({"operator": {"replicas": 0}}, "replicas"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(values: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -92,6 +94,49 @@ def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
             assert role["kind"] == "Role"
             assert rule["verbs"] == ["get"]
             assert rule["resourceNames"]
+
+
+def test_the_operator_reaches_one_lease_and_no_other(tmp_path: Path) -> None:
+    documents = render(VALUES, folder=tmp_path)
+    rules = [
+        (role["metadata"]["namespace"], rule["verbs"], rule.get("resourceNames"))
+        for role in documents
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
+        if "leases" in rule["resources"]
+    ]
+    assert rules == [("s", ["get", "update", "patch"], ["i-operator"]), ("s", ["create"], None)]
+    (container,) = pod_specs(documents)["Deployment/i-operator"]["containers"]
+    assert {"name": "INGESTION_LEASE_NAME", "value": "i-operator"} in container["env"]
+    assert {"POD_NAMESPACE", "POD_NAME"} <= {each["name"] for each in container["env"]}
+    bindings = [each for each in documents if each["kind"] == "RoleBinding"]
+    assert ("i-operator", "s") in {(each["roleRef"]["name"], each["metadata"]["namespace"]) for each in bindings}
+
+
+@pytest.mark.parametrize("component", ["operator", "api"])
+def test_a_rolling_update_starts_the_new_before_it_ends_the_old(component: str, tmp_path: Path) -> None:
+    documents = {f"{each['kind']}/{each['metadata']['name']}": each for each in render(VALUES, folder=tmp_path)}
+    spec = documents[f"Deployment/i-{component}"]["spec"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    pod = spec["template"]["spec"]
+    assert pod["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    budget = documents[f"PodDisruptionBudget/i-{component}"]["spec"]
+    assert budget["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+
+
+def test_the_api_outlives_its_grace(tmp_path: Path) -> None:
+    """The kubelet must not kill it while it still may answer: 5 s of preStop and 25 s of requests under way."""
+    pod = pod_specs(render(VALUES, folder=tmp_path))["Deployment/i-api"]
+    listens_on = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > listens_on + Options().shutdown_seconds
+
+
+def test_a_budget_of_one_replica_would_block_a_drain(tmp_path: Path) -> None:
+    values = {**VALUES, "api": {"replicas": 1}, "operator": {"replicas": 1}}
+    assert not [each for each in render(values, folder=tmp_path) if each["kind"] == "PodDisruptionBudget"]
 
 
 def test_the_api_keys_are_never_written_by_the_chart(tmp_path: Path) -> None:

@@ -32,6 +32,17 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{- /* Replicas on nodes of their own, where there are enough. Arguments: a list of the root context and the component's name. */ -}}
+{{- define "ingestion.spread" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    matchLabelKeys: [pod-template-hash]
+    labelSelector:
+      matchLabels: {{- include "ingestion.selector" . | nindent 8 }}
+{{- end -}}
+
 {{- define "ingestion.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
