@@ -38,12 +38,7 @@ format: venv ## Format the code
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
 
 test: venv ## Run every test
-	@$(SAY) "binaries of the test control plane (built once, then cached)"
-	@time $(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kwok versitygw
-	@$(SAY) "pure tests, API contract, and a real API server"
-	@time $(RUN) pytest -n $(WORKERS) -m "not e2e" --durations=10 $(ARGS)
-	@$(SAY) "end to end: a kind cluster of the tests' own, with real pods"
-	@time $(RUN) pytest -m e2e --durations=10 $(ARGS)
+	@WORKERS=$(WORKERS) tests/run $(ARGS)
 
 test-fast: venv ## Run the tests that need no API server
 	@$(RUN) pytest -n $(WORKERS) -m "not controlplane and not e2e"
