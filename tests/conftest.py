@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest_asyncio
 import yaml
 from ingestion_crds.kube import ApiError, KubeClient
 from local_cluster.control_plane import ControlPlane
+from support.namespaces import make_namespace
 
 CRD = Path(__file__).parent.parent / "crds" / "ingestionjobs.yaml"
 
@@ -48,13 +48,4 @@ async def kube(control_plane: ControlPlane) -> AsyncIterator[KubeClient]:
 @pytest_asyncio.fixture
 async def namespace(kube: KubeClient) -> str:
     """A fresh namespace, which is ready for pods."""
-    name = f"t-{uuid.uuid4().hex[:10]}"
-    await kube.request("POST", "/api/v1/namespaces", body={"metadata": {"name": name}})
-    for account in ("default", "ingestion-worker"):
-        path = f"/api/v1/namespaces/{name}/serviceaccounts"
-        try:
-            await kube.request("POST", path, body={"metadata": {"name": account}})
-        except ApiError as error:
-            if not error.already_exists:
-                raise
-    return name
+    return await make_namespace(kube)

@@ -1,0 +1,388 @@
+"""A reverse proxy between a client of the API server and the API server, which does what a test says to requests.
+
+Plain HTTP on loopback in front, the kubeconfig's client certificate behind. A fault wraps the way to the API server:
+it may answer itself, send the request on and keep the answer, end the client in between, or never come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import ssl
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import yaml
+from aiohttp import web
+
+_SCOPED = ("ingestionjobs", "jobs")
+_LONGEST_LINE = 64 * 2**20
+_DROPPED_HEADERS = {"host", "accept-encoding", "connection", "content-length", "transfer-encoding"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A request.
+
+    Args:
+        verb: Kubernetes' verb: get, list, watch, create, update, patch, delete, deletecollection.
+        number: its place among the requests that change something, from 1; 0 for one that only reads, or for a Lease.
+    """
+
+    verb: str
+    resource: str
+    subresource: str = ""
+    namespace: str = ""
+    name: str = ""
+    number: int = 0
+
+    def __str__(self) -> str:
+        what = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+        return f"{self.verb} {what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the client gets."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class InjectedResetError(Exception):
+    """The client's connection is to be reset instead of an answer."""
+
+
+Forward = Callable[[], Awaitable[Answer]]
+Act = Callable[[Call, Forward], Awaitable[Answer]]
+Match = Callable[[Call], bool]
+WatchFault = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """What is done to the requests that match.
+
+    Args:
+        match: which requests.
+        act: what becomes of them.
+        times: to how many of them; the others pass. None for all.
+    """
+
+    match: Match
+    act: Act
+    times: int | None = 1
+    injected: int = 0
+
+    def takes(self, call: Call) -> bool:
+        """Take a request if it matches and it is not enough yet."""
+        if (self.times is not None and self.injected >= self.times) or not self.match(call):
+            return False
+        self.injected += 1
+        return True
+
+
+# ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def reset(call: Call, forward: Forward) -> Answer:
+    """Reset the connection; the request was never sent on."""
+    raise InjectedResetError
+
+
+async def lose_answer(call: Call, forward: Forward) -> Answer:
+    """Reset the connection after the request was carried out."""
+    await forward()
+    raise InjectedResetError
+
+
+def refuse(status: int, *, reason: str = "", retry_after: int | None = None) -> Act:
+    """Answer with an error instead of sending the request on."""
+
+    async def act(call: Call, forward: Forward) -> Answer:
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        return _error(status, reason=reason, headers=headers)
+
+    return act
+
+
+def deny(status: int, *, reason: str = "") -> Act:
+    """Answer with an error after the request was carried out."""
+
+    async def act(call: Call, forward: Forward) -> Answer:
+        await forward()
+        return _error(status, reason=reason)
+
+    return act
+
+
+def hang(release: asyncio.Event) -> Act:
+    """Hold a request until it is released or its client leaves; then send it on."""
+
+    async def act(call: Call, forward: Forward) -> Answer:
+        await release.wait()
+        return await forward()
+
+    return act
+
+
+def crash_before(kill: Callable[[], None]) -> Act:
+    """End the client with SIGKILL before its request is sent on."""
+
+    async def act(call: Call, forward: Forward) -> Answer:
+        kill()
+        raise InjectedResetError
+
+    return act
+
+
+def crash_after(kill: Callable[[], None]) -> Act:
+    """End the client with SIGKILL after its request was carried out and before the answer arrives."""
+
+    async def act(call: Call, forward: Forward) -> Answer:
+        await forward()
+        kill()
+        raise InjectedResetError
+
+    return act
+
+
+_REASONS = {
+    409: "Conflict",
+    410: "Expired",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+    504: "Timeout",
+}
+
+
+def _error(status: int, *, reason: str = "", headers: dict[str, str] | None = None) -> Answer:
+    body = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": f"injected fault {status}",
+        "reason": reason or _REASONS.get(status, "Unknown"),
+        "code": status,
+    }
+    return Answer(status=status, body=json.dumps(body).encode(), headers=headers or {})
+
+
+# ── the proxy ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Proxy:
+    """The proxy; use it as an async context manager.
+
+    Args:
+        kubeconfig: of the API server behind.
+        folder: where the kubeconfig for the client goes.
+        namespace: if given, all that the client sees: cluster-wide lists and watches of IngestionJobs and Jobs are sent
+            on for this namespace alone, so that many operators can share one API server.
+    """
+
+    def __init__(self, *, kubeconfig: Path, folder: Path, namespace: str = "") -> None:
+        self._server, self._tls = _connection(kubeconfig)
+        self._folder = folder
+        self._namespace = namespace
+        self._forwards: set[asyncio.Task[Answer]] = set()
+        self.faults: list[Fault] = []
+        self.watch_fault: WatchFault | None = None
+        self.calls: list[Call] = []
+        self.committed: list[Call] = []
+        self.created: Counter[str] = Counter()
+        self.deleted: set[tuple[str, str]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            read_bufsize=_LONGEST_LINE,
+        )
+        app = web.Application(client_max_size=_LONGEST_LINE)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+        for task in self._forwards:
+            task.cancel()
+        await asyncio.gather(*self._forwards, return_exceptions=True)
+        await self._session.close()
+        await asyncio.sleep(0.05)  # TLS connections end in the background
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig of the client in front."""
+        path = self._folder / f"proxy-{self._runner.addresses[0][1]}.kubeconfig"
+        if not path.exists():
+            server = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+            content = {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "proxy", "cluster": {"server": server}}],
+                "users": [{"name": "nobody", "user": {}}],
+                "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}}],
+                "current-context": "proxy",
+            }
+            path.write_text(yaml.safe_dump(content))
+        return path
+
+    def add(self, match: Match, act: Act, *, times: int | None = 1) -> Fault:
+        """Have something done to the next requests that match."""
+        fault = Fault(match=match, act=act, times=times)
+        self.faults.append(fault)
+        return fault
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many objects were created and deleted, by resource.
+
+        A deletion is counted once for each object: one that waits for a finalizer can be asked for again. Events are
+        left out: they are for people, are sent after the status that they tell of, and are lost in a crash.
+        """
+        created = {f"create {what}": number for what, number in self.created.items() if what != "events"}
+        deleted = Counter(f"delete {resource}" for resource, _ in self.deleted)
+        return {**created, **deleted}
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        call = self._read(request)
+        if call.verb == "watch":
+            return await self._watch(call, request)
+        body = await request.read()
+        if call.number:
+            self.calls.append(call)
+
+        async def forward() -> Answer:
+            # The client's end must not end a request that is under way: its effect has to be known.
+            task = asyncio.create_task(self._forward(call, request, body))
+            self._forwards.add(task)
+            task.add_done_callback(self._forwards.discard)
+            return await asyncio.shield(task)
+
+        fault = next((fault for fault in self.faults if fault.takes(call)), None)
+        try:
+            answer = await (fault.act(call, forward) if fault else forward())
+        except (InjectedResetError, aiohttp.ClientError):
+            _reset(request)
+            raise
+        return web.Response(
+            status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type, **answer.headers}
+        )
+
+    async def _forward(self, call: Call, request: web.Request, body: bytes) -> Answer:
+        url, headers = self._target(call, request)
+        async with self._session.request(request.method, url, data=body or None, headers=headers) as response:
+            answer = Answer(
+                status=response.status, body=await response.read(), content_type=response.headers["Content-Type"]
+            )
+        if call.number and answer.status < 300:
+            self._count(call, answer)
+        return answer
+
+    async def _watch(self, call: Call, request: web.Request) -> web.StreamResponse:
+        fault = next((fault for fault in self.faults if fault.takes(call)), None)
+        if fault is not None:
+
+            async def forward() -> Answer:
+                raise InjectedResetError  # a watch has no answer that could be kept back
+
+            try:
+                answer = await fault.act(call, forward)
+            except InjectedResetError:
+                _reset(request)
+                raise
+            return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
+        url, headers = self._target(call, request)
+        async with self._session.get(url, headers=headers) as upstream:
+            response = web.StreamResponse(status=upstream.status, headers={"Content-Type": "application/json"})
+            await response.prepare(request)
+            lines: AsyncIterator[bytes] = aiter(upstream.content)
+            try:
+                async for line in self.watch_fault(call, lines) if self.watch_fault else lines:
+                    await response.write(line)
+            except (InjectedResetError, aiohttp.ClientError):
+                _reset(request)
+                raise
+        return response
+
+    def _read(self, request: web.Request) -> Call:
+        parts = request.path.strip("/").split("/")
+        parts = parts[2:] if parts[0] == "api" else parts[3:]
+        namespace = ""
+        if len(parts) > 2 and parts[0] == "namespaces":
+            namespace, parts = parts[1], parts[2:]
+        resource, name, subresource = (*parts, "", "", "")[:3]
+        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(request.method, "get")
+        if verb == "delete" and not name:
+            verb = "deletecollection"
+        if verb == "get" and not name:
+            verb = "watch" if request.query.get("watch") == "true" else "list"
+        reads = verb in ("get", "list", "watch") or resource == "leases"
+        return Call(
+            verb=verb,
+            resource=resource,
+            subresource=subresource,
+            namespace=namespace,
+            name=name,
+            number=0 if reads else len(self.calls) + 1,
+        )
+
+    def _target(self, call: Call, request: web.Request) -> tuple[str, dict[str, str]]:
+        path = request.raw_path
+        if self._namespace and not call.namespace and call.resource in _SCOPED:
+            path = path.replace(f"/{call.resource}", f"/namespaces/{self._namespace}/{call.resource}", 1)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _DROPPED_HEADERS}
+        return self._server + path, headers
+
+    def _count(self, call: Call, answer: Answer) -> None:
+        self.committed.append(call)
+        if call.verb == "create":
+            self.created[call.resource] += 1
+        elif call.verb == "delete":
+            said = answer.json
+            uid = said["details"]["uid"] if said["kind"] == "Status" else said["metadata"]["uid"]
+            self.deleted.add((call.resource, uid))
+        elif call.verb == "deletecollection":
+            self.deleted |= {(call.resource, item["metadata"]["uid"]) for item in answer.json["items"]}
+
+
+def _reset(request: web.Request) -> None:
+    """Close the client's connection with RST instead of FIN."""
+    if request.transport is None:
+        return
+    sock = request.transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
+
+
+def _connection(kubeconfig: Path) -> tuple[str, ssl.SSLContext]:
+    """Return the API server's address and the TLS context of the kubeconfig's only user."""
+    content = yaml.safe_load(kubeconfig.read_text())
+    cluster, user = content["clusters"][0]["cluster"], content["users"][0]["user"]
+    tls = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    pair = kubeconfig.with_name("proxy-client.pem")
+    pair.write_bytes(
+        base64.b64decode(user["client-certificate-data"]) + b"\n" + base64.b64decode(user["client-key-data"])
+    )
+    tls.load_cert_chain(pair)
+    return str(cluster["server"]).rstrip("/"), tls

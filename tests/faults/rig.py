@@ -1,0 +1,333 @@
+"""One run: a namespace, a proxy, the operator as a process of its own, and pods that end as a script says.
+
+Any number of runs go side by side on one control plane, each with an operator that is shown its own namespace only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from faults.processes import Supervised
+from faults.proxy import Proxy
+from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
+from ingestion_crds import constants as names
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path, job_path
+from local_cluster.control_plane import ControlPlane
+from support.builders import ingestion_job
+from support.kubelet import Exit, FakeKubelet
+from support.namespaces import make_namespace
+
+NAME = "handbook"
+_PATIENCE_SECONDS = 240.0
+_AT_REST_SECONDS = 1.5
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A namespace with an operator behind a proxy. Users go to the API server itself."""
+
+    kube: KubeClient
+    namespace: str
+    proxy: Proxy
+    operator: Supervised
+    kubelet: FakeKubelet
+    folder: Path
+    kubeconfig: Path
+
+    async def create(self, name: str = NAME, **spec: Any) -> JsonObject:
+        body = ingestion_job(name=name, namespace=self.namespace, **spec)
+        return await self.kube.request("POST", ingestion_path(self.namespace), body=body)
+
+    async def get(self, name: str = NAME) -> JsonObject:
+        return await self.kube.request("GET", ingestion_path(self.namespace, name))
+
+    async def patch(self, spec: JsonObject, name: str = NAME) -> JsonObject:
+        path = ingestion_path(self.namespace, name)
+        return await self.kube.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
+
+    async def annotate(self, token: str, name: str = NAME) -> None:
+        body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: token}}}
+        await self.kube.request("PATCH", ingestion_path(self.namespace, name), body=body, content_type=MERGE_PATCH)
+
+    async def jobs(self) -> list[JsonObject]:
+        return list((await self.kube.request("GET", job_path(self.namespace)))["items"])
+
+    async def listed(self, resource: str) -> list[JsonObject]:
+        return list((await self.kube.request("GET", core_path(resource, self.namespace)))["items"])
+
+    async def until(
+        self, wish: Callable[[JsonObject], bool], *, name: str = NAME, seconds: float = _PATIENCE_SECONDS
+    ) -> JsonObject:
+        """Wait until the IngestionJob is as wished and return it."""
+        deadline = time.monotonic() + seconds
+        while not wish(job := await self.get(name)):
+            self.operator.check()
+            assert time.monotonic() < deadline, f"still {json.dumps(job.get('status'), indent=1)}\n{self.log_end()}"
+            await asyncio.sleep(0.05)
+        return job
+
+    async def settled(
+        self, phase: str, *, generation: int = 0, name: str = NAME, seconds: float = _PATIENCE_SECONDS
+    ) -> JsonObject:
+        """Wait for a terminal phase of a generation and check which one it is."""
+
+        def wish(job: JsonObject) -> bool:
+            status = job["status"]
+            return status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+
+        job = await self.until(wish, name=name, seconds=seconds)
+        assert job["status"]["phase"] == phase, f"{json.dumps(job['status'], indent=1)}\n{self.log_end()}"
+        return job
+
+    async def wait(self, wish: Callable[[], bool], *, seconds: float = _PATIENCE_SECONDS) -> None:
+        """Wait until a wish that is no object's comes true."""
+        deadline = time.monotonic() + seconds
+        while not wish():
+            self.operator.check()
+            assert time.monotonic() < deadline, self.log_end()
+            await asyncio.sleep(0.02)
+
+    async def at_rest(self) -> None:
+        """Check that the operator changes nothing any more: invariant 8."""
+        before = len(self.proxy.calls)
+        await asyncio.sleep(_AT_REST_SECONDS)
+        assert self.proxy.calls[before:] == []
+
+    def log_end(self) -> str:
+        """Return the end of the operator's log, for messages."""
+        return self.operator.log.read_text()[-6000:] if self.operator.log.exists() else ""
+
+    def pods_run(self) -> Counter[tuple[str, int, int]]:
+        """Return how many pods ran for each stage, generation and segment."""
+        return Counter(
+            (run.stage, run.generation, run.index if run.segment is None else run.segment) for run in self.kubelet.runs
+        )
+
+
+@asynccontextmanager
+async def running(
+    *, control_plane: ControlPlane, kube: KubeClient, folder: Path, namespace: str = "", prefix: str = "f"
+) -> AsyncIterator[Run]:
+    """Run an operator behind a proxy in a namespace of its own, which is deleted at the end."""
+    namespace = namespace or await make_namespace(kube, prefix=prefix)
+    folder = folder / namespace
+    folder.mkdir()
+    config = folder / "config.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "workerImage": "worker:test",
+                "store": {"endpoint": f"file://{folder}/store"},
+                "tenants": [{"namespace": namespace, "bucket": namespace}],
+            }
+        )
+    )
+    async with Proxy(kubeconfig=control_plane.kubeconfig, folder=folder, namespace=namespace) as proxy:
+        operator = Supervised(
+            module="ingestion_operator.main",
+            environment=environment(kubeconfig=proxy.kubeconfig, config=config),
+            log=folder / "operator.log",
+        )
+        async with operator, FakeKubelet(client=kube, namespace=namespace, script=lambda run: Exit()) as kubelet:
+            yield Run(
+                kube=kube,
+                namespace=namespace,
+                proxy=proxy,
+                operator=operator,
+                kubelet=kubelet,
+                folder=folder,
+                kubeconfig=control_plane.kubeconfig,
+            )
+    operator.check()
+    # Controllers and the API server do less for a namespace that is gone.
+    await kube.request("DELETE", f"/api/v1/namespaces/{namespace}")
+
+
+def environment(*, kubeconfig: Path, config: Path) -> dict[str, str]:
+    """Return the operator's environment."""
+    return {"KUBECONFIG": str(kubeconfig), "INGESTION_CONFIG": str(config), "INGESTION_HEALTH_PORT": "0"}
+
+
+# ── the REST API ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(kw_only=True)
+class Api:
+    """The API as a process of its own, behind a proxy of its own."""
+
+    proxy: Proxy
+    process: Supervised
+    client: httpx.AsyncClient
+
+    async def retry(self, job_id: str, *, key: str | None = None) -> httpx.Response:
+        """POST a retry, again and again while the API does not answer: the client that does not give up."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                response = await self.client.post(f"/v1/knowledge-base/ingestion-jobs/{job_id}/retry", headers=headers)
+                if response.status_code < 500:
+                    return response
+            except httpx.TransportError:
+                pass
+            self.process.check()
+            assert time.monotonic() < deadline, self.process.log.read_text()[-6000:]
+            await asyncio.sleep(0.1)
+
+    async def known(self, job_id: str) -> None:
+        """Wait until the API serves and knows the job."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                if (await self.client.get(f"/v1/knowledge-base/ingestion-jobs/{job_id}")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            self.process.check()
+            assert time.monotonic() < deadline, self.process.log.read_text()[-6000:]
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def api_of(run: Run) -> AsyncIterator[Api]:
+    """Run the REST API for a run's namespace."""
+    key_id, key = new_key()
+    entry = KeyEntry(hash=hash_key(key), namespace=run.namespace, name="", created=datetime.now(UTC))
+    secret = {"metadata": {"name": names.API_KEYS_SECRET}, "data": {key_id: encode_entry(entry)}}
+    await run.kube.request("POST", core_path("secrets", run.namespace), body=secret)
+    (run.folder / "store").mkdir(exist_ok=True)
+    folder = run.folder / f"api-{secrets.token_hex(3)}"
+    folder.mkdir()
+    port = _free_port()
+    async with Proxy(kubeconfig=run.kubeconfig, folder=folder, namespace=run.namespace) as proxy:
+        variables = {
+            "KUBECONFIG": str(proxy.kubeconfig),
+            "INGESTION_CONFIG": str(run.folder / "config.yaml"),
+            "POD_NAMESPACE": run.namespace,
+            "INGESTION_API_HOST": "127.0.0.1",
+            "INGESTION_API_PORT": str(port),
+        }
+        process = Supervised(module="ingestion_api.main", environment=variables, log=folder / "api.log")
+        client = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": key}, timeout=60, trust_env=False
+        )
+        async with process, client:
+            yield Api(proxy=proxy, process=process, client=client)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ── the oracle ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_DIGEST = re.compile(r"\b[0-9a-f]{32}\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to, without what may differ: times, UIDs, resourceVersions, the namespace's name."""
+
+    objects: JsonObject
+    counts: dict[str, int]
+    pods_run: Counter[tuple[str, int, int]]
+
+
+async def outcome_of(run: Run) -> Outcome:
+    """Read what exists in a run's namespace."""
+    ours = await run.get()
+    jobs, config_maps, pods = await run.jobs(), await run.listed("configmaps"), await run.listed("pods")
+    uid = ours["metadata"]["uid"]
+    objects = {
+        "ingestionJob": {
+            "annotations": ours["metadata"].get("annotations", {}),
+            "generation": ours["metadata"]["generation"],
+            "spec": ours["spec"],
+            "status": ours["status"],
+        },
+        "jobs": sorted((_job(item) for item in jobs), key=_text),
+        "configMaps": sorted(
+            (_config_map(item) for item in config_maps if item["metadata"]["name"] != "kube-root-ca.crt"), key=_text
+        ),
+        "pods": sorted((_pod(item) for item in pods), key=_text),
+    }
+    text = json.dumps(objects, sort_keys=True)
+    for own, common in ((run.namespace, "NAMESPACE"), (hashlib.sha256(uid.encode()).hexdigest()[:10], "HASH")):
+        text = text.replace(own, common)
+    for pattern, common in ((_TIME, "TIME"), (_UUID, "UUID"), (_DIGEST, "DIGEST")):
+        text = pattern.sub(common, text)
+    return Outcome(objects=json.loads(text), counts=run.proxy.counts, pods_run=run.pods_run())
+
+
+def _text(value: JsonObject) -> str:
+    return _UUID.sub("UUID", json.dumps(value, sort_keys=True))
+
+
+def _job(job: JsonObject) -> JsonObject:
+    spec, status = dict(job["spec"]), job.get("status", {})
+    # What is left of the attempt's time, in seconds, depends on how long its earlier stages took; 0 is a cancellation.
+    spec["activeDeadlineSeconds"] = min(1, spec["activeDeadlineSeconds"])
+    return {
+        "name": job["metadata"]["name"],
+        "labels": job["metadata"]["labels"],
+        "annotations": job["metadata"]["annotations"],
+        "owners": [(owner["kind"], owner["name"]) for owner in job["metadata"]["ownerReferences"]],
+        "spec": spec,
+        "status": {key: status.get(key) for key in ("succeeded", "failed", "completedIndexes", "failedIndexes")}
+        | {"conditions": sorted((item["type"], item["status"]) for item in status.get("conditions", []))},
+    }
+
+
+def _config_map(item: JsonObject) -> JsonObject:
+    return {"name": item["metadata"]["name"], "labels": item["metadata"]["labels"], "data": item["data"]}
+
+
+def _pod(pod: JsonObject) -> JsonObject:
+    labels = {key: value for key, value in pod["metadata"]["labels"].items() if not _UUID.fullmatch(value)}
+    return {"labels": labels, "phase": pod["status"]["phase"]}
+
+
+async def converged(run: Run, expected: Outcome, *, seconds: float = 60) -> None:
+    """Check that a run comes to what the reference came to, and stays there without a write: invariants 1–3, 5, 8.
+
+    Controllers of Kubernetes' own finish a little later, so the state is looked at until it is as expected.
+    """
+    deadline = time.monotonic() + seconds
+    while (outcome := await outcome_of(run)) != expected:
+        if time.monotonic() > deadline:
+            assert outcome.objects == expected.objects, run.log_end()
+            assert outcome.counts == expected.counts, run.log_end()
+            assert outcome.pods_run == expected.pods_run, run.log_end()
+        await asyncio.sleep(0.1)
+    await run.at_rest()
+    assert await outcome_of(run) == expected
+
+
+async def settled_outcome(run: Run) -> Outcome:
+    """Return what a run without a fault comes to, once that has stayed the same for a while."""
+    before = await outcome_of(run)
+    while True:
+        await asyncio.sleep(2)
+        now = await outcome_of(run)
+        if now == before:
+            return now
+        before = now
