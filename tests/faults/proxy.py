@@ -282,8 +282,7 @@ class Proxy:
         try:
             answer = await (fault.act(call, forward) if fault else forward())
         except (InjectedResetError, aiohttp.ClientError):
-            _reset(request)
-            raise
+            return _reset(request)
         return web.Response(
             status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type, **answer.headers}
         )
@@ -308,8 +307,7 @@ class Proxy:
             try:
                 answer = await fault.act(call, forward)
             except InjectedResetError:
-                _reset(request)
-                raise
+                return _reset(request)
             return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
         url, headers = self._target(call, request)
         async with self._session.get(url, headers=headers) as upstream:
@@ -320,8 +318,7 @@ class Proxy:
                 async for line in self.watch_fault(call, lines) if self.watch_fault else lines:
                     await response.write(line)
             except (InjectedResetError, aiohttp.ClientError):
-                _reset(request)
-                raise
+                return _reset(request)
         return response
 
     def _read(self, request: web.Request) -> Call:
@@ -365,14 +362,13 @@ class Proxy:
             self.deleted |= {(call.resource, item["metadata"]["uid"]) for item in answer.json["items"]}
 
 
-def _reset(request: web.Request) -> None:
-    """Close the client's connection with RST instead of FIN."""
-    if request.transport is None:
-        return
-    sock = request.transport.get_extra_info("socket")
-    if sock is not None:
+def _reset(request: web.Request) -> web.Response:
+    """Close the client's connection with RST instead of FIN; the response that is returned reaches nobody."""
+    if request.transport is not None:
+        sock = request.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    request.transport.abort()
+        request.transport.abort()
+    return web.Response()
 
 
 def _connection(kubeconfig: Path) -> tuple[str, ssl.SSLContext]:

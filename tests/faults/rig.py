@@ -6,6 +6,7 @@ Any number of runs go side by side on one control plane, each with an operator t
 from __future__ import annotations
 
 import asyncio
+import difflib
 import hashlib
 import json
 import re
@@ -241,6 +242,7 @@ def _free_port() -> int:
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _DIGEST = re.compile(r"\b[0-9a-f]{32}\b")
+_KEY = re.compile(r"\bkey:[0-9a-z]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +252,18 @@ class Outcome:
     objects: JsonObject
     counts: dict[str, int]
     pods_run: Counter[tuple[str, int, int]]
+
+    def difference(self, other: Outcome) -> str:
+        """Return how another outcome differs, line by line."""
+        texts = [
+            [
+                *json.dumps(outcome.objects, indent=1, sort_keys=True).splitlines(),
+                *(f"{what}: {count}" for what, count in sorted(outcome.counts.items())),
+                *(f"{pod}: {count} pods" for pod, count in sorted(outcome.pods_run.items())),
+            ]
+            for outcome in (self, other)
+        ]
+        return "\n".join(difflib.unified_diff(*texts, "expected", "found", lineterm="", n=2))
 
 
 async def outcome_of(run: Run) -> Outcome:
@@ -273,7 +287,7 @@ async def outcome_of(run: Run) -> Outcome:
     text = json.dumps(objects, sort_keys=True)
     for own, common in ((run.namespace, "NAMESPACE"), (hashlib.sha256(uid.encode()).hexdigest()[:10], "HASH")):
         text = text.replace(own, common)
-    for pattern, common in ((_TIME, "TIME"), (_UUID, "UUID"), (_DIGEST, "DIGEST")):
+    for pattern, common in ((_TIME, "TIME"), (_UUID, "UUID"), (_DIGEST, "DIGEST"), (_KEY, "KEY")):
         text = pattern.sub(common, text)
     return Outcome(objects=json.loads(text), counts=run.proxy.counts, pods_run=run.pods_run())
 
@@ -312,14 +326,12 @@ async def converged(run: Run, expected: Outcome, *, seconds: float = 60) -> None
     Controllers of Kubernetes' own finish a little later, so the state is looked at until it is as expected.
     """
     deadline = time.monotonic() + seconds
-    while (outcome := await outcome_of(run)) != expected:
+    while difference := expected.difference(await outcome_of(run)):
         if time.monotonic() > deadline:
-            assert outcome.objects == expected.objects, run.log_end()
-            assert outcome.counts == expected.counts, run.log_end()
-            assert outcome.pods_run == expected.pods_run, run.log_end()
+            raise AssertionError(f"{difference}\n{run.log_end()}")
         await asyncio.sleep(0.1)
     await run.at_rest()
-    assert await outcome_of(run) == expected
+    assert not expected.difference(await outcome_of(run))
 
 
 async def settled_outcome(run: Run) -> Outcome:
