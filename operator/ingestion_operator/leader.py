@@ -1,8 +1,7 @@
 """Leadership: of several replicas one works, the one that holds the Lease.
 
-One step of the protocol, reading the Lease and taking or renewing it under its resourceVersion, is the official
-client's. The loop around the step is ours: the client's own goes on leading while a request hangs, ends in an
-exception when a connection breaks, and never notices that the work has died (docs/decisions/0006-lease.md).
+The protocol is client-go's. The official Python client has it too, but its Lease lock cannot create a Lease, and its
+loop goes on leading while a request hangs and when the work has died (docs/decisions/0006-lease.md).
 
 Nothing rests on the Lease but speed: two operators at once lose races, they do no harm (resourceVersions, names).
 
@@ -17,13 +16,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
 from ingestion_crds.config import ConfigError
 from ingestion_crds.kube import JSON_PATCH, ApiError, JsonObject, KubeClient, lease_path
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 # client-go's defaults: a dead leader is replaced in less than 20 s.
 LEASE_SECONDS: Final = 15
@@ -33,8 +30,6 @@ RETRY_SECONDS: Final = 2
 _STEP_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
-# It logs every lost race with a stack trace, and what it says is said here.
-logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.CRITICAL)
 
 
 class LeaseLostError(Exception):
@@ -84,20 +79,13 @@ class Leadership:
 
     def __init__(self, *, client: KubeClient, lease: Lease, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
+        self._lease = lease
         self._path = lease_path(lease.namespace, lease.name)
-        self._identity = lease.identity
+        self._collection = lease_path(lease.namespace)
         self._clock = clock
         self._valid_until = float("-inf")
-        self._election = LeaderElection(
-            Config(
-                lock=LeaseLock(lease.name, lease.namespace, lease.identity, client.api),
-                lease_duration=LEASE_SECONDS,
-                renew_deadline=RENEW_DEADLINE_SECONDS,
-                retry_period=RETRY_SECONDS,
-                onstarted_leading=_not_called,
-                onstopped_leading=_not_called,
-            )
-        )
+        self._seen: JsonObject | None = None
+        self._seen_at = float("-inf")
 
     @property
     def valid(self) -> bool:
@@ -107,7 +95,7 @@ class Leadership:
     @property
     def reached(self) -> bool:
         """True once the Lease has been read or written."""
-        return self._election.observed_record is not None
+        return self._seen is not None
 
     async def acquire(self) -> None:
         """Return once this replica leads."""
@@ -139,7 +127,7 @@ class Leadership:
             return
         self._valid_until = float("-inf")
         operations: list[JsonObject] = [
-            {"op": "test", "path": "/spec/holderIdentity", "value": self._identity},
+            {"op": "test", "path": "/spec/holderIdentity", "value": self._lease.identity},
             {"op": "replace", "path": "/spec/holderIdentity", "value": ""},
         ]
         try:
@@ -157,25 +145,64 @@ class Leadership:
         while (left := self._valid_until - self._clock()) > 0:
             if await self._step(min(_STEP_SECONDS, left)):
                 return
-            seen = self._election.observed_record
-            if seen is not None and seen.holder_identity != self._identity:
-                raise LeaseLostError(f"the Lease is held by {seen.holder_identity}")
+            holder = (self._seen or {}).get("holderIdentity")
+            if holder != self._lease.identity:
+                raise LeaseLostError(f"the Lease is held by {holder or 'nobody'}")
             await asyncio.sleep(min(RETRY_SECONDS, max(0.0, self._valid_until - self._clock())))
         raise LeaseLostError(f"the Lease was not renewed within {RENEW_DEADLINE_SECONDS} s")
 
     async def _step(self, seconds: float) -> bool:
-        """Take or renew the Lease once; return whether this replica holds it for certain."""
+        """Take or renew the Lease, if that can be done now; return whether this replica holds it for certain."""
         begun = self._clock()
         try:
             async with asyncio.timeout(seconds):
-                taken: bool = await self._election.try_acquire_or_renew()
-        except Exception as error:
-            # Whatever went wrong, the Lease was not renewed: the deadline decides what that means.
-            log.warning("the Lease cannot be reached: %s: %s", type(error).__name__, error)
+                taken = await self._claim()
+        except ApiError as error:
+            # Renewed or not, nobody knows: the deadline decides what that means.
+            log.warning("the Lease cannot be reached: %s", error)
+            return False
+        except TimeoutError:
+            log.warning("the Lease cannot be reached: no answer within %.0f s", seconds)
             return False
         if taken:
             self._valid_until = begun + RENEW_DEADLINE_SECONDS
         return taken
+
+    async def _claim(self) -> bool:
+        try:
+            found = await self._client.request("GET", self._path)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            found = {"metadata": {"name": self._lease.name}, "spec": {}}
+        spec = found.get("spec") or {}
+        if spec != self._seen:
+            # Times are compared on this replica's own clock: how long the Lease has not changed.
+            self._seen, self._seen_at = spec, self._clock()
+        holder = spec.get("holderIdentity")
+        if holder and holder != self._lease.identity and self._clock() < self._seen_at + LEASE_SECONDS:
+            return False
+        return await self._write(found, self._renewed(spec))
+
+    async def _write(self, found: JsonObject, spec: JsonObject) -> bool:
+        """Write the Lease as it was found but for its spec; return False when another was faster."""
+        method, path = ("PUT", self._path) if "resourceVersion" in found["metadata"] else ("POST", self._collection)
+        try:
+            await self._client.request(method, path, body={**found, "spec": spec})
+        except ApiError as error:
+            if error.status == 409:
+                return False
+            raise
+        self._seen, self._seen_at = spec, self._clock()
+        return True
+
+    def _renewed(self, spec: JsonObject) -> JsonObject:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        renewed = {**spec, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}
+        if spec.get("holderIdentity") != self._lease.identity:
+            transitions = spec.get("leaseTransitions", -1) + 1
+            renewed |= {"holderIdentity": self._lease.identity, "acquireTime": now, "leaseTransitions": transitions}
+        return renewed
 
 
 class LeaderClient(KubeClient):
@@ -199,7 +226,3 @@ def leave(reason: str) -> NoReturn:
     log.error("leaving: %s", reason)
     logging.shutdown()
     os._exit(1)
-
-
-async def _not_called() -> None:
-    """Stand for the callbacks of the client's own loop, which is not used."""
