@@ -206,9 +206,10 @@ class Proxy:
         self.calls: list[Call] = []
         self.committed: list[Call] = []
         self.created: Counter[str] = Counter()
-        self.deleted: set[tuple[str, str]] = set()
+        self.deleted: set[tuple[str, str]] = set()  # resource and UID
 
     async def __aenter__(self) -> Self:
+        """Listen on a free port."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._tls, limit=0),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -251,17 +252,6 @@ class Proxy:
         fault = Fault(match=match, act=act, times=times)
         self.faults.append(fault)
         return fault
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many objects were created and deleted, by resource.
-
-        A deletion is counted once for each object: one that waits for a finalizer can be asked for again. Events are
-        left out: they are for people, are sent after the status that they tell of, and are lost in a crash.
-        """
-        created = {f"create {what}": number for what, number in self.created.items() if what != "events"}
-        deleted = Counter(f"delete {resource}" for resource, _ in self.deleted)
-        return {**created, **deleted}
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         call = self._read(request)

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,33 @@ class Run:
     kubelet: FakeKubelet
     folder: Path
     kubeconfig: Path
+    others: list[Proxy] = field(default_factory=list)
+    patience: float = _PATIENCE_SECONDS
+
+    @asynccontextmanager
+    async def another_operator(self, **environment: str) -> AsyncIterator[Supervised]:
+        """Run one more operator, behind a proxy of its own, that knows nothing of the first."""
+        folder = self.folder / f"operator-{len(self.others)}"
+        folder.mkdir()
+        async with Proxy(kubeconfig=self.kubeconfig, folder=folder, namespace=self.namespace) as proxy:
+            self.others.append(proxy)
+            async with operator_of(proxy, config=self.folder / "config.yaml", folder=folder, **environment) as process:
+                yield process
+                process.check()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many objects the operators created and deleted, by resource.
+
+        A deletion is counted once for each object: one that waits for a finalizer can be asked for again. Events are
+        left out: they are for people, are sent after the status that they tell of, and are lost in a crash.
+        """
+        proxies = [self.proxy, *self.others]
+        created = sum((proxy.created for proxy in proxies), Counter())
+        deleted = Counter(resource for resource, _ in set().union(*(proxy.deleted for proxy in proxies)))
+        return {f"create {what}": count for what, count in created.items() if what != "events"} | {
+            f"delete {what}": count for what, count in deleted.items()
+        }
 
     async def create(self, name: str = NAME, **spec: Any) -> JsonObject:
         body = ingestion_job(name=name, namespace=self.namespace, **spec)
@@ -71,33 +98,29 @@ class Run:
     async def listed(self, resource: str) -> list[JsonObject]:
         return list((await self.kube.request("GET", core_path(resource, self.namespace)))["items"])
 
-    async def until(
-        self, wish: Callable[[JsonObject], bool], *, name: str = NAME, seconds: float = _PATIENCE_SECONDS
-    ) -> JsonObject:
+    async def until(self, wish: Callable[[JsonObject], bool], *, name: str = NAME) -> JsonObject:
         """Wait until the IngestionJob is as wished and return it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.patience
         while not wish(job := await self.get(name)):
             self.operator.check()
             assert time.monotonic() < deadline, f"still {json.dumps(job.get('status'), indent=1)}\n{self.log_end()}"
             await asyncio.sleep(0.05)
         return job
 
-    async def settled(
-        self, phase: str, *, generation: int = 0, name: str = NAME, seconds: float = _PATIENCE_SECONDS
-    ) -> JsonObject:
+    async def settled(self, phase: str, *, generation: int = 0, name: str = NAME) -> JsonObject:
         """Wait for a terminal phase of a generation and check which one it is."""
 
         def wish(job: JsonObject) -> bool:
             status = job["status"]
             return status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
 
-        job = await self.until(wish, name=name, seconds=seconds)
+        job = await self.until(wish, name=name)
         assert job["status"]["phase"] == phase, f"{json.dumps(job['status'], indent=1)}\n{self.log_end()}"
         return job
 
-    async def wait(self, wish: Callable[[], bool], *, seconds: float = _PATIENCE_SECONDS) -> None:
+    async def wait(self, wish: Callable[[], bool]) -> None:
         """Wait until a wish that is no object's comes true."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.patience
         while not wish():
             self.operator.check()
             assert time.monotonic() < deadline, self.log_end()
@@ -105,9 +128,10 @@ class Run:
 
     async def at_rest(self) -> None:
         """Check that the operator changes nothing any more: invariant 8."""
-        before = len(self.proxy.calls)
+        proxies = [self.proxy, *self.others]
+        before = [len(proxy.calls) for proxy in proxies]
         await asyncio.sleep(_AT_REST_SECONDS)
-        assert self.proxy.calls[before:] == []
+        assert [proxy.calls[count:] for proxy, count in zip(proxies, before, strict=True)] == [[] for _ in proxies]
 
     def log_end(self) -> str:
         """Return the end of the operator's log, for messages."""
@@ -139,11 +163,7 @@ async def running(
         )
     )
     async with Proxy(kubeconfig=control_plane.kubeconfig, folder=folder, namespace=namespace) as proxy:
-        operator = Supervised(
-            module="ingestion_operator.main",
-            environment=environment(kubeconfig=proxy.kubeconfig, config=config),
-            log=folder / "operator.log",
-        )
+        operator = operator_of(proxy, config=config, folder=folder)
         async with operator, FakeKubelet(client=kube, namespace=namespace, script=lambda run: Exit()) as kubelet:
             yield Run(
                 kube=kube,
@@ -159,9 +179,15 @@ async def running(
     await kube.request("DELETE", f"/api/v1/namespaces/{namespace}")
 
 
-def environment(*, kubeconfig: Path, config: Path) -> dict[str, str]:
-    """Return the operator's environment."""
-    return {"KUBECONFIG": str(kubeconfig), "INGESTION_CONFIG": str(config), "INGESTION_HEALTH_PORT": "0"}
+def operator_of(proxy: Proxy, *, config: Path, folder: Path, **environment: str) -> Supervised:
+    """Return an operator that works through a proxy."""
+    variables = {
+        "KUBECONFIG": str(proxy.kubeconfig),
+        "INGESTION_CONFIG": str(config),
+        "INGESTION_HEALTH_PORT": "0",
+        **environment,
+    }
+    return Supervised(module="ingestion_operator.main", environment=variables, log=folder / "operator.log")
 
 
 # ── the REST API ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -289,7 +315,7 @@ async def outcome_of(run: Run) -> Outcome:
         text = text.replace(own, common)
     for pattern, common in ((_TIME, "TIME"), (_UUID, "UUID"), (_DIGEST, "DIGEST"), (_KEY, "KEY")):
         text = pattern.sub(common, text)
-    return Outcome(objects=json.loads(text), counts=run.proxy.counts, pods_run=run.pods_run())
+    return Outcome(objects=json.loads(text), counts=run.counts, pods_run=run.pods_run())
 
 
 def _text(value: JsonObject) -> str:

@@ -1,0 +1,146 @@
+"""Faults in numbers: many runs side by side, each compared with a run without a fault, and the tally of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from faults.rig import Api, Outcome, Run, api_of, converged, running, settled_outcome
+from faults.scenarios import Scenario, segmented
+from ingestion_crds.kube import KubeClient
+from local_cluster.control_plane import ControlPlane
+from support.campaign import record
+
+FULL = os.environ.get("INGESTION_FAULTS") == "full"
+SIDE_BY_SIDE = 8
+
+_REFERENCES: dict[str, Reference] = {}
+
+
+class Struck(Protocol):
+    """Counts how often a fault was injected."""
+
+    injected: int
+
+
+Arrange = Callable[[Run, Api | None], Struck]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a scenario comes to without a fault, and what each process changed on the way."""
+
+    outcome: Outcome
+    changes: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stand:
+    """Where runs are made."""
+
+    control_plane: ControlPlane
+    kube: KubeClient
+    folder: Path
+
+    async def reference(self, scenario: Scenario) -> Reference:
+        """Play a scenario without a fault, once in this process."""
+        name = scenario.__name__
+        if name not in _REFERENCES:
+            async with AsyncExitStack() as stack:
+                run, api = await self._start(stack, scenario)
+                await scenario(run, api)
+                outcome = await settled_outcome(run)
+                await converged(run, outcome)
+                changes = {"operator": [str(call) for call in run.proxy.calls]}
+                if api is not None:
+                    changes["API"] = [str(call) for call in api.proxy.calls]
+                _REFERENCES[name] = Reference(outcome=outcome, changes=changes)
+        return _REFERENCES[name]
+
+    async def survive(
+        self,
+        scenario: Scenario,
+        cases: Mapping[str, Arrange],
+        *,
+        invariants: tuple[int, ...],
+        fault_of: Callable[[str], str] = lambda case: case,
+        must_strike: bool = True,
+    ) -> None:
+        """Play a scenario once with each fault, several side by side; each must come to what the reference came to.
+
+        Args:
+            scenario: what users do.
+            cases: how each fault is arranged before the scenario begins, by a name of its own.
+            invariants: those that the comparison checks.
+            fault_of: the row of the table that a case belongs to.
+            must_strike: fail when a fault was never injected, as then nothing was tested.
+        """
+        expected = (await self.reference(scenario)).outcome
+        lanes = asyncio.Semaphore(SIDE_BY_SIDE)
+        wrong: dict[str, str] = {}
+        struck: dict[str, Struck] = {}
+
+        async def one(case: str, arrange: Arrange) -> None:
+            async with lanes:
+                try:
+                    async with AsyncExitStack() as stack:
+                        run, api = await self._start(stack, scenario)
+                        struck[case] = arrange(run, api)
+                        await scenario(run, api)
+                        await converged(run, expected)
+                        assert struck[case].injected or not must_strike, "the fault was never injected"
+                except Exception:
+                    wrong[case] = traceback.format_exc()
+
+        await asyncio.gather(*(one(case, arrange) for case, arrange in cases.items()))
+        for fault in dict.fromkeys(map(fault_of, cases)):
+            counted = {case: struck[case].injected for case in cases if fault_of(case) == fault and case in struck}
+            survived = sum(count for case, count in counted.items() if case not in wrong)
+            record(fault, injected=sum(counted.values()), survived=survived, invariants=invariants)
+        assert not wrong, "\n\n".join(f"{case}\n{error}" for case, error in wrong.items())
+
+    async def each(
+        self, fault: str, cases: Mapping[str, Callable[[Run], Awaitable[int]]], *, invariants: tuple[int, ...]
+    ) -> None:
+        """Run cases that check by themselves what they come to, several side by side.
+
+        Args:
+            fault: the row of the table.
+            cases: each plays in a run of its own and returns how often it injected the fault.
+            invariants: those that the cases check.
+        """
+        lanes = asyncio.Semaphore(SIDE_BY_SIDE)
+        wrong: dict[str, str] = {}
+        injected: dict[str, int] = {}
+
+        async def one(case: str, play: Callable[[Run], Awaitable[int]]) -> None:
+            async with lanes:
+                try:
+                    async with self.run() as run:
+                        injected[case] = await play(run)
+                except Exception:
+                    wrong[case] = traceback.format_exc()
+
+        await asyncio.gather(*(one(case, play) for case, play in cases.items()))
+        record(
+            fault,
+            injected=sum(injected.values()) + len(wrong),
+            survived=sum(injected.values()),
+            invariants=invariants,
+        )
+        assert not wrong, "\n\n".join(f"{case}\n{error}" for case, error in wrong.items())
+
+    def run(self) -> AbstractAsyncContextManager[Run]:
+        """Return a run in a namespace of its own, as an async context manager."""
+        return running(control_plane=self.control_plane, kube=self.kube, folder=self.folder)
+
+    async def _start(self, stack: AsyncExitStack, scenario: Scenario) -> tuple[Run, Api | None]:
+        run = await stack.enter_async_context(self.run())
+        api = await stack.enter_async_context(api_of(run)) if scenario is segmented else None
+        return run, api

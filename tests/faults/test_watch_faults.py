@@ -1,0 +1,75 @@
+"""What may happen to the operator's watch streams: missed, late, doubled and outdated events, and streams that end."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from faults.proxy import refuse
+from faults.rig import Api, Run
+from faults.scenarios import annotation
+from faults.stand import FULL, Arrange, Stand, Struck
+from faults.watch_faults import Cut, Dropped, Duplicated, Ended, Failing, Frozen, Late, WatchFault
+
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
+
+INVARIANTS: Final = (1, 2, 3, 4, 5, 8)
+RESOURCES: Final = ("ingestionjobs", "jobs")
+# Without events the operator looks again by itself: every minute at a Job that runs, every two at everything.
+LONG_SECONDS: Final = 1200.0
+
+
+def stream(fault: WatchFault, *, patience: float | None = None) -> Arrange:
+    """Put a fault on the operator's streams."""
+
+    def arrange(run: Run, api: Api | None) -> Struck:
+        run.proxy.watch_fault = fault
+        run.patience = patience or run.patience
+        return fault
+
+    return arrange
+
+
+def gone(resource: str) -> Arrange:
+    """Answer 410 when a stream is opened."""
+
+    def arrange(run: Run, api: Api | None) -> Struck:
+        return run.proxy.add(
+            lambda call: (call.verb, call.resource) == ("watch", resource), refuse(410, reason="Expired"), times=2
+        )
+
+    return arrange
+
+
+async def test_watch_events(stand: Stand) -> None:
+    """Invariants 1, 2, 3, 4, 5, 8."""
+    cases: dict[str, Arrange] = {}
+    for resource in RESOURCES:
+        cases |= {
+            f"watch events twice, and outdated ones after them: {resource}": stream(Duplicated(resource=resource)),
+            f"watch events late: {resource}": stream(Late(resource=resource, times=10)),
+            f"watch cut in the middle of an event: {resource}": stream(Cut(resource=resource, times=5)),
+            f"watch ends in the middle of an event: {resource}": stream(Ended(resource=resource, times=5)),
+            f"410 Gone in a watch: {resource}": stream(Failing(resource=resource, times=5)),
+            f"410 Gone as the answer to a watch: {resource}": gone(resource),
+            f"500 in a watch: {resource}": stream(
+                Failing(resource=resource, times=3, code=500, reason="InternalError")
+            ),
+        }
+    if not FULL:
+        cases = {case: arrange for case, arrange in cases.items() if case.startswith(("watch events twice", "410"))}
+    await stand.survive(annotation, cases, invariants=INVARIANTS, fault_of=lambda case: case.partition(":")[0])
+
+
+@pytest.mark.skipif(not FULL, reason="the operator looks again after minutes: part of `make faults`")
+async def test_lost_watch_events_cost_minutes_and_no_job(stand: Stand) -> None:
+    """Invariants 1, 2, 3, 4, 5, 8."""
+    cases: dict[str, Arrange] = {}
+    for resource in RESOURCES:
+        frozen, dropped = Frozen(resource=resource, times=3), Dropped(resource=resource, share=0.6)
+        cases |= {
+            f"watch frozen: {resource}": stream(frozen, patience=LONG_SECONDS),
+            f"watch events dropped: {resource}": stream(dropped, patience=LONG_SECONDS),
+            f"all watch events dropped: {resource}": stream(Dropped(resource=resource), patience=LONG_SECONDS),
+        }
+    await stand.survive(annotation, cases, invariants=INVARIANTS, fault_of=lambda case: case.partition(":")[0])
