@@ -116,6 +116,40 @@ def prepare_store_volume(*, cluster: Kind, namespace: str, release: str) -> None
     kubectl(cluster.kubeconfig, "apply", "--filename", "-", stdin=json.dumps(volume))
 
 
+def local_values(
+    *, image_tag: str | None = DEFAULT_TAG, store_class: str | None = STORE_CLASS
+) -> dict[str, dict[str, Any]]:
+    """The chart's values that name the images of `build_images` and the volume of `prepare_store_volume`.
+
+    Args:
+        image_tag: the images' tag; None: leave them as the chart has them.
+        store_class: the StorageClass of the store's claim; None: leave it as the chart has it.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    if image_tag is not None:
+        values["images"] = {
+            name: {"repository": image_name(name, tag=image_tag).rpartition(":")[0], "tag": image_tag} for name in NAMES
+        }
+    if store_class is not None:
+        values["store"] = {"embedded": {"persistence": {"storageClass": store_class}}}
+    return values
+
+
+def prepare(*, cluster: Kind, namespace: str, release: str) -> dict[str, dict[str, Any]]:
+    """Put images and the store's volume into a kind cluster, and return the chart's values that name them.
+
+    Args:
+        cluster: one that is up.
+        namespace: where the chart will be installed.
+        release: the release's name.
+
+    Raises LocalClusterError when a build fails or the node does not take an image.
+    """
+    load_images(cluster=cluster, names=build_images())
+    prepare_store_volume(cluster=cluster, namespace=namespace, release=release)
+    return local_values()
+
+
 def helm_install(
     *,
     kubeconfig: Path,
@@ -141,13 +175,7 @@ def helm_install(
 
     Raises LocalClusterError with Helm's message, and what the pods say, when it fails.
     """
-    ours: dict[str, Any] = {}
-    if image_tag is not None:
-        ours["images"] = {
-            name: {"repository": image_name(name, tag=image_tag).rpartition(":")[0], "tag": image_tag} for name in NAMES
-        }
-    if store_class is not None:
-        ours["store"] = {"embedded": {"persistence": {"storageClass": store_class}}}
+    ours = local_values(image_tag=image_tag, store_class=store_class)
     kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "--filename", CHART / "crds")
     kubectl(
         kubeconfig,
