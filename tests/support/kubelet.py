@@ -24,12 +24,14 @@ class PodRun:
     """A pod as the script sees it.
 
     Args:
+        job: the IngestionJob's name.
         stage: the stage that it runs.
         generation: the attempt's generation.
         segment: its segment, in the stage of segments.
         index: its Job index.
     """
 
+    job: str
     stage: str
     generation: int
     segment: int | None
@@ -143,4 +145,11 @@ class FakeKubelet:
             )
             segment = IndexSet.parse(json.loads(found["data"][names.ATTEMPT_KEY])["segments"]).member(index)
         generation = int(labels[names.LABEL_GENERATION])
-        return PodRun(stage=stage, generation=generation, segment=segment, index=index, uid=pod["metadata"]["uid"])
+        return PodRun(
+            job=pod["metadata"]["annotations"][names.ANNOTATION_JOB_NAME],
+            stage=stage,
+            generation=generation,
+            segment=segment,
+            index=index,
+            uid=pod["metadata"]["uid"],
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,14 +26,29 @@ def write_config(folder: Path, *, tenants: list[str], providers: list[str] | Non
 
 
 @contextmanager
-def operator(*, kubeconfig: Path, config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the operator until the block ends; its log goes to a file."""
+def operator(
+    *,
+    kubeconfig: Path,
+    config: Path,
+    log: Path,
+    module: str = "ingestion_operator.main",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the operator until the block ends; its log goes to a file.
+
+    Args:
+        kubeconfig: who it is to the API server.
+        config: the installation's configuration.
+        log: the file that its output is appended to.
+        module: what is run; tests have one that can be made ill.
+        environment: further variables, such as those that name a Lease.
+    """
     env = {**os.environ, "KUBECONFIG": str(kubeconfig), "INGESTION_CONFIG": str(config), "INGESTION_HEALTH_PORT": "0"}
     env.pop("KUBERNETES_SERVICE_HOST", None)
+    env["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    env |= environment or {}
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ingestion_operator.main"], env=env, stdout=out, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen([sys.executable, "-m", module], env=env, stdout=out, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:
