@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from ingestion_crds.constants import BUILTIN_PROVIDER, STORE_SECRET
+from ingestion_crds.constants import BUILTIN_PROVIDER, MAX_SOURCE_BYTES, STORE_SECRET
 from ingestion_crds.job import Model, Resources
 
 ENV_CONFIG: Final = "INGESTION_CONFIG"
@@ -69,7 +69,7 @@ class Config(Model):
     store: Store = Field(default_factory=Store)
     tenants: list[Tenant] = Field(default_factory=list)
     embedding_providers: list[EmbeddingProvider] = Field(default_factory=list)
-    max_upload_bytes: int = Field(1_073_741_824, ge=1)
+    max_source_bytes: int = Field(MAX_SOURCE_BYTES, ge=1)
 
     @classmethod
     def load(cls, path: str | None = None) -> Self:

@@ -117,7 +117,7 @@ _TABLE: Final = (
         69,
         False,
         "The document is over a limit of bytes, pages, unpacked size or segments.",
-        "Split the document, or use larger segments.",
+        "Split the document, use larger segments, or have sources.maxBytes raised.",
     ),
     _permanent(
         "SourceNotFound",

@@ -267,6 +267,7 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
         names.ENV_STAGE: dispatch.stage.value,
         names.ENV_MAP_DIGEST: dispatch.digest,
         names.ENV_STORE_URL: f"s3://{tenant.bucket}",
+        names.ENV_MAX_SOURCE_BYTES: str(config.max_source_bytes),
         "AWS_REGION": config.store.region,
         "HOME": "/tmp",  # noqa: S108 - the container's own emptyDir
     }

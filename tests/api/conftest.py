@@ -111,7 +111,7 @@ async def api(
                 "workerImage": "worker:test",
                 "store": {"endpoint": f"file://{store}"},
                 "tenants": [{"namespace": namespace, "bucket": namespace}],
-                "maxUploadBytes": 1_000_000,
+                "maxSourceBytes": 1_000_000,
             }
         )
     )

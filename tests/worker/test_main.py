@@ -85,6 +85,16 @@ def test_a_file_that_is_not_the_named_one_writes_nothing(
     assert written(url) == []
 
 
+def test_a_document_over_the_size_in_the_environment_is_refused(tmp_path: Path, url: str, worker: Worker) -> None:
+    document = attempt_document(document__source__uri=worker.upload(data=b"The zebra.", name="a.txt"))
+    env = container_env(folder=tmp_path / "a", document=document, store_url=url, INGESTION_MAX_SOURCE_BYTES="9")
+    code, message = run(env=env, command="prepare_document")
+    assert (code, message["code"], message["retryable"]) == (69, "DocumentTooLarge", False)
+    assert "10 bytes; at most 9" in message["message"]
+    env = container_env(folder=tmp_path / "b", document=document, store_url=url, INGESTION_MAX_SOURCE_BYTES="10")
+    assert run(env=env, command="prepare_document")[0] == 0
+
+
 def test_a_command_for_another_stage_writes_nothing(tmp_path: Path, url: str) -> None:
     env = container_env(folder=tmp_path / "a", document=attempt_document(), store_url=url)
     assert run(env=env, command="publish_version")[1]["code"] == "AttemptMismatch"

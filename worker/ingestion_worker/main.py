@@ -18,8 +18,10 @@ from ingestion_crds.constants import (
     ENV_EMBEDDING_URL,
     ENV_GENERATION,
     ENV_JOB_UID,
+    ENV_MAX_SOURCE_BYTES,
     ENV_SOURCE_ALLOW,
     ENV_STAGE,
+    MAX_SOURCE_BYTES,
     Stage,
 )
 
@@ -72,7 +74,7 @@ def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[st
 
 def _context(*, attempt: Attempt, env: Mapping[str, str], scratch: Path) -> Context:
     from ingestion_worker.context import Context
-    from ingestion_worker.source import AllowList
+    from ingestion_worker.source import AllowList, FetchLimits
     from ingestion_worker.store import Store, StoreConfig
 
     def embedder() -> Embedder:
@@ -90,6 +92,7 @@ def _context(*, attempt: Attempt, env: Mapping[str, str], scratch: Path) -> Cont
         scratch=scratch,
         make_embedder=embedder,
         allow=AllowList(text=env.get(ENV_SOURCE_ALLOW, "")),
+        fetch_limits=FetchLimits(max_bytes=int(env.get(ENV_MAX_SOURCE_BYTES, MAX_SOURCE_BYTES))),
     )
 
 

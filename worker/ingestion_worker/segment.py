@@ -14,7 +14,6 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
 from ingestion_worker.plan import Cut, Plan, check_pipeline, read_plan
-from ingestion_worker.source import MAX_SOURCE_BYTES
 from ingestion_worker.store import ObjectMissingError
 
 _MAX_CHARACTER_BYTES: Final = 4
@@ -119,7 +118,8 @@ def _pages(*, context: Context, plan: Plan, path: Path, cut: Cut, before: bool) 
 def _download(*, context: Context, plan: Plan) -> Path:
     path = context.scratch / "canonical"
     try:
-        digest = context.store.download(key=plan.canonical_key, path=path, max_bytes=MAX_SOURCE_BYTES)
+        limit = context.fetch_limits.max_bytes
+        digest = context.store.download(key=plan.canonical_key, path=path, max_bytes=limit)
     except ObjectMissingError as error:
         raise WorkerError("SegmentsMissing", f"the copy {plan.canonical_key} is not in the store") from error
     if digest != plan.canonical_sha256:

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urljoin, urlsplit
 
+from ingestion_crds.constants import MAX_SOURCE_BYTES
+
 from ingestion_worker.logs import redact
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 
-MAX_SOURCE_BYTES: Final = 512 * 2**20
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")

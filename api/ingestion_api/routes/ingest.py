@@ -97,7 +97,7 @@ _BODY: Final[dict[str, Any]] = {
 )
 async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller, parts: Parts) -> IngestResponse:
     """Store an upload and make its job."""
-    limit = parts.config.max_upload_bytes
+    limit = parts.config.max_source_bytes
     announced = content_length(request.scope)
     if announced is not None and announced > limit + _FORM_BYTES:
         raise too_large(f"file: at most {limit} bytes are taken")
