@@ -2,16 +2,17 @@
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from local_cluster import binaries, images
+from local_cluster import binaries, images, install
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind, wanted_elsewhere
+from local_cluster.kind import DEFAULT_NAME, Kind, chosen, wanted_elsewhere
 from local_cluster.progress import say
 
 
@@ -58,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         if name == "logs":
             command.add_argument("--folder", type=Path, help="where to write them")
 
+    command = commands.add_parser(
+        "prepare", help="build our images, load them into the kind cluster, make the store's volume; print Helm values"
+    )
+    command.add_argument("--name", default=os.environ.get("CLUSTER_NAME", DEFAULT_NAME), help="the cluster's name")
+    command.add_argument("--namespace", default="ingestion-system", help="where the chart goes (default %(default)s)")
+    command.add_argument("--release", default="ingestion", help="the release's name (default %(default)s)")
+    command.set_defaults(run=_prepare)
+
     command = commands.add_parser("build-image", help="build a container image with docker or podman")
     command.add_argument("--dockerfile", type=Path, required=True)
     command.add_argument("--tag", required=True)
@@ -103,9 +112,12 @@ def _logs(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> None:
-    if wanted_elsewhere() is not None:
-        raise LocalClusterError("images can be loaded into the kind cluster only; push them to your cluster's registry")
-    Kind(name=options.name).load(archives=options.archives)
+    chosen(name=options.name).load(archives=options.archives)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    values = install.prepare(cluster=chosen(name=options.name), namespace=options.namespace, release=options.release)
+    print(json.dumps(values, indent=1))
 
 
 def _build_image(options: argparse.Namespace) -> None:

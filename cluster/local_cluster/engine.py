@@ -86,6 +86,14 @@ def podman() -> Engine:
     return Engine(name="podman", env={"CONTAINERS_CONF": os.environ.get("CONTAINERS_CONF") or str(_containers_conf())})
 
 
+def holding(*, container: str) -> Engine | None:
+    """The engine of this machine that holds the container named `container`, None where neither does."""
+    engines = [Engine(name="docker")] if _docker_answers() else []
+    if shutil.which("podman"):
+        engines.append(podman())
+    return next((one for one in engines if one.succeeds("container", "inspect", container, timeout=60)), None)
+
+
 def can_pull(*, engine: Engine, image: str) -> bool:
     """Whether `image` is there or can be pulled; decides within 6 s when the registry does not answer."""
     if engine.has_image(image):

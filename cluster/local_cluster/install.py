@@ -80,6 +80,7 @@ def load_images(*, cluster: Kind, names: Sequence[str]) -> list[str]:
         finally:
             shutil.rmtree(folder)
         kept = loaded if loaded.get("node") == node else {}
+        record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({**kept, **{name: ids[name] for name in wanted}, "node": node}, indent=1))
     return wanted
 

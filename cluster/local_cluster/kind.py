@@ -23,25 +23,33 @@ QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """The kind cluster `name`; containers, network and files carry the name, so several can exist at once."""
+    """The kind cluster `name`; containers, network and files carry the name, so several can exist at once.
+
+    `given` is the kubeconfig of a kind cluster that somebody else made: it is used, never created or deleted.
+    """
 
     name: str = DEFAULT_NAME
+    given: Path | None = None
 
     @property
     def folder(self) -> Path:
-        """Its files: kubeconfig, kind's configuration, the engine's name."""
-        return paths.cache() / "clusters" / self.name
+        """Its files: kubeconfig, kind's configuration, the engine's name, which images it has."""
+        return paths.cache() / ("clusters" if self.given is None else "given") / self.name
 
     @property
     def kubeconfig(self) -> Path:
-        """Its own kubeconfig file; ~/.kube/config is never touched."""
-        return self.folder / "kubeconfig"
+        """Its own kubeconfig file, or the given one; ~/.kube/config is never touched."""
+        return self.given or self.folder / "kubeconfig"
 
     def up(self) -> Path:
         """Create the cluster, or start it again, and return its kubeconfig when the node is Ready.
 
         Raises LocalClusterError that says what the machine lacks or what failed.
         """
+        if self.given is not None:
+            if not self.answers():
+                raise LocalClusterError(f"the API server that {self.given} names does not answer")
+            return self.given
         paths.state(name=self.name)
         with locked(paths.cache() / "clusters" / f"{self.name}.lock"):
             chosen = self._engine() if self.exists() else engine.for_kind()
@@ -52,7 +60,12 @@ class Kind:
         return self.kubeconfig
 
     def down(self) -> None:
-        """Delete the cluster and everything it left on the machine; does nothing if there is none."""
+        """Delete the cluster and everything it left on the machine; does nothing if there is none.
+
+        Raises LocalClusterError for a cluster that is not ours.
+        """
+        if self.given is not None:
+            raise LocalClusterError(f"the cluster that {self.given} names is not ours to delete")
         with locked(paths.cache() / "clusters" / f"{self.name}.lock"):
             if self.folder.exists():
                 chosen = self._engine()
@@ -121,6 +134,11 @@ class Kind:
             raise LocalClusterError(f"there is no kind cluster {self.name}; create it with `up --name {self.name}`")
 
     def _engine(self) -> Engine:
+        if self.given is not None:
+            holder = engine.holding(container=self._node)
+            if holder is None:
+                raise LocalClusterError(f"no container engine of this machine holds {self._node}")
+            return holder
         file = self.folder / "engine"
         name = file.read_text().strip() if file.exists() else engine.for_kind().name
         return Engine(name="docker") if name == "docker" else engine.podman()
@@ -214,6 +232,30 @@ def wanted_elsewhere() -> Path | None:
         return file
     ours = file.resolve().is_relative_to(paths.cache() / "clusters")
     return file if named and not chosen and not ours else None
+
+
+def chosen(*, name: str = DEFAULT_NAME) -> Kind:
+    """The kind cluster to put our images and charts into: the one that the caller chose, else ours called `name`.
+
+    Raises LocalClusterError when the chosen cluster cannot be given images that are built here: they are loaded into
+    the containers of kind's nodes, and there is no registry that another cluster could pull them from.
+    """
+    file = wanted_elsewhere()
+    if file is None:
+        return Kind(name=name)
+    if file.resolve().parent.parent == paths.cache() / "clusters":
+        return Kind(name=file.resolve().parent.name)
+    kubectl = (binaries.path(name="kubectl"), "--kubeconfig", file)
+    context = run([*kubectl, "config", "current-context"]).strip()
+    nodes = run([*kubectl, "get", "nodes", "--output", "name"], timeout=60).split()
+    named = context.removeprefix("kind-")
+    if named == context or nodes != [f"node/{named}-control-plane"]:
+        raise LocalClusterError(
+            f"{file} (context {context}) names no kind cluster of one node on this machine, so images that are built "
+            "here cannot be loaded into it. Push them to a registry that it pulls from and install the chart "
+            "(docs/install.md), or set CLUSTER=kind for a cluster of its own."
+        )
+    return Kind(name=named, given=file)
 
 
 def _arguments(values: dict[str, str]) -> list[dict[str, str]]:

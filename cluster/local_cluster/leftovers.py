@@ -1,6 +1,7 @@
-"""Remove what podman leaves on the machine after its last container is gone."""
+"""What container engines leave on a machine: list it, and remove what podman leaves after its last container."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from local_cluster.commands import run, succeeds
@@ -9,6 +10,56 @@ from local_cluster.engine import Engine
 TABLES = ("nat", "filter")
 CHAIN_PREFIX = "NETAVARK"
 CGROUPS = Path("/sys/fs/cgroup")
+HELPERS = ("conmon", "aardvark-dns", "docker-proxy")
+"""Programs that container engines keep running beside a container."""
+
+
+def inventory(*, engine: Engine) -> frozenset[str]:
+    """Everything on this machine that a cluster could leave behind, one line each; to be compared before and after.
+
+    Containers, networks and volumes of the engine, mounts, network interfaces, firewall rules and chains, the cgroups
+    of containers, and the engine's helper processes. Raises LocalClusterError when the engine does not answer.
+    """
+    # The engine comes first: podman's very first call makes mounts of its own, which stay.
+    return frozenset([*_objects(engine), *_mounts(), *_interfaces(), *_firewall(), *_cgroups(), *_helpers()])
+
+
+def _objects(engine: Engine) -> Iterator[str]:
+    for kind, command in (
+        ("container", ["ps", "--all", "--format", "{{.Names}}"]),
+        ("network", ["network", "ls", "--format", "{{.Name}}"]),
+        ("volume", ["volume", "ls", "--quiet"]),
+    ):
+        yield from (f"{kind} {name}" for name in engine.run(*command, timeout=60).split())
+
+
+def _mounts() -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        yield f"mount {line.split()[4]}"
+
+
+def _interfaces() -> Iterator[str]:
+    yield from (f"interface {found.name}" for found in Path("/sys/class/net").iterdir())
+
+
+def _firewall() -> Iterator[str]:
+    for command in ("iptables", "ip6tables"):
+        for table in TABLES:
+            rules = _rules(command=command, table=table)
+            yield from (f"{command} {table} {rule}" for rule in rules if not rule.startswith("-P"))
+
+
+def _cgroups() -> Iterator[str]:
+    for name in ("libpod*", "docker*"):
+        yield from (f"cgroup {found}" for depth in ("*", "*/*", "*/*/*") for found in CGROUPS.glob(f"{depth}/{name}"))
+
+
+def _helpers() -> Iterator[str]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name = (folder / "comm").read_text().strip()
+            if name in HELPERS:
+                yield f"process {name} {folder.name}"
 
 
 def remove(*, engine: Engine) -> None:
@@ -22,10 +73,13 @@ def remove(*, engine: Engine) -> None:
         _remove_empty(folder)
 
 
+def _rules(*, command: str, table: str) -> list[str]:
+    listing = [command, "-w", "-t", table, "-S"]
+    return run(listing).splitlines() if succeeds(listing) else []
+
+
 def _remove_chains(*, command: str, table: str) -> None:
-    if not succeeds([command, "-w", "-t", table, "-S"]):
-        return
-    rules = run([command, "-w", "-t", table, "-S"]).splitlines()
+    rules = _rules(command=command, table=table)
     for rule in rules:
         words = rule.split()
         if words[0] == "-A" and CHAIN_PREFIX in rule:

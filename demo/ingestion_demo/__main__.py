@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from local_cluster import install
+from local_cluster import binaries, install
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind
+from local_cluster.kind import DEFAULT_NAME, Kind, chosen
 
 from ingestion_demo import documents, provider, view
 from ingestion_demo.pods import PodWatch
@@ -68,7 +68,11 @@ class Stage:
 def main() -> int:
     """Play everything; returns the exit code."""
     story = view.Story()
-    cluster = Kind(name=os.environ.get("CLUSTER_NAME", DEFAULT_NAME))
+    try:
+        cluster = chosen(name=os.environ.get("CLUSTER_NAME", DEFAULT_NAME))
+    except LocalClusterError as error:
+        print(f"The demo cannot begin: {error}", file=sys.stderr)
+        return 1
     try:
         with _stage(cluster=cluster, story=story) as stage:
             _long_document(stage)
@@ -82,7 +86,7 @@ def main() -> int:
         return 1
     view.title("What happened")
     print(story.table())
-    _further(cluster.kubeconfig)
+    _further(cluster)
     return 0
 
 
@@ -97,7 +101,7 @@ def _expect(given: object, wanted: object, what: str) -> None:
 
 @contextmanager
 def _stage(*, cluster: Kind, story: view.Story) -> Iterator[Stage]:
-    with story.step("cluster", "kind, one node"):
+    with story.step("cluster", f"kind, one node, {cluster.name}"):
         kubeconfig = cluster.up()
     with story.step("images built") as said:
         names = install.build_images()
@@ -251,15 +255,17 @@ def _codes(job: dict[str, Any]) -> str:
     return ", ".join(f"{code} {count}" for code, count in job["failure_summary"].items())
 
 
-def _further(kubeconfig: Path) -> None:
+def _further(cluster: Kind) -> None:
+    ours = f"CLUSTER_NAME={cluster.name} make cluster-down   # deletes the cluster and everything in it"
+    given = "docs/uninstall.md says how to take the product out of your cluster again"
     view.title("Look further")
     for command in (
-        f"export KUBECONFIG={kubeconfig}",
+        f"export KUBECONFIG={cluster.kubeconfig} PATH={binaries.path(name='kubectl').parent}:$PATH",
         "kubectl get ingestionjobs --all-namespaces",
         f"kubectl --namespace {TENANTS[0]} get pods,jobs",
         f"kubectl --namespace {NAMESPACE} logs deployment/{RELEASE}-operator",
         f"kubectl --namespace {NAMESPACE} port-forward service/{RELEASE}-api 8000   # then http://localhost:8000",
-        "make clean   # deletes the cluster and everything in it",
+        given if cluster.given else ours,
     ):
         view.line(command)
 

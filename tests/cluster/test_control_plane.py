@@ -198,6 +198,19 @@ def test_kwok_goes_on_after_a_restart(plane: ControlPlane) -> None:
     assert run_job(plane.client, annotations={})["status"]["completedIndexes"] == "0-3"
 
 
+@pytest.mark.parametrize(
+    "command", [["local_cluster", "load", "images.tar"], ["local_cluster", "prepare"], ["ingestion_demo"]]
+)
+def test_images_are_not_built_for_a_cluster_that_cannot_have_them(plane: ControlPlane, command: list[str]) -> None:
+    env = {**os.environ, "CLUSTER": "current", "KUBECONFIG": str(plane.kubeconfig)}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 1
+    assert f"{plane.kubeconfig} (context local) names no kind cluster of one node on this machine" in done.stderr
+    assert "Push them to a registry" in done.stderr
+
+
 def test_a_component_that_cannot_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     plane = ControlPlane(folder=tmp_path, extra_flags={"scheduler": ["--no-such-flag"]})
     with pytest.raises(LocalClusterError, match=r"(?s)scheduler is not running.*unknown flag: --no-such-flag"):
