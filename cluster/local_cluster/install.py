@@ -89,15 +89,20 @@ def prepare_store_volume(*, cluster: Kind, namespace: str, release: str) -> None
     """Make a volume on the cluster's node that the store's user may write, whatever the default StorageClass does.
 
     kind's own provisioner hands out folders that belong to root and ignore fsGroup. A `local` volume with the right
-    owner lets the store keep to the pod-security level `restricted`. Does nothing where it exists.
+    owner lets the store keep to the pod-security level `restricted`. Does nothing where it exists, and keeps what is
+    in the folder.
     """
-    folder = f"{STORE_FOLDER}/{namespace}-{release}"
+    folder, name = f"{STORE_FOLDER}/{namespace}-{release}", f"{namespace}-{release}-store"
+    phase = ("get", "persistentvolume", name, "--ignore-not-found", "--output", "jsonpath={.status.phase}")
+    if kubectl(cluster.kubeconfig, *phase) == "Released":
+        # It names the UID of a claim that is gone: no other claim would ever get it.
+        kubectl(cluster.kubeconfig, "delete", "persistentvolume", name)
     cluster.exec("mkdir", "-p", folder)
     cluster.exec("chown", f"{USER}:{USER}", folder)
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": f"{namespace}-{release}-store"},
+        "metadata": {"name": name},
         "spec": {
             "capacity": {"storage": "20Gi"},
             "accessModes": ["ReadWriteOnce"],
