@@ -264,7 +264,7 @@ def _further(cluster: Kind) -> None:
         "kubectl get ingestionjobs --all-namespaces",
         f"kubectl --namespace {TENANTS[0]} get pods,jobs",
         f"kubectl --namespace {NAMESPACE} logs deployment/{RELEASE}-operator",
-        f"kubectl --namespace {NAMESPACE} port-forward service/{RELEASE}-api 8000   # then http://localhost:8000",
+        f"kubectl --namespace {NAMESPACE} port-forward service/{RELEASE}-api 8000   # then docs/rest-api.md",
         given if cluster.given else ours,
     ):
         view.line(command)
