@@ -1,0 +1,67 @@
+"""A kind cluster of its own comes, survives a stopped node, takes images, goes, and leaves nothing on the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_cluster import archive, binaries, engine, install, leftovers
+from local_cluster.errors import LocalClusterError
+from local_cluster.kind import Kind, chosen
+
+pytestmark = pytest.mark.e2e
+
+IMAGE = "localhost/tiny:test"
+
+
+@pytest.fixture
+def cluster() -> Iterator[Kind]:
+    """A cluster that is not there yet, and is not there afterwards, whatever the test does."""
+    described = Kind(name=f"ingestion-{os.getpid()}")
+    try:
+        yield described
+    finally:
+        described.down()
+
+
+def test_a_kind_cluster_comes_and_goes_without_a_trace(
+    cluster: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_it = engine.for_kind()
+    before = leftovers.inventory(engine=runs_it)
+
+    kubeconfig = cluster.up()
+    node = cluster.node_id()
+    assert any(cluster.name in line for line in leftovers.inventory(engine=runs_it) - before)
+    assert " Ready " in install.kubectl(kubeconfig, "get", "nodes", "--no-headers")
+    assert cluster.up() == kubeconfig
+    assert cluster.node_id() == node
+
+    runs_it.run("stop", f"{cluster.name}-control-plane")  # as the machine's restart does
+    assert not cluster.answers()
+    cluster.up()
+    assert cluster.node_id() == node
+    assert " Ready " in install.kubectl(kubeconfig, "get", "nodes", "--no-headers")
+
+    given = Path(shutil.copy(kubeconfig, tmp_path / "somebody's"))
+    monkeypatch.setenv("CLUSTER", "current")
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    assert chosen(name="another") == cluster
+    monkeypatch.setenv("KUBECONFIG", str(given))
+    current = chosen(name="another")
+    assert current == Kind(name=cluster.name, given=given)
+    assert current.up() == given
+    file = tmp_path / "tiny.tar"
+    archive.write(file=file, name=IMAGE, entrypoint="/pause", files={"/pause": binaries.path(name="pause")})
+    current.load(archives=[file])
+    assert IMAGE in cluster.exec("ctr", "--namespace", "k8s.io", "images", "list", "--quiet").split()
+    with pytest.raises(LocalClusterError, match="is not ours to delete"):
+        current.down()
+
+    cluster.down()
+    assert leftovers.inventory(engine=runs_it) - before == set()
+    assert not cluster.folder.exists()
+    cluster.down()
