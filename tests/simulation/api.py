@@ -193,7 +193,10 @@ class ApiServer:
         metadata: JsonObject = {"resourceVersion": str(self._version)}
         if len(items) > limit:
             metadata["continue"] = "/".join(key_of(resource, items[limit - 1]))
-        return {"metadata": metadata, "items": copied(items[:limit])}
+        page = copied(items[:limit])
+        if resource != INGESTION_JOBS:  # the items of a list have no kind of their own, but for custom resources
+            page = [{key: value for key, value in item.items() if key not in ("apiVersion", "kind")} for item in page]
+        return {"metadata": metadata, "items": page}
 
     def _selected(self, resource: str, namespace: str, query: Mapping[str, Any]) -> Iterator[JsonObject]:
         labels, fields = str(query.get("labelSelector", "")), str(query.get("fieldSelector", ""))
@@ -259,12 +262,12 @@ class ApiServer:
         if new.get("resourceVersion") not in (None, "", old["resourceVersion"]):
             raise ApiError(status=409, reason="Conflict", message="the object has been modified")
         if subresource == "status":
-            if key[0] != INGESTION_JOBS and new.get("uid") != old["uid"]:
-                raise _uid_conflict(key, new.get("uid"), old["uid"])
             after = {**before, "status": after.get("status", {})}
         else:
             if new.get("uid") != old["uid"]:
-                raise _uid_conflict(key, new.get("uid"), old["uid"])
+                raise _invalid("metadata.uid: Invalid value: field is immutable")
+            if "deletionTimestamp" in old and set(new.get("finalizers", [])) - set(old.get("finalizers", [])):
+                raise _invalid("metadata.finalizers: Forbidden: no new finalizers can be added while it is deleted")
             after["metadata"] = {**new, **{name: old[name] for name in _FIXED_METADATA if name in old}}
             if "status" in before:
                 after["status"] = before["status"]
@@ -407,15 +410,6 @@ def _matches(selector: str, values: Mapping[str, str]) -> bool:
 
 def _invalid(message: str) -> ApiError:
     return ApiError(status=422, reason="Invalid", message=message)
-
-
-def _uid_conflict(key: Key, wanted: str | None, live: str) -> ApiError:
-    return ApiError(
-        status=409,
-        reason="Conflict",
-        message=f'Operation cannot be fulfilled on {key[0]} "{key[2]}": Precondition failed: UID in precondition: '
-        f"{wanted}, UID in object meta: {live}",
-    )
 
 
 def _check_ingestion_job(before: JsonObject | None, after: JsonObject) -> None:

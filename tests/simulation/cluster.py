@@ -181,8 +181,9 @@ class SimulatedCluster:
         return (START + timedelta(seconds=self.seconds)).replace(microsecond=0)
 
     def pass_time(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Let so many seconds pass, and the operators do what they have waited for."""
         self.loop.move_to(self.seconds + seconds)
+        self.loop.run_until_idle()
 
     def next_time(self) -> float | None:
         """Return in how many seconds something is due; None when nothing is."""

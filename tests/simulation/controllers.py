@@ -64,6 +64,7 @@ class JobController:
         self._now = now
         self._dirty: dict[str, tuple[str, str]] = {}  # UID → namespace and name
         self._halves: dict[str, Step] = {}
+        self._orphans: dict[str, JsonObject] = {}
         self._later: dict[str, tuple[datetime, str, str]] = {}
         self.refuse_pods = False
         api.on_change.append(self._see)
@@ -76,6 +77,8 @@ class JobController:
             owner = owner_of(change.after)
             if owner is not None:
                 self._dirty[owner["uid"]] = (metadata["namespace"], owner["name"])
+            elif _tracked(change.after) and change.kind != "DELETED":
+                self._orphans[metadata["uid"]] = change.after
 
     def steps(self) -> Iterator[Step]:
         """Yield what can be done now."""
@@ -86,6 +89,8 @@ class JobController:
                 self._dirty[uid] = (namespace, name)
         for uid in list(self._halves):
             yield partial(self._second_half, uid)
+        for uid in list(self._orphans):
+            yield partial(self._release, uid)
         for uid, (namespace, name) in list(self._dirty.items()):
             if uid not in self._halves:
                 yield partial(self._sync, uid, namespace, name)
@@ -123,6 +128,10 @@ class JobController:
 
     def _second_half(self, uid: str) -> None:
         self._halves.pop(uid)()
+
+    def _release(self, uid: str) -> None:
+        """Take the finalizer off a pod that has no Job (syncOrphanPod)."""
+        _without_finalizer(self._api, self._orphans.pop(uid), JOB_TRACKING)
 
     def go_on(self, uid: str, half: Step) -> None:
         """Have the second half of a sync done later."""
@@ -255,14 +264,14 @@ class _JobSync:
         if _deleting(self._job):
             return
         if self._spec["suspend"]:
-            self._delete_pods(self._active)
+            self._put_out(self._active)
             return
         wanted = max(min(self._spec["completions"] - len(self._succeeded), self._spec["parallelism"]), 0)
         surplus = len(self._active) - wanted
         if surplus > 0:
             # ActivePods: those that do not run yet go first.
             order = sorted(self._active, key=lambda pod: pod["status"]["phase"] == "Running")
-            self._delete_pods(order[:surplus])
+            self._put_out(order[:surplus])
             return
         missing = wanted - len(self._active) - len(self._terminating)
         taken = self._succeeded | self._failed
@@ -342,6 +351,12 @@ class _JobSync:
         }
         return self._api.create("pods", metadata["namespace"], body, by=_BY)
 
+    def _put_out(self, pods: list[JsonObject]) -> None:
+        """Delete pods that are not wanted now: without their finalizer, so that nothing counts (deleteJobPods)."""
+        for pod in pods:
+            _without_finalizer(self._api, pod, JOB_TRACKING)
+        self._delete_pods(pods)
+
     def _delete_pods(self, pods: list[JsonObject]) -> None:
         for pod in list(pods):
             self._api.delete(key_of("pods", pod), {"propagationPolicy": "Background"}, by=_BY)
@@ -359,9 +374,11 @@ class _JobSync:
             self._conditions.remove(known)
         reason, message = ("JobSuspended", "Job suspended") if wanted == "True" else ("JobResumed", "Job resumed")
         self._conditions.append(self._condition("Suspended", reason, message, status=wanted))
+        # The deadline counts from the resumption.
         if wanted == "False":
-            # The deadline counts from the resumption.
             self._status["startTime"] = format_time(self._now)
+        else:
+            self._status.pop("startTime", None)
 
     def _may_be_released(self, pod: JsonObject) -> bool:
         """canRemoveFinalizer."""
@@ -379,8 +396,8 @@ class _JobSync:
             "ready": len(ready),
             "terminating": len(self._terminating),
             "succeeded": len(self._succeeded),
-            "completedIndexes": str(self._succeeded),
-            "failedIndexes": str(self._failed),
+            "completedIndexes": _written(self._succeeded),
+            "failedIndexes": _written(self._failed),
         }
         self._write()
 
@@ -406,6 +423,12 @@ class _JobSync:
         if self._final["type"] == "Complete":
             self._status["completionTime"] = format_time(self._now)
         self._write()
+
+
+def _written(indexes: IndexSet) -> str:
+    """Write an index set as the Job controller does: two neighbours are no range (orderedIntervals.String)."""
+    parts = [(str(first), "," if last == first + 1 else "-", last) for first, last in indexes.ranges]
+    return ",".join(first if first == str(last) else f"{first}{between}{last}" for first, between, last in parts)
 
 
 def _attempts(pod: JsonObject) -> int:
@@ -437,7 +460,7 @@ class GarbageCollector:
             for body in self._api.all(resource):
                 finalizers = body["metadata"].get("finalizers", [])
                 if FOREGROUND in finalizers:
-                    yield partial(self._foreground, body)
+                    yield from self._foreground(body)
                 elif ORPHAN in finalizers:
                     yield partial(self._orphan, body)
 
@@ -457,13 +480,13 @@ class GarbageCollector:
             if (owner_of(item) or {}).get("uid") == uid
         ]
 
-    def _foreground(self, body: JsonObject) -> None:
+    def _foreground(self, body: JsonObject) -> Iterator[Step]:
         dependents = self._dependents(body)
         for resource, item in dependents:
             if not _deleting(item):
-                self._delete(key_of(resource, item), item["metadata"]["uid"])
+                yield partial(self._delete, key_of(resource, item), item["metadata"]["uid"])
         if not any((owner_of(item) or {}).get("blockOwnerDeletion") for _, item in dependents):
-            _without_finalizer(self._api, body, FOREGROUND)
+            yield partial(_without_finalizer, self._api, body, FOREGROUND)
 
     def _orphan(self, body: JsonObject) -> None:
         for resource, item in self._dependents(body):

@@ -1,0 +1,378 @@
+"""Does the fast suite notice a broken operator? Each mutation breaks one safeguard in a copy; a survivor is a failure.
+
+`python -m simulation.mutations` (with `tests/` on the path) runs all of them and prints a table; names as arguments
+run only those; `--write` puts the table into docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+PAGE: Final = ROOT / "docs" / "reliability.md"
+SUITE: Final = ("tests/simulation/test_convergence.py", "tests/pure")
+LIMIT_SECONDS: Final = 900.0
+HEADING: Final = "## Mutations"
+INTRODUCTION: Final = """\
+Each row breaks one safeguard of the operator in a copy of its code and runs the simulation and the pure tests on it,
+as `make test` runs them. `make mutations` does it again; a mutation that nobody notices makes it fail.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """One safeguard, taken away.
+
+    Args:
+        name: in words.
+        file: in operator/ingestion_operator.
+        changes: pairs of a text that stands there exactly once, and what replaces it.
+        harmless: why nothing can notice it; empty when something must.
+    """
+
+    name: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    harmless: str = ""
+
+
+MUTATIONS: Final = (
+    Mutation(
+        name="actions before the status write",
+        file="reconcile.py",
+        changes=(
+            (
+                """            raw, wait = await self._write(key, raw, snapshot.job, decided)
+            if wait is not None:
+                return wait
+""",
+                """            acted = snapshot
+            for action in decided.actions:
+                _, acted = await self._apply(action, raw, acted)
+            snapshot = replace(snapshot, jobs=acted.jobs, tidied=acted.tidied)
+            raw, wait = await self._write(key, raw, snapshot.job, decided)
+            if wait is not None:
+                return wait
+""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="creation without a recorded intent",
+        file="plan.py",
+        changes=(
+            (
+                """    draft.set(stage=stage)
+    draft.set_attempt(
+        jobs=[*attempt.jobs, record], segments=""",
+                """    draft.set(stage=stage)
+    draft.set_attempt(
+        jobs=[*attempt.jobs, record] if _any_child(draft, record) else attempt.jobs, segments=""",
+            ),
+            (
+                """def _dispatch_of(""",
+                """def _any_child(draft: _Draft, record: AttemptJob) -> bool:
+    return any(child.name == record.name for child in draft.snapshot.jobs)
+
+
+def _dispatch_of(""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="pods removed before the harvest is durable",
+        file="reconcile.py",
+        changes=(
+            (
+                """            raw, wait = await self._write(key, raw, snapshot.job, decided)
+""",
+                """            for early in decided.actions:
+                if isinstance(early, RemovePods):
+                    await self._remove_pods(snapshot.job, early)
+            raw, wait = await self._write(key, raw, snapshot.job, decided)
+""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="no resourceVersion on the status write",
+        file="cluster.py",
+        changes=(
+            (
+                """body = {"metadata": {"resourceVersion": resource_version}, "status": status}""",
+                """body = {"status": status}""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="no uid precondition on deletes",
+        file="cluster.py",
+        changes=(
+            (
+                """        if uid is not None:\n            body["preconditions"]""",
+                """        if uid == "":\n            body["preconditions"]""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="no uid in the patch of a Job",
+        file="cluster.py",
+        changes=(("""body = {"metadata": {"uid": uid}, "spec": spec}""", """body = {"spec": spec}"""),),
+    ),
+    Mutation(
+        name="deletes without a propagation policy",
+        file="cluster.py",
+        changes=(
+            (
+                """        body: JsonObject = {"propagationPolicy": "Background"}
+        if uid""",
+                """        body: JsonObject = {}
+        if uid""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="the Job's UID is not recorded",
+        file="plan.py",
+        changes=(("""        draft.set_record(uid=child.uid)\n""", """        pass\n"""),),
+    ),
+    Mutation(
+        name="AlreadyExists taken for ours whoever owns it",
+        file="plan.py",
+        changes=(
+            (
+                "if child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest:",
+                "if child.name != record.name:",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a ConfigMap of other content taken for ours",
+        file="reconcile.py",
+        changes=(("""        if found.get("data") != wanted["data"]:""", """        if not found:"""),),
+    ),
+    Mutation(
+        name="FailureTarget taken for the end",
+        file="children.py",
+        changes=(
+            (
+                """    failed = conditions.get("Failed")\n""",
+                """    failed = conditions.get("Failed") or conditions.get("FailureTarget")\n""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="failedIndexes as the retry set",
+        file="plan.py",
+        changes=(
+            (
+                """    unfinished = IndexSet.span(segments.total) - completed
+    # Failures""",
+                """    unfinished = dispatched_failures(draft) - completed
+    # Failures""",
+            ),
+            (
+                """def _unfinished(segments: Segments) -> IndexSet:
+    return IndexSet.span(segments.total) - IndexSet.parse(segments.completed)
+""",
+                """def _unfinished(segments: Segments) -> IndexSet:
+    if segments.failed:
+        return IndexSet.parse(segments.failed)
+    return IndexSet.span(segments.total) - IndexSet.parse(segments.completed)
+
+
+def dispatched_failures(draft: _Draft) -> IndexSet:
+    child = _child_of(draft, draft.status.attempts[-1].jobs[-1])
+    return _dispatched(draft).members(child.failed) if child is not None else _dispatched(draft)
+""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="completed segments dispatched again",
+        file="plan.py",
+        changes=(
+            (
+                "    return IndexSet.span(segments.total) - IndexSet.parse(segments.completed)\n",
+                "    return IndexSet.span(segments.total) if segments.failed else "
+                "IndexSet.span(segments.total) - IndexSet.parse(segments.completed)\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="no tombstone",
+        file="plan.py",
+        changes=(("    if newest is not None and child.uid == newest.uid:\n        return False\n", ""),),
+    ),
+    Mutation(
+        name="no `test` of the generation in the annotation's patch",
+        file="plan.py",
+        changes=(
+            ("""        {"op": "test", "path": "/spec/retryGeneration", "value": generation},\n""", ""),
+            ("""        {"op": "test", "path": "/status/phase", "value": job.status.phase.value},\n""", ""),
+            ("""        {"op": "test", "path": "/status/observedRetryGeneration", "value": generation},\n""", ""),
+        ),
+    ),
+    Mutation(
+        name="the annotation is not marked handled in the patch that raises",
+        file="plan.py",
+        changes=(("""        *mark,\n""", """        mark[0],\n"""),),
+    ),
+    Mutation(
+        name="a conflict is not looked at again",
+        file="main.py",
+        changes=(
+            (
+                "        except ConflictError:\n            self.queue.add(key)\n",
+                "        except ConflictError:\n            pass\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="no resync",
+        file="main.py",
+        changes=(("            await asyncio.sleep(pause)\n", "            await asyncio.sleep(1e9)\n"),),
+    ),
+    Mutation(
+        name="the status is written each time",
+        file="reconcile.py",
+        changes=(
+            (
+                """        if not patch:\n            return raw, None\n""",
+                """        if not patch:\n            patch = {"progressPercent": job.status.progress_percent ^ 1}\n""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a lost Job is waited for",
+        file="plan.py",
+        changes=(("        _settle_lost(draft)\n        return\n", "        return\n"),),
+    ),
+    Mutation(
+        name="pods whose creation is refused are not spoken of",
+        file="reconcile.py",
+        changes=(("            if child.active == 0:\n", "            if child.active < 0:\n"),),
+    ),
+    Mutation(
+        name="an error is not tried again",
+        file="main.py",
+        changes=(("            delay = self.queue.retry(key)\n", "            delay = 0.0\n"),),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a mutant.
+
+    Args:
+        caught: the test that failed first; empty when none did.
+        words: what it said.
+    """
+
+    caught: str
+    words: str
+    seconds: float
+
+
+def mutate(folder: Path, mutation: Mutation) -> None:
+    """Apply a mutation to a copy.
+
+    Raises:
+        ValueError: when a text is not found exactly once: the code has moved on, and the mutation must follow.
+    """
+    path = folder / "ingestion_operator" / mutation.file
+    text = path.read_text()
+    for old, new in mutation.changes:
+        if text.count(old) != 1:
+            raise ValueError(f"{mutation.name}: found {text.count(old)} times in {mutation.file}: {old!r}")
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def try_out(mutation: Mutation) -> Verdict:
+    """Run the fast suite on a mutant."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+        folder = Path(place) / "operator"
+        shutil.copytree(ROOT / "operator", folder, ignore=shutil.ignore_patterns("__pycache__"))
+        mutate(folder, mutation)
+        env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT / 'tests'}", "INGESTION_SIMULATION_SHRINK": "no"}
+        env.pop("INGESTION_FAULTS", None)
+        env.pop("INGESTION_FAULTS_RESULTS", None)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short", *SUITE]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return Verdict(caught="the time limit", words="", seconds=time.monotonic() - begun)
+    return read(done.returncode, done.stdout, time.monotonic() - begun)
+
+
+def read(code: int, out: str, seconds: float) -> Verdict:
+    """Read a run's end from pytest's output.
+
+    Raises:
+        RuntimeError: when the tests could not be run at all.
+    """
+    if code == 0:
+        return Verdict(caught="", words="", seconds=seconds)
+    test = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py)(?:::(\S+))?", out, re.MULTILINE)
+    if code != 1 or test is None:
+        raise RuntimeError(out[-3_000:])
+    said = re.search(r"invariant \d.*|^E +\S.*", out, re.MULTILINE)
+    words = said[0].removeprefix("E").strip() if said else ""
+    return Verdict(caught=test[2] or test[1], words=words[:90], seconds=seconds)
+
+
+def table(verdicts: dict[Mutation, Verdict]) -> str:
+    """Return the results as a Markdown table."""
+    lines = ["| mutation | in | caught by | which says |", "| --- | --- | --- | --- |"]
+    for mutation, verdict in verdicts.items():
+        by = f"`{verdict.caught}`" if verdict.caught else f"nothing: {mutation.harmless or 'SURVIVED'}"
+        words = verdict.words.replace("|", "\\|")
+        lines.append(f"| {mutation.name} | `{mutation.file}` | {by} | {words} |")
+    return "\n".join(lines)
+
+
+def write(text: str) -> None:
+    """Put the section into the page, in the place of the one that is there."""
+    page = PAGE.read_text() if PAGE.exists() else "# Reliability\n"
+    section = f"{HEADING}\n\n{INTRODUCTION}\n{text}\n"
+    before, found, rest = page.partition(HEADING + "\n")
+    following = re.search(r"^## ", rest, re.MULTILINE) if found else None
+    tail = rest[following.start() :] if following else ""
+    PAGE.write_text(f"{before.rstrip()}\n\n{section}" + (f"\n{tail}" if tail else ""))
+
+
+def main(arguments: list[str]) -> int:
+    """Try all mutations, or those whose names contain one of the arguments; return 1 when one survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    options = parser.parse_args(arguments)
+    verdicts: dict[Mutation, Verdict] = {}
+    for mutation in MUTATIONS:
+        if options.names and not any(name in mutation.name for name in options.names):
+            continue
+        verdict = verdicts[mutation] = try_out(mutation)
+        print(f"{verdict.seconds:5.0f} s  {mutation.name}: {verdict.caught or 'SURVIVED'}  {verdict.words}", flush=True)
+    print(table(verdicts))
+    if options.write:
+        write(table(verdicts))
+    return int(any(not verdict.caught and not mutation.harmless for mutation, verdict in verdicts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
