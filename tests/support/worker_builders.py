@@ -223,7 +223,8 @@ def answer(request: BaseHTTPRequestHandler, status: int, body: bytes = b"", **he
 
 
 LOOPBACK = AllowList(text="127.0.0.0/8")
-QUICK = FetchLimits(max_bytes=2**20, connect_seconds=1.0, read_seconds=0.4, total_seconds=1.5)
+SMALL = FetchLimits(max_bytes=2**20, connect_seconds=30.0, read_seconds=30.0, total_seconds=60.0)
+IMPATIENT = FetchLimits(max_bytes=2**20, connect_seconds=1.0, read_seconds=0.4, total_seconds=1.5)
 
 
 class CountingEmbedder:

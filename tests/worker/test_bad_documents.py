@@ -133,7 +133,7 @@ def test_a_bad_document_ends_with_its_code(worker: Worker, case: str) -> None:
         worker.prepare(document__source=source)
     assert caught.value.code in ({expected} if isinstance(expected, str) else expected), caught.value
     assert "manual" in caught.value.message
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert not [entry for entry in worker.store.list(prefix="kb") if "/versions/" in entry.key]
 
 
