@@ -38,6 +38,13 @@ INT32_MAX: Final = 2**31 - 1
 # 50,000 scattered members of 0..99,999 take 295,000 characters: no set of segments is longer.
 INDEX_SET_LENGTH: Final = 300_000
 RETRY_SET_LENGTH: Final = 65_536
+# Names are held to ASCII where Kubernetes does so too: in JSON another character may take six bytes.
+NAME_PATTERN: Final = r"^[A-Za-z0-9._-]*$"
+KEY_PATTERN: Final = r"^[A-Za-z0-9._/-]*$"
+QUANTITY_PATTERN: Final = r"^[A-Za-z0-9.+-]+$"
+KEY_LENGTH: Final = 317
+CODE_LENGTH: Final = 32
+MAX_CODES: Final = 48
 
 
 def format_time(moment: datetime) -> str:
@@ -47,6 +54,7 @@ def format_time(moment: datetime) -> str:
 
 Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 Uuid = Annotated[str, Field(pattern=UUID_PATTERN, max_length=36)]
+Count = Annotated[int, Field(ge=0, le=MAX_SEGMENTS)]
 
 
 class Model(BaseModel):
@@ -147,9 +155,11 @@ class Resources(Model):
 class Toleration(Model):
     """A taint that the worker pods put up with, as in a pod."""
 
-    key: str | None = Field(None, max_length=317, description="The taint's key; every key when absent.")
+    key: str | None = Field(
+        None, max_length=KEY_LENGTH, pattern=KEY_PATTERN, description="The taint's key; every key when absent."
+    )
     operator: Literal["Exists", "Equal"] | None = Field(None, description="Exists, or Equal (the default).")
-    value: str | None = Field(None, max_length=63, description="The taint's value, for Equal.")
+    value: str | None = Field(None, max_length=63, pattern=NAME_PATTERN, description="The taint's value, for Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="The taint's effect; every effect when absent."
     )
@@ -161,7 +171,7 @@ class Toleration(Model):
 class LocalObjectReference(Model):
     """The name of an object in the same namespace."""
 
-    name: str = Field(min_length=1, max_length=253, description="Name of the Secret.")
+    name: str = Field(min_length=1, max_length=253, pattern=NAME_PATTERN, description="Name of the Secret.")
 
 
 class Template(Model):
@@ -171,11 +181,13 @@ class Template(Model):
         None, min_length=1, max_length=512, description="Worker image; the chart's default when absent."
     )
     resources: Resources | None = Field(None, description="Requests and limits of the worker container.")
-    node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
+    node_selector: dict[str, Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)]] | None = Field(
         None, max_length=32, description="Labels that a node must have."
     )
     tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that the pods put up with.")
-    priority_class_name: str | None = Field(None, max_length=253, description="PriorityClass of the pods.")
+    priority_class_name: str | None = Field(
+        None, max_length=253, pattern=NAME_PATTERN, description="PriorityClass of the pods."
+    )
     image_pull_secrets: list[LocalObjectReference] | None = Field(
         None, max_length=8, description="Secrets of the namespace to pull the image with."
     )
@@ -242,7 +254,7 @@ class Spec(Model):
 class Version(Model):
     """The version of the document that this job makes."""
 
-    id: str = Field(max_length=64, description="UUID of the version.")
+    id: str = Field(max_length=64, pattern=NAME_PATTERN, description="UUID of the version.")
     number: int | None = Field(None, ge=1, description="Its place in the document's history.")
     state: VersionState = Field(VersionState.PENDING, description="Whether searches see it: only an active one.")
     plan_hash: str | None = Field(None, max_length=64, description="Hash of all that decides the version's bytes.")
@@ -273,7 +285,7 @@ class Failure(Model):
 
     segment: int | None = Field(None, ge=0, le=MAX_SEGMENTS, description="The segment; absent for prepare and publish.")
     stage: Stage = Field(description="The stage that failed.")
-    code: str = Field(max_length=63, description="A code of docs/error-codes.md.")
+    code: str = Field(max_length=CODE_LENGTH, pattern=NAME_PATTERN, description="A code of docs/error-codes.md.")
     retryable: bool = Field(description="Whether a retry can succeed once the cause is mended.")
     message: str = Field("", max_length=MAX_FAILURE_MESSAGE_BYTES, description="What happened, at most 200 bytes.")
     exit_code: int | None = Field(None, description="The container's exit code.")
@@ -284,9 +296,13 @@ class AttemptJob(Model):
     """A Kubernetes Job of an attempt: one for each stage that it ran. Recorded before it is created."""
 
     stage: Stage = Field(description="The stage that the Job runs.")
-    name: str = Field(max_length=63, description="Name of the Job and of its ConfigMap.")
-    uid: str | None = Field(None, max_length=36, description="UID of the Job, recorded once it exists.")
-    map_digest: str = Field(max_length=32, description="Digest of the attempt's file in the ConfigMap.")
+    name: str = Field(max_length=63, pattern=NAME_PATTERN, description="Name of the Job and of its ConfigMap.")
+    uid: str | None = Field(
+        None, max_length=36, pattern=NAME_PATTERN, description="UID of the Job, recorded once it exists."
+    )
+    map_digest: str = Field(
+        max_length=32, pattern=NAME_PATTERN, description="Digest of the attempt's file in the ConfigMap."
+    )
     start_time: Time | None = Field(None, description="When the Job began.")
     completion_time: Time | None = Field(None, description="When the Job ended, or was found gone.")
 
@@ -300,8 +316,10 @@ class Attempt(Model):
     segments: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments dispatched by this attempt.")
     completed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, completed.")
     failed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, failed.")
-    codes: dict[str, int] | None = Field(None, max_length=64, description="Failures by code.")
-    reason: str | None = Field(None, max_length=63, description="How it ended; absent while it runs.")
+    codes: dict[str, Count] | None = Field(None, max_length=MAX_CODES, description="Failures by code.")
+    reason: str | None = Field(
+        None, max_length=63, pattern=NAME_PATTERN, description="How it ended; absent while it runs."
+    )
     jobs: list[AttemptJob] = Field(default_factory=list, max_length=3, description="Its Jobs, in order.")
     start_time: Time = Field(description="When the operator took it up.")
     completion_time: Time | None = Field(None, description="When it ended.")
@@ -336,8 +354,8 @@ class Status(Model):
     failures: list[Failure] = Field(
         default_factory=list, max_length=MAX_FAILURES, description="Why segments or stages failed: the first 100."
     )
-    failure_summary: dict[str, int] = Field(
-        default_factory=dict, max_length=64, description="Number of failures by code, over all of them."
+    failure_summary: dict[str, Count] = Field(
+        default_factory=dict, max_length=MAX_CODES, description="Number of failures by code, over all of them."
     )
     attempts: list[Attempt] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS, description="The last 20 attempts, oldest first."

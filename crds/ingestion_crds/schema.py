@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from ingestion_crds.constants import GROUP, KIND, PLURAL, VERSION, ConditionType, Phase, Reason
-from ingestion_crds.job import IngestionJob, Model, Spec, Status
+from ingestion_crds.job import CODE_LENGTH, KEY_LENGTH, QUANTITY_PATTERN, IngestionJob, Model, Spec, Status
 
 JsonObject = dict[str, Any]
 
@@ -95,11 +95,17 @@ def _root_schema() -> JsonObject:
             "fieldPath": ".chunkOverlap",
         }
     ]
-    selector = spec["properties"]["template"]["properties"]["nodeSelector"]
-    selector["x-kubernetes-validations"] = [
-        {"rule": "self.all(key, size(key) <= 317)", "message": "a label's name has at most 317 characters"}
-    ]
+    template = spec["properties"]["template"]["properties"]
+    resources = template["resources"]["properties"]
+    template["nodeSelector"]["x-kubernetes-validations"] = [_short_keys("label's name", KEY_LENGTH)]
+    for quantities in (resources["requests"], resources["limits"]):
+        quantities["x-kubernetes-validations"] = [_short_keys("resource's name", KEY_LENGTH)]
     status = _without_defaults(structural(Status))
+    for codes in (
+        status["properties"]["failureSummary"],
+        status["properties"]["attempts"]["items"]["properties"]["codes"],
+    ):
+        codes["x-kubernetes-validations"] = [_short_keys("code", CODE_LENGTH)]
     status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     # Kubernetes writes list items of their own into managedFields unless the list is atomic.
     for field in ("failures", "attempts"):
@@ -138,6 +144,12 @@ def _root_schema() -> JsonObject:
             }
         ],
     }
+
+
+def _short_keys(what: str, length: int) -> JsonObject:
+    """Return the rule that bounds a map's keys: OpenAPI has no word for it, and an object must not outgrow etcd."""
+    rule = f"self.all(key, size(key) <= {length} && key.matches('^[A-Za-z0-9._/-]+$'))"
+    return {"rule": rule, "message": f"a {what} has at most {length} characters: letters, digits, and . _ - /"}
 
 
 def _spec_rules() -> list[JsonObject]:
@@ -194,7 +206,7 @@ def _converted(node: Any, definitions: JsonObject) -> Any:
         rest = {key: value for key, value in node.items() if key != "anyOf"}
         if len(options) > 1:  # only `int | str` stands in the models: a quantity
             quantity = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
-            return {**_converted(rest, definitions), **quantity, "maxLength": 64}
+            return {**_converted(rest, definitions), **quantity, "maxLength": 64, "pattern": QUANTITY_PATTERN}
         return _converted({**options[0], **rest}, definitions)
     converted: JsonObject = {}
     for key, value in node.items():
