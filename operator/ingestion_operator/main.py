@@ -147,8 +147,10 @@ class Operator:
         begun = time.monotonic()
         try:
             wait = await self._reconciler.reconcile(key)
-        except ConflictError:
-            self.queue.add(key)
+        except ConflictError as error:
+            # Ever more slowly: what looks like a conflict may be a patch that is refused for good.
+            delay = self.queue.retry(key)
+            log.info("changed meanwhile, look again in %.1f s: %s", delay, error, extra={"job": key})
         except ApiError as error:
             metrics.RECONCILE_ERRORS.labels(reason=error.reason).inc()
             delay = self.queue.retry(key)

@@ -96,7 +96,7 @@ class Reconciler:
 
         Raises:
             ApiError: when the API server cannot be worked with; look again later.
-            ConflictError: when something changed meanwhile; look again at once.
+            ConflictError: when something changed meanwhile; look again.
         """
         namespace, _, name = key.partition("/")
         try:

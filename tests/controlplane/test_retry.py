@@ -417,6 +417,30 @@ async def test_a_completed_job_goes_when_its_time_is_over(world: World) -> None:
     await asyncio.wait_for(gone(), 240)
 
 
+async def test_an_annotation_that_cannot_be_answered_is_not_tried_without_end(world: World, tmp_path: Path) -> None:
+    """The answer is a patch; where it makes the annotations too large, the API server refuses it every time."""
+    world.kubelet.script = script(segments=2, bad={1})
+    await world.create()
+    await world.settled("partial_failure")
+    full = {"example.com/full": "x" * (256 * 1024 - 130)}  # of 256 KiB that all annotations may have
+    body = {"metadata": {"annotations": {**full, names.ANNOTATION_RETRY_REQUESTED: "token"}}}
+    await world.kube.request("PATCH", ingestion_path(world.namespace, "handbook"), body=body, content_type=MERGE_PATCH)
+    log = tmp_path / "operator.log"
+
+    async def tried() -> int:
+        while not (times := log.read_text().count("changed meanwhile")):
+            await asyncio.sleep(0.1)
+        return times
+
+    await asyncio.wait_for(tried(), 60)
+    await asyncio.sleep(3)
+    assert await tried() < 10
+    body = {"metadata": {"annotations": {"example.com/full": None}}}
+    await world.kube.request("PATCH", ingestion_path(world.namespace, "handbook"), body=body, content_type=MERGE_PATCH)
+    world.kubelet.script = script(segments=2)
+    await world.settled("completed", generation=1)
+
+
 async def test_a_late_duplicate_is_removed_and_changes_nothing(world: World) -> None:
     """Invariant 1."""
     world.kubelet.script = lambda pod: HANG if pod.stage == SEGMENTS else script(segments=2)(pod)
@@ -488,3 +512,28 @@ async def test_a_retry_of_something_else_is_refused_by_the_api_server(world: Wor
             "PATCH", ingestion_path(world.namespace, "handbook"), body=operations, content_type=JSON_PATCH
         )
     assert IndexSet.parse((await world.get())["status"]["segments"]["completed"]) == IndexSet.span(2)
+
+
+async def test_a_job_that_arrives_when_all_is_over_is_removed(world: World) -> None:
+    """Invariant 1: a request to create a Job may be long on its way."""
+    world.kubelet.script = lambda pod: HANG if pod.stage == SEGMENTS else script(segments=2)(pod)
+    await world.create()
+    job = await world.until(lambda job: job["status"].get("stage") == SEGMENTS and _uid(job) is not None)
+    own = next(found for found in await world.jobs() if found["metadata"]["uid"] == _uid(job))
+    late = {
+        "metadata": {key: own["metadata"][key] for key in ("name", "labels", "annotations", "ownerReferences")},
+        "spec": {key: own["spec"][key] for key in ("completions", "completionMode", "template", "parallelism")},
+    }
+    for labels in (late["metadata"]["labels"], late["spec"]["template"]["metadata"]["labels"]):
+        for label in [label for label in labels if "controller-uid" in label or "job-name" in label]:
+            del labels[label]
+    world.kubelet.script = script(segments=2)
+    status = (await world.settled("completed"))["status"]
+    made = await world.kube.request("POST", job_path(world.namespace), body=late)
+
+    async def gone() -> None:
+        while made["metadata"]["uid"] in [job["metadata"]["uid"] for job in await world.jobs()]:
+            await asyncio.sleep(0.1)
+
+    await asyncio.wait_for(gone(), 240)
+    assert (await world.get())["status"] == status

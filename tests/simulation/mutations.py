@@ -233,8 +233,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="main.py",
         changes=(
             (
-                "        except ConflictError:\n            self.queue.add(key)\n",
-                "        except ConflictError:\n            pass\n",
+                "            delay = self.queue.retry(key)\n            log.info(",
+                "            delay = 0.0\n            log.info(",
             ),
         ),
     ),
