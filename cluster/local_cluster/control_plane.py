@@ -19,7 +19,7 @@ from local_cluster.errors import LocalClusterError
 from local_cluster.process import Process
 from local_cluster.progress import timed
 
-UP_SECONDS = 60.0
+UP_SECONDS = 120.0
 POLL_SECONDS = 0.03
 PORT_ATTEMPTS = 3
 
@@ -128,7 +128,7 @@ class ControlPlane:
         """Start everything and wait until it answers and the `default` namespace can run pods.
 
         Builds the programs first if they are not in the cache. Raises LocalClusterError, with the end of the log,
-        when a component does not come up within 60 s; nothing is left running then.
+        when a component does not come up within 120 s; nothing is left running then.
         """
         wanted = [*binaries.CONTROL_PLANE, *(["kwok"] if self._kwok else [])]
         programs = binaries.ensure(names=wanted)
@@ -169,7 +169,7 @@ class ControlPlane:
     def start_component(self, name: str) -> None:
         """Start a stopped component again on its port and data, and wait until it answers.
 
-        Raises LocalClusterError, with the end of its log, when it does not within 60 s.
+        Raises LocalClusterError, with the end of its log, when it does not within 120 s.
         """
         process = self._process(name)
         process.start()
