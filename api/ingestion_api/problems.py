@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -27,6 +29,14 @@ class ErrorResponse(BaseModel):
     message: str
 
 
+class ErrorJson(JSONResponse):
+    """JSON that can always be sent: errors echo what came in, which may be half a character."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body in UTF-8, with a question mark for what UTF-8 has no bytes for."""
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="replace")
+
+
 class ProblemError(Exception):
     """A request that is refused, or cannot be served.
 
@@ -47,7 +57,7 @@ class ProblemError(Exception):
     def response(self) -> JSONResponse:
         """Return the answer."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
-        return JSONResponse({"error": self.error, "message": self.message}, status_code=self.status, headers=headers)
+        return ErrorJson({"error": self.error, "message": self.message}, status_code=self.status, headers=headers)
 
 
 def bad_request(message: str, *, error: str = "bad_request") -> ProblemError:
@@ -101,17 +111,18 @@ def install(app: FastAPI) -> None:
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_")
         body = {"error": code, "message": str(error.detail or phrase)}
-        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+        return ErrorJson(body, status_code=error.status_code, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": [_shortened(item) for item in error.errors()]}, status_code=422)
+        return ErrorJson({"detail": [_shortened(item) for item in error.errors()]}, status_code=422)
 
 
 def _shortened(item: dict[str, Any]) -> dict[str, Any]:
     item = {key: value for key, value in item.items() if key != "url"}
     echo = item.get("input")
-    if not isinstance(echo, (int, float, bool, type(None))):
+    # NaN and Infinity are numbers to Python's parser, and none to JSON.
+    if not (echo is None or isinstance(echo, int) or (isinstance(echo, float) and math.isfinite(echo))):
         text = echo if isinstance(echo, str) else str(echo)
         item["input"] = text if len(text) <= _ECHO_CHARACTERS else text[:_ECHO_CHARACTERS] + "…"
     if "ctx" in item:
