@@ -25,6 +25,7 @@ from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError, KubeClient
 
 from ingestion_operator import metrics
+from ingestion_operator.children import read_job
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
 from ingestion_operator.plan import settled
@@ -203,6 +204,17 @@ class Operator:
             return
         self.wake(key)
 
+    def see_job(self, body: Mapping[str, Any], *, deleted: bool) -> None:
+        """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled."""
+        child = read_job(dict(body))
+        owner = body["metadata"].get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
+        if not owner:
+            return
+        key = f"{body['metadata']['namespace']}/{owner}"
+        if not (deleted or child.deleting or child.finished):
+            self._reconciler.suspect(key)
+        self.wake(key)
+
     @property
     def _healthy(self) -> bool:
         """True while the tasks run and the queue moves; a replica that stands by has nothing to move."""
@@ -272,10 +284,8 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
             holder[0].see(body)
 
     @kopf.on.event(*_JOBS, registry=registry)
-    async def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
-        owner = annotations.get(names.ANNOTATION_JOB_NAME)
-        if owner and namespace:
-            holder[0].wake(f"{namespace}/{owner}")
+    async def job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
+        holder[0].see_job(body, deleted=type == "DELETED")
 
     return registry
 

@@ -84,6 +84,14 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._paces: dict[str, _Pace] = {}
+        self._suspects: set[str] = set()
+
+    def suspect(self, key: str) -> None:
+        """Have a job's Jobs read although it may be settled: one of them is not finished.
+
+        A request to create a Job can be so long on its way that it arrives when everything is over.
+        """
+        self._suspects.add(key)
 
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
@@ -104,13 +112,15 @@ class Reconciler:
         except ApiError as error:
             if error.not_found:
                 self._paces.pop(key, None)
+                self._suspects.discard(key)
                 return None
             raise
         job = IngestionJob.model_validate(raw)
-        if settled(job):
+        if settled(job) and key not in self._suspects:
             self._paces.pop(key, None)
             return None
         snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(job))
+        self._suspects.discard(key)
         for _ in range(_ROUNDS):
             snapshot = await self._read_pods(key, snapshot)
             decided = plan(snapshot, now=self._now())
