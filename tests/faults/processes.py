@@ -50,6 +50,7 @@ class Supervised:
         self.log = log
         self.starts = 0
         self.kills = 0
+        self.may_end = False  # the fault is one that ends the process, and starting it again is the cure
         self._stopping = False
         self._process: ForkServerProcess | None = None
         self._held = asyncio.Event()
@@ -77,6 +78,19 @@ class Supervised:
         if self._process is not None:
             self.kills += 1
             self._process.kill()
+
+    def pause(self) -> None:
+        """Stop the process with SIGSTOP, as a machine that is short of memory may."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a stopped process go on as if nothing had happened."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def check(self) -> None:
         """Raise what went wrong: a process that ended by itself."""
@@ -106,7 +120,9 @@ class Supervised:
             process.close()
             if self._stopping:
                 return
-            assert code == -signal.SIGKILL, f"{self._module} ended by itself: {code}\n{self.log.read_text()}"
+            assert code == -signal.SIGKILL or self.may_end, (
+                f"{self._module} ended by itself: {code}\n{self.log.read_text()}"
+            )
             await self._held.wait()
             if self._stopping:
                 return

@@ -139,6 +139,19 @@ def hang(release: asyncio.Event) -> Act:
     return act
 
 
+def delay(release: asyncio.Event) -> Act:
+    """Hold a request on its way: it is carried out once it is released, whether its client still waits or not."""
+
+    async def act(call: Call, forward: Forward) -> Answer:
+        async def late() -> Answer:
+            await release.wait()
+            return await forward()
+
+        return await asyncio.shield(asyncio.ensure_future(late()))
+
+    return act
+
+
 def crash_before(kill: Callable[[], None]) -> Act:
     """End the client with SIGKILL before its request is sent on."""
 

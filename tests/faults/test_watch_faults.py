@@ -1,4 +1,7 @@
-"""What may happen to the operator's watch streams: missed, late, doubled and outdated events, and streams that end."""
+"""What may happen to the operator's watch streams: missed, late, doubled and outdated events, and streams that end.
+
+kopf ends the process at an answer to a watch that it has no rule for, and Kubernetes starts it again; that is the cure.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,18 @@ RESOURCES: Final = ("ingestionjobs", "jobs")
 LONG_SECONDS: Final = 1200.0
 
 
-def stream(fault: WatchFault, *, patience: float | None = None) -> Arrange:
-    """Put a fault on the operator's streams."""
+def stream(fault: WatchFault, *, patience: float | None = None, ends: bool = False) -> Arrange:
+    """Put a fault on the operator's streams.
+
+    Args:
+        fault: what happens to them.
+        patience: seconds that the scenario may take.
+        ends: kopf ends the process at this fault, which is then started again.
+    """
 
     def arrange(run: Run, api: Api | None) -> Struck:
         run.proxy.watch_fault = fault
+        run.operator.may_end = ends
         run.patience = patience or run.patience
         return fault
 
@@ -34,6 +44,7 @@ def gone(resource: str) -> Arrange:
     """Answer 410 when a stream is opened."""
 
     def arrange(run: Run, api: Api | None) -> Struck:
+        run.operator.may_end = True
         return run.proxy.add(
             lambda call: (call.verb, call.resource) == ("watch", resource), refuse(410, reason="Expired"), times=2
         )
@@ -49,11 +60,11 @@ async def test_watch_events(stand: Stand) -> None:
             f"watch events twice, and outdated ones after them: {resource}": stream(Duplicated(resource=resource)),
             f"watch events late: {resource}": stream(Late(resource=resource, times=10)),
             f"watch cut in the middle of an event: {resource}": stream(Cut(resource=resource, times=5)),
-            f"watch ends in the middle of an event: {resource}": stream(Ended(resource=resource, times=5)),
+            f"watch ends in the middle of an event: {resource}": stream(Ended(resource=resource, times=5), ends=True),
             f"410 Gone in a watch: {resource}": stream(Failing(resource=resource, times=5)),
             f"410 Gone as the answer to a watch: {resource}": gone(resource),
             f"500 in a watch: {resource}": stream(
-                Failing(resource=resource, times=3, code=500, reason="InternalError")
+                Failing(resource=resource, times=3, code=500, reason="InternalError"), ends=True
             ),
         }
     if not FULL:

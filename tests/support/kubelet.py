@@ -105,7 +105,12 @@ class FakeKubelet:
                 raise
 
     async def _run(self, pod: JsonObject, running: set[str]) -> None:
-        run = await self._read(pod)
+        try:
+            run = await self._read(pod)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            return  # without its ConfigMap a pod does not start
         if run.uid not in running:
             running.add(run.uid)
             self.runs.append(run)
