@@ -25,6 +25,8 @@ from ingestion_crds.config import Config
 from ingestion_crds.constants import (
     MAX_ATTEMPTS,
     MAX_FAILURES,
+    ConditionType,
+    ConditionType,
     Mode,
     Phase,
     Reason,
@@ -543,10 +545,32 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
         return
     if _gate(draft):
         return
+    _still_refused(draft)
+    # The last refusal stands until the creation succeeds, or each look would write the status twice.
+    draft.blocked = _refused_before(draft.snapshot.job)
     dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
     dispatch = _dispatch_of(draft, record.stage, dispatched)
     draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
     draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
+
+
+def _still_refused(draft: _Draft) -> None:
+    """Keep saying that the cluster refused the Job, until it takes it: each try would else write the status twice."""
+    said = next((item for item in draft.snapshot.job.status.conditions if item.type == ConditionType.STALLED), None)
+    if said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER:
+        draft.block(Reason.REJECTED_BY_CLUSTER, said.message)
+
+
+def _refused_before(job: IngestionJob) -> Waiting | None:
+    refused = (item for item in job.status.conditions if item.type is ConditionType.STALLED and item.status == "True")
+    return next(
+        (
+            Waiting(reason=item.reason, message=item.message)
+            for item in refused
+            if item.reason is Reason.REJECTED_BY_CLUSTER
+        ),
+        None,
+    )
 
 
 def _steer(draft: _Draft, child: ChildJob) -> None:

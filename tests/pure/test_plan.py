@@ -258,3 +258,20 @@ def test_names_leave_room_for_the_index() -> None:
     [child] = world.jobs.values()
     assert len(child.name) + 1 + 5 <= 63
     assert "." not in child.name
+
+
+def test_a_refusal_stands_until_the_cluster_takes_the_job() -> None:
+    """Invariant 8: a try that is refused in the same words writes nothing."""
+    world = World()
+    dispatched = world.job.model_copy(update={"status": plan(Snapshot(job=world.job, config=CONFIG), now=START).status})
+    refused = plan(Snapshot(job=dispatched, config=CONFIG, rejection="no room"), now=START)
+    job = dispatched.model_copy(update={"status": refused.status})
+    again = plan(Snapshot(job=job, config=CONFIG), now=START + timedelta(minutes=1))
+    assert again.status == job.status
+    (create,) = again.actions
+    assert isinstance(create, CreateChildren)
+    taken = Snapshot(
+        job=job, config=CONFIG, jobs=(read_job(create.job | {"metadata": create.job["metadata"] | {"uid": "j-1"}}),)
+    )
+    stalled = next(item for item in plan(taken, now=START).status.conditions if item.type == "Stalled")
+    assert stalled.status == "False"
