@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +27,11 @@ class Rest:
         Raises LocalClusterError when it is not within 15 s.
         """
         for _ in range(30):
-            # Without a search's cost: an unknown job is 404 for a good key, 401 for another.
-            if self._client.get(f"/ingestion-jobs/{uuid.uuid4()}").status_code != 401:
-                return
+            # A port-forward may be taken up anew meanwhile.
+            with suppress(httpx.TransportError):
+                # Without a search's cost: an unknown job is 404 for a good key, 401 for another.
+                if self._client.get(f"/ingestion-jobs/{uuid.uuid4()}").status_code != 401:
+                    return
             time.sleep(POLL_SECONDS)
         raise LocalClusterError("the API does not accept the key that was minted")
 

@@ -414,7 +414,7 @@ def test_rest_api(tenant: Tenant, folder: Path) -> None:
 @pytest.mark.alone
 def test_upgrade(tenant: Tenant, folder: Path) -> None:
     """Operator and API are replaced while segments run; nothing runs twice, and the keys still work."""
-    text = document(bad=set(), segments=40)
+    text = document(bad=set(), segments=20)
     job, _ = tenant.upload(text, file="parts.txt", content_type="text/plain", parallelism=1, **SEGMENTED)
     tenant.until(job, lambda body: body.get("status", {}).get("segments", {}).get("completedCount", 0) > 0)
     requests = {"resources": {"requests": {"cpu": "40m", "memory": "128Mi"}}}
@@ -441,6 +441,7 @@ def test_install(tenant: Tenant, folder: Path) -> None:
         page.run()
         page.run()
         page.run()
+    tenant.rest.wait_for_key()
     job, _ = tenant.upload("# Title\n\nHarmless.\n")
     tenant.ended(job, "completed")
 
@@ -478,7 +479,7 @@ def test_uninstall_and_install_again(tenant: Tenant, folder: Path) -> None:
     job, word = failed_in_part(tenant)
     with walk("docs/uninstall.md", namespace=tenant.namespace, folder=folder) as page:
         page.run()
-        assert kubectl("get", "deployments,services,pods", "--namespace", SYSTEM, "--output", "name") == ""
+        assert kubectl("get", "deployments,services,jobs", "--namespace", SYSTEM, "--output", "name") == ""
         assert tenant.get("ingestionjob", job)["status"]["phase"] == "partial_failure"
 
         helm(*upgrade, user=INSTALLER)
