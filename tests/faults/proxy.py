@@ -216,6 +216,7 @@ class Proxy:
         self._forwards: set[asyncio.Task[Answer]] = set()
         self.faults: list[Fault] = []
         self.watch_fault: WatchFault | None = None
+        self.seen: Counter[str] = Counter()
         self.calls: list[Call] = []
         self.committed: list[Call] = []
         self.created: Counter[str] = Counter()
@@ -268,6 +269,7 @@ class Proxy:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         call = self._read(request)
+        self.seen[str(call)] += 1
         if call.verb == "watch":
             return await self._watch(call, request)
         body = await request.read()

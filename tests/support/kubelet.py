@@ -86,7 +86,7 @@ class FakeKubelet:
             raise results[0]
 
     async def _loop(self) -> None:
-        running: set[str] = set()
+        running: dict[str, PodRun] = {}
         while True:
             listed = await self.client.request("GET", core_path("pods", self.namespace))
             for pod in listed["items"]:
@@ -104,15 +104,16 @@ class FakeKubelet:
             if error.status not in (404, 409):
                 raise
 
-    async def _run(self, pod: JsonObject, running: set[str]) -> None:
-        try:
-            run = await self._read(pod)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            return  # without its ConfigMap a pod does not start
-        if run.uid not in running:
-            running.add(run.uid)
+    async def _run(self, pod: JsonObject, running: dict[str, PodRun]) -> None:
+        run = running.get(pod["metadata"]["uid"])
+        if run is None:
+            try:
+                run = await self._read(pod)
+            except ApiError as error:
+                if not error.not_found:
+                    raise
+                return  # without its ConfigMap a pod does not start
+            running[run.uid] = run
             self.runs.append(run)
         end = self.script(run)
         if end is HANG:
@@ -142,12 +143,10 @@ class FakeKubelet:
     async def _read(self, pod: JsonObject) -> PodRun:
         labels = pod["metadata"]["labels"]
         stage, index = labels[names.LABEL_STAGE], int(labels[INDEX])
+        volume = next(item for item in pod["spec"]["volumes"] if "configMap" in item)
+        found = await self.client.request("GET", core_path("configmaps", self.namespace, volume["configMap"]["name"]))
         segment = None
         if stage == names.Stage.SEGMENTS:
-            volume = next(item for item in pod["spec"]["volumes"] if "configMap" in item)
-            found = await self.client.request(
-                "GET", core_path("configmaps", self.namespace, volume["configMap"]["name"])
-            )
             segment = IndexSet.parse(json.loads(found["data"][names.ATTEMPT_KEY])["segments"]).member(index)
         generation = int(labels[names.LABEL_GENERATION])
         return PodRun(
