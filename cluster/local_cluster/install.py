@@ -93,9 +93,10 @@ def prepare_store_volume(*, cluster: Kind, namespace: str, release: str) -> None
     in the folder.
     """
     folder, name = f"{STORE_FOLDER}/{namespace}-{release}", f"{namespace}-{release}-store"
-    phase = ("get", "persistentvolume", name, "--ignore-not-found", "--output", "jsonpath={.status.phase}")
-    if kubectl(cluster.kubeconfig, *phase) == "Released":
-        # It names the UID of a claim that is gone: no other claim would ever get it.
+    bound = _field(cluster, "persistentvolume", name, "{.spec.claimRef.uid}")
+    claim = _field(cluster, "persistentvolumeclaim", f"{release}-store", "{.metadata.uid}", namespace=namespace)
+    if bound and bound != claim:
+        # The claim is gone whose UID the volume names: no other claim would ever get it.
         kubectl(cluster.kubeconfig, "delete", "persistentvolume", name)
     cluster.exec("mkdir", "-p", folder)
     cluster.exec("chown", f"{USER}:{USER}", folder)
@@ -300,6 +301,12 @@ def explain(*, kubeconfig: Path, namespace: str) -> str:
 def kubectl(kubeconfig: Path, *arguments: str | Path, stdin: str | None = None) -> str:
     """Call kubectl and return its output; raises LocalClusterError as `commands.run` does."""
     return run([binaries.path(name="kubectl"), "--kubeconfig", kubeconfig, *arguments], stdin=stdin)
+
+
+def _field(cluster: Kind, kind: str, name: str, path: str, *, namespace: str = "default") -> str:
+    """Read a field of an object; empty when the object or the field is not there."""
+    which = ("get", kind, name, "--namespace", namespace, "--ignore-not-found", "--output", f"jsonpath={path}")
+    return kubectl(cluster.kubeconfig, *which)
 
 
 def _digest(*, name: str, base: str) -> str:
