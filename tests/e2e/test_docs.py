@@ -351,21 +351,15 @@ def test_failed_segment_log(tenant: Tenant, folder: Path) -> None:
     uri = tenant.put("parts.txt", document(bad={1, 4}, word=new_word()).encode())
     pipeline = {"embedding": {"provider": provider.NAME, "model": "m", "dimensions": 256}}
     tenant.apply("handbook", uri=uri, pipeline=pipeline, **SEGMENTED)
-    status = tenant.ended("handbook", "partial_failure")["status"]
-    failed, total = status["segments"]["failedCount"], status["segments"]["total"]
+    failed = tenant.ended("handbook", "partial_failure")["status"]["segments"]["failedCount"]
     with walk("docs/failed-segment-log.md", namespace=tenant.namespace, folder=folder) as page:
-        summary, failures = page.run()
-        assert json.loads(summary) == {"EmbeddingRejected": failed}
+        *_, failures = page.run()
         assert failures.count("content rejected") == failed
         assert len(failures.split("\n\tEmb")) or True
         _, pods, logs = page.run()
         assert pods.count("Error") == failed
         assert logs.count("content rejected") >= failed
         page.run()
-    header, row = tenant.kubectl("get", "ij", "handbook").splitlines()
-    assert header.split() == ["NAME", "PHASE", "STAGE", "SEGMENTS", "FAILED", "RETRIES", "REASON", "AGE"]
-    values = ["handbook", "partial_failure", "process_segments", f"{total - failed}/{total}", str(failed), "0"]
-    assert row.split()[:-2] == values
 
 
 def test_api_keys(tenant: Tenant, folder: Path) -> None:
