@@ -26,7 +26,6 @@ from ingestion_crds.constants import (
     MAX_ATTEMPTS,
     MAX_FAILURES,
     ConditionType,
-    ConditionType,
     Mode,
     Phase,
     Reason,
@@ -546,8 +545,6 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
     if _gate(draft):
         return
     _still_refused(draft)
-    # The last refusal stands until the creation succeeds, or each look would write the status twice.
-    draft.blocked = _refused_before(draft.snapshot.job)
     dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
     dispatch = _dispatch_of(draft, record.stage, dispatched)
     draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
@@ -559,18 +556,6 @@ def _still_refused(draft: _Draft) -> None:
     said = next((item for item in draft.snapshot.job.status.conditions if item.type == ConditionType.STALLED), None)
     if said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER:
         draft.block(Reason.REJECTED_BY_CLUSTER, said.message)
-
-
-def _refused_before(job: IngestionJob) -> Waiting | None:
-    refused = (item for item in job.status.conditions if item.type is ConditionType.STALLED and item.status == "True")
-    return next(
-        (
-            Waiting(reason=item.reason, message=item.message)
-            for item in refused
-            if item.reason is Reason.REJECTED_BY_CLUSTER
-        ),
-        None,
-    )
 
 
 def _steer(draft: _Draft, child: ChildJob) -> None:

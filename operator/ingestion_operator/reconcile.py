@@ -146,8 +146,8 @@ class Reconciler:
         raw = await self._cluster.list_jobs(namespace=namespace, owner_uid=job.metadata.uid)
         children = [read_job(item) for item in raw]
         record = current(job)
-        if record is not None and record.uid is not None and all(child.uid != record.uid for child in children):
-            # Not in the list by its label: gone, or somebody took the label off a Job that still runs.
+        if record is not None and all(child.uid != record.uid and child.name != record.name for child in children):
+            # Not in the list by its label: gone, not made yet, somebody took the label off, or it is another's.
             found = await self._find_job(namespace, record.name)
             if found is not None:
                 children.append(found)

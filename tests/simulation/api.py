@@ -359,6 +359,10 @@ class ApiServer:
         """Return copies of all objects of a resource, oldest first."""
         return [copied(item) for (kind, _, _), item in self._objects.items() if kind == resource]
 
+    def peek(self, resource: str) -> list[JsonObject]:
+        """Return all objects of a resource themselves: to be looked at, never to be changed."""
+        return [item for (kind, _, _), item in self._objects.items() if kind == resource]
+
     def find(self, resource: str, namespace: str, name: str) -> JsonObject | None:
         """Return a copy of an object, or None."""
         found = self._objects.get((resource, namespace, name))

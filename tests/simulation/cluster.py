@@ -325,9 +325,9 @@ class SimulatedCluster:
             if change.kind != "DELETED":
                 self.loop.call_soon(running.operator.see, copied(change.after))
             return
-        owner = metadata.get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
-        if owner and metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
-            self.loop.call_soon(running.operator.wake, f"{metadata['namespace']}/{owner}")
+        if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
+            see = partial(running.operator.see_job, copied(change.after), deleted=change.kind == "DELETED")
+            self.loop.call_soon(see)
 
     # ── what may happen next ──────────────────────────────────────────────────────────────────────────────────
 
@@ -347,10 +347,11 @@ class SimulatedCluster:
 
     def step(self, choice: int) -> bool:
         """Take one of the possible steps; False when there is none."""
-        possible = list(self.steps())
-        if not possible:
+        possible: list[Step | None] = [next(self.steps(), None)] if choice == 0 else [*self.steps()] or [None]
+        chosen = possible[choice % len(possible)]
+        if chosen is None:
             return False
-        possible[choice % len(possible)]()
+        chosen()
         self.loop.run_until_idle()
         return True
 

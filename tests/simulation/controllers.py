@@ -23,7 +23,18 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import format_time
 from ingestion_crds.kube import ApiError, JsonObject
 
-from simulation.api import FOREGROUND, JOB_TRACKING, ORPHAN, ApiServer, Change, ended, finished, key_of, owner_of
+from simulation.api import (
+    FOREGROUND,
+    JOB_TRACKING,
+    ORPHAN,
+    ApiServer,
+    Change,
+    copied,
+    ended,
+    finished,
+    key_of,
+    owner_of,
+)
 
 Step = Callable[[], None]
 
@@ -108,7 +119,7 @@ class JobController:
             self._later[metadata["uid"]] = (when, metadata["namespace"], metadata["name"])
 
     def _pods(self, uid: str) -> list[JsonObject]:
-        return [pod for pod in self._api.all("pods") if (owner_of(pod) or {}).get("uid") == uid]
+        return [copied(pod) for pod in self._api.peek("pods") if (owner_of(pod) or {}).get("uid") == uid]
 
     def _sync(self, uid: str, namespace: str, name: str) -> None:
         self._dirty.pop(uid, None)
@@ -452,17 +463,17 @@ class GarbageCollector:
         """Yield what can be done now."""
         alive = self._api.uids()
         for resource in ("jobs", "configmaps", "pods"):
-            for body in self._api.all(resource):
+            for body in self._api.peek(resource):
                 owner = owner_of(body)
                 if owner is not None and owner["uid"] not in alive and not _deleting(body):
                     yield partial(self._delete, key_of(resource, body), body["metadata"]["uid"])
         for resource in (names.PLURAL, "jobs"):
-            for body in self._api.all(resource):
+            for body in self._api.peek(resource):
                 finalizers = body["metadata"].get("finalizers", [])
                 if FOREGROUND in finalizers:
                     yield from self._foreground(body)
                 elif ORPHAN in finalizers:
-                    yield partial(self._orphan, body)
+                    yield partial(self._orphan, copied(body))
 
     def _delete(self, key: tuple[str, str, str], uid: str) -> None:
         try:
@@ -583,7 +594,7 @@ class Kubelet:
 
     def steps(self) -> Iterator[Step]:
         """Yield what can be done now."""
-        for pod in self._api.all("pods"):
+        for pod in self._api.peek("pods"):
             key = key_of("pods", pod)
             if ended(pod):
                 if _deleting(pod) and pod["metadata"].get("deletionGracePeriodSeconds"):

@@ -79,7 +79,7 @@ class Oracle:
             self._pod_removed(change.after)
 
     def _owner(self, uid: str) -> IngestionJob | None:
-        for body in self._cluster.api.all(INGESTION_JOBS):
+        for body in self._cluster.api.peek(INGESTION_JOBS):
             if body["metadata"]["uid"] == uid:
                 return IngestionJob.model_validate(body)
         return None
@@ -139,7 +139,7 @@ class Oracle:
                 self._need(over, f"invariant 1: {when} while {record.name} runs")
 
     def _live(self, uid: str | None) -> JsonObject | None:
-        return next((job for job in self._cluster.api.all("jobs") if job["metadata"]["uid"] == uid), None)
+        return next((job for job in self._cluster.api.peek("jobs") if job["metadata"]["uid"] == uid), None)
 
     def _job_recorded(self, job: IngestionJob, attempt: Attempt, record: AttemptJob, old: Status) -> None:
         live = self._live(record.uid)
@@ -220,7 +220,12 @@ class Oracle:
         self._need(status.attempts[-1].generation == job.spec.retry_generation, "invariant 4: no attempt of it")
         token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED)
         self._need(status.last_handled_retry_request == token, f"invariant 4: the annotation {token!r} is lost")
-        owned = [item for item in self._cluster.api.all("jobs") if (owner_of(item) or {}).get("uid") == uid]
+        owned = [
+            item
+            for item in self._cluster.api.peek("jobs")
+            # Without its labels a Job is the operator's no more, unless it is the recorded one.
+            if (owner_of(item) or {}).get("uid") == uid and item["metadata"].get("labels")
+        ]
         for item in owned:
             self._need(finished(item), f"invariant 1: {item['metadata']['name']} runs, and the job is {status.phase}")
         self._need(len(owned) <= 1, f"invariant 1: left over: {[item['metadata']['name'] for item in owned]}")

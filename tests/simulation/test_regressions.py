@@ -1,0 +1,109 @@
+"""What the convergence simulation found, each as a story of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ingestion_crds.constants import RETRYABLE_PHASES, Phase, Stage
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import JsonObject, core_path, ingestion_path, job_path
+from ingestion_operator.children import child_name
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, Fate, SimulatedCluster
+
+PATH = ingestion_path(NAMESPACE, "handbook")
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster()
+    yield found
+    assert not found.broken.found
+    found.close()
+
+
+def live(cluster: SimulatedCluster) -> JsonObject:
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
+    assert found is not None
+    return found
+
+
+def create(cluster: SimulatedCluster, **spec: Any) -> str:
+    """Create the job and return the name of the Job that prepares it."""
+    made = cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(**spec))
+    return child_name(job=IngestionJob.model_validate(made), stage=Stage.PREPARE, generation=0)
+
+
+def in_phase(cluster: SimulatedCluster, *phases: Phase) -> bool:
+    return live(cluster)["status"]["phase"] in phases
+
+
+def stalled(cluster: SimulatedCluster) -> str:
+    """Return why the job is stalled, or an empty string."""
+    conditions = {item["type"]: item for item in live(cluster)["status"]["conditions"]}
+    found = conditions.get("Stalled", {})
+    return str(found["reason"]) if found.get("status") == "True" else ""
+
+
+def writes(cluster: SimulatedCluster) -> int:
+    return sum(change.by.startswith("operator") for change in cluster.api.changes)
+
+
+def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: SimulatedCluster) -> None:
+    """Invariants 5, 7, 8."""
+    name = create(cluster)
+    body = {
+        "metadata": {"name": name},
+        "spec": {
+            "completions": 1,
+            "suspend": True,
+            "template": {},
+            "completionMode": "Indexed",
+            "backoffLimitPerIndex": 0,
+        },
+    }
+    cluster.api.request("POST", job_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: stalled(cluster) == "NameConflict", seconds=10)
+    before = writes(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert writes(cluster) == before
+    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
+
+
+def test_a_config_map_of_another_under_the_name_is_said_once_and_waited_for(cluster: SimulatedCluster) -> None:
+    """Invariants 5, 7, 8."""
+    name = create(cluster)
+    cluster.api.request("POST", core_path("configmaps", NAMESPACE), body={"metadata": {"name": name}, "data": {}})
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: stalled(cluster) == "RejectedByCluster", seconds=10)
+    before = writes(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert writes(cluster) == before
+    cluster.api.request("DELETE", core_path("configmaps", NAMESPACE, name))
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
+
+
+def test_a_refused_child_is_said_once_and_tried_again(cluster: SimulatedCluster) -> None:
+    """Invariants 5, 8."""
+    create(cluster)
+    cluster.start_operator()
+    refusals = 0
+    while cluster.seconds < 1_300:
+        if cluster.calls:
+            refuse = cluster.calls[0].method == "POST" and cluster.calls[0].path == job_path(NAMESPACE)
+            refusals += refuse
+            cluster.settle(cluster.calls[0], Fate.REFUSED_403 if refuse else Fate.ANSWERED)
+        elif not cluster.step(0):
+            cluster.pass_time(cluster.next_time() or 1.0)
+    assert stalled(cluster) == "RejectedByCluster"
+    assert 5 < refusals < 40
+    told = [change for change in cluster.api.changes if change.resource == INGESTION_JOBS]
+    assert len(told) < 8
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
+    assert not in_phase(cluster, *RETRYABLE_PHASES)
