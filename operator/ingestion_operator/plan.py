@@ -78,6 +78,7 @@ class Snapshot:
         harvest: what the pods of the finished Job said; None unless `wants_harvest` asked for it.
         harvest_truncated: there were more pods than were read.
         waiting: why pods do not start; None when they do, or nobody looked.
+        config_map_gone: pods that have not started wait for a ConfigMap that somebody deleted.
         rejection: the API server's words when it refused a child.
         tidied: UIDs of Jobs whose pods have just been removed.
     """
@@ -88,6 +89,7 @@ class Snapshot:
     harvest: Harvest | None = None
     harvest_truncated: bool = False
     waiting: Waiting | None = None
+    config_map_gone: bool = False
     rejection: str | None = None
     tidied: frozenset[str] = frozenset()
 
@@ -98,6 +100,13 @@ class CreateChildren:
 
     config_map: JsonObject
     job: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreConfigMap:
+    """Create the ConfigMap of a running Job again."""
+
+    config_map: JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +148,7 @@ class DeleteIngestionJob:
     uid: str
 
 
-Action = CreateChildren | DeleteJob | PatchJob | RemovePods | PatchIngestionJob | DeleteIngestionJob
+Action = CreateChildren | RestoreConfigMap | DeleteJob | PatchJob | RemovePods | PatchIngestionJob | DeleteIngestionJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -585,8 +594,23 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         draft.actions.append(PatchJob(name=child.name, uid=child.uid, spec=wish))
     if draft.snapshot.waiting is not None:
         draft.blocked = draft.snapshot.waiting
+    if draft.snapshot.config_map_gone:
+        _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
+
+
+def _restore_config_map(draft: _Draft) -> None:
+    """Make the running stage's ConfigMap again, if it comes out as it was recorded."""
+    record = current(draft.job)
+    assert record is not None
+    if draft.snapshot.config.tenant(draft.snapshot.job.metadata.namespace) is not None:
+        dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
+        dispatch = _dispatch_of(draft, record.stage, dispatched)
+        if dispatch.digest == record.map_digest:
+            draft.actions.append(RestoreConfigMap(config_map=build_config_map(dispatch)))
+            return
+    draft.block(Reason.POD_PENDING, f"the ConfigMap {record.name} is gone: cancel the attempt, then retry")
 
 
 def _parallelism(draft: _Draft) -> int:

@@ -28,6 +28,7 @@ from ingestion_operator.plan import (
     PatchJob,
     Plan,
     RemovePods,
+    RestoreConfigMap,
     Snapshot,
     current,
     plan,
@@ -183,10 +184,23 @@ class Reconciler:
             events = []
             if child.active == 0:
                 events = await self._cluster.list_creation_failures(namespace=namespace, job_uid=child.uid)
-            return replace(snapshot, waiting=read_waiting(pods=pending, events=events))
+            return replace(
+                snapshot,
+                waiting=read_waiting(pods=pending, events=events),
+                config_map_gone=bool(pending) and await self._config_map_gone(namespace, child.name),
+            )
         if wants_diagnosis(child) and snapshot.waiting is None:
             return replace(snapshot, waiting=_waiting_before(snapshot.job))
         return snapshot
+
+    async def _config_map_gone(self, namespace: str, name: str) -> bool:
+        try:
+            await self._cluster.get_config_map(namespace=namespace, name=name)
+        except ApiError as error:
+            if error.not_found:
+                return True
+            raise
+        return False
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -225,6 +239,9 @@ class Reconciler:
         match action:
             case CreateChildren():
                 return raw, await self._create(action, snapshot)
+            case RestoreConfigMap():
+                await self._create_config_map(namespace, action.config_map)
+                return raw, replace(snapshot, config_map_gone=False)
             case DeleteJob():
                 # The ConfigMap first: while the Job is there, a crash between the two is made good.
                 await self._cluster.delete_config_map(namespace=namespace, name=action.name)
@@ -270,12 +287,7 @@ class Reconciler:
         """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks."""
         namespace = snapshot.job.metadata.namespace
         try:
-            try:
-                await self._cluster.create_config_map(body=action.config_map)
-            except ApiError as error:
-                if not error.already_exists:
-                    raise
-                await self._check_config_map(namespace, action.config_map)
+            await self._create_config_map(namespace, action.config_map)
             try:
                 created = await self._cluster.create_job(body=action.job)
             except ApiError as error:
@@ -288,6 +300,14 @@ class Reconciler:
                 return replace(snapshot, rejection=f"{action.job['metadata']['name']}: {error.message}")
             raise
         return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)
+
+    async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
+        try:
+            await self._cluster.create_config_map(body=wanted)
+        except ApiError as error:
+            if not error.already_exists:
+                raise
+            await self._check_config_map(namespace, wanted)
 
     async def _check_config_map(self, namespace: str, wanted: JsonObject) -> None:
         name = wanted["metadata"]["name"]
