@@ -13,10 +13,12 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Self
 
+import time_machine
 from kubernetes.aio.config import kube_config
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -24,7 +26,7 @@ _CONTEXT.set_forkserver_preload(["__main__", "ingestion_operator.main", "ingesti
 _POLL_SECONDS = 0.02
 
 
-def _run(module: str, environment: Mapping[str, str], log: str) -> None:
+def _run(module: str, environment: Mapping[str, str], log: str, clock_seconds: float) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -32,6 +34,9 @@ def _run(module: str, environment: Mapping[str, str], log: str) -> None:
     os.environ.update(environment)
     # The client read the variable when the server imported it.
     kube_config.KUBE_CONFIG_DEFAULT_LOCATION = environment["KUBECONFIG"]
+    if clock_seconds:
+        wrong = datetime.now(UTC) + timedelta(seconds=clock_seconds)
+        time_machine.travel(wrong, tick=True).start()  # the wall clock; the monotonic one goes on
     importlib.import_module(module).main()
 
 
@@ -42,12 +47,14 @@ class Supervised:
         module: whose `main` is run.
         environment: its variables, besides the inherited ones.
         log: the file that its output is appended to.
+        clock_seconds: how much its clock is fast.
     """
 
-    def __init__(self, *, module: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, *, module: str, environment: Mapping[str, str], log: Path, clock_seconds: float = 0.0) -> None:
         self._module = module
         self._environment = environment
         self.log = log
+        self.clock_seconds = clock_seconds
         self.starts = 0
         self.kills = 0
         self.may_end = False  # the fault is one that ends the process, and starting it again is the cure
@@ -107,7 +114,7 @@ class Supervised:
 
     def _start(self) -> None:
         self.starts += 1
-        arguments = (self._module, self._environment, str(self.log))
+        arguments = (self._module, self._environment, str(self.log), self.clock_seconds)
         self._process = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
 

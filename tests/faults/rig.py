@@ -86,11 +86,14 @@ class Run:
 
     async def patch(self, spec: JsonObject, name: str = NAME) -> JsonObject:
         path = ingestion_path(self.namespace, name)
-        return await self.kube.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
+        return await self.kube.request(
+            "PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH, timeout=_PATIENCE_SECONDS
+        )
 
     async def annotate(self, token: str, name: str = NAME) -> None:
         body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: token}}}
-        await self.kube.request("PATCH", ingestion_path(self.namespace, name), body=body, content_type=MERGE_PATCH)
+        path = ingestion_path(self.namespace, name)
+        await self.kube.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=_PATIENCE_SECONDS)
 
     async def jobs(self) -> list[JsonObject]:
         return list((await self.kube.request("GET", job_path(self.namespace)))["items"])
@@ -251,7 +254,7 @@ async def api_of(run: Run) -> AsyncIterator[Api]:
         }
         process = Supervised(module="ingestion_api.main", environment=variables, log=folder / "api.log")
         client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": key}, timeout=60, trust_env=False
+            base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": key}, timeout=_PATIENCE_SECONDS, trust_env=False
         )
         async with process, client:
             yield Api(proxy=proxy, process=process, client=client)
