@@ -48,18 +48,23 @@ REST_SECONDS: Final = 400.0
 SOON = st.integers(0, 2**16)
 PACE = st.integers(0, 60)
 FAULTS = st.sampled_from([fate for fate in Fate if fate is not Fate.ANSWERED])
-VERDICTS = st.sampled_from(
-    [
-        GOOD,
-        Verdict(code="EmbeddingRejected"),
-        Verdict(code="EmbeddingUnavailable"),
-        Verdict(hangs=True),
-        Verdict(image=True),
-    ]
-)
-PLACES = st.sampled_from(
-    [(Stage.PREPARE.value, None), (Stage.PUBLISH.value, None), *((Stage.SEGMENTS.value, number) for number in range(6))]
-)
+ALL_VERDICTS: Final = [
+    GOOD,
+    Verdict(code="EmbeddingRejected"),
+    Verdict(code="EmbeddingUnavailable"),
+    Verdict(hangs=True),
+    Verdict(image=True),
+]
+VERDICTS = st.sampled_from(ALL_VERDICTS)
+ALL_PLACES: Final[list[tuple[str, int | None]]] = [(Stage.SEGMENTS.value, number) for number in range(6)] + [
+    (Stage.PREPARE.value, None),
+    (Stage.PUBLISH.value, None),
+]
+PLACES = st.sampled_from(ALL_PLACES)
+# How often each disaster happens, in the order of `Convergence.disaster`.
+WEIGHTS: Final = (6, 4, 6, 4, 2, 2, 3, 1, 1, 2, 2, 3, 1, 0.2)
+CHILDREN: Final = ["Job: Background", "Job: Foreground", "Job: Orphan", "Job: its labels", "ConfigMap"]
+CHANGES: Final = ["parallelism", "suspend", "resume", "suspend", "resume", "cancel", "delete", "create"]
 WAYS = st.sampled_from(["post", "annotate", "patch"])
 TALLY: Counter[str] = Counter()
 
@@ -81,6 +86,7 @@ class Convergence(RuleBasedStateMachine):
         two=st.booleans(),
         seed=st.integers(0, 2**32),
         verdicts=st.dictionaries(PLACES, VERDICTS, max_size=3),
+        disasters=st.integers(0, 20),
         skew=st.sampled_from([0.0, 0.0, 300.0, -300.0]),
         spec=st.fixed_dictionaries(
             {
@@ -98,6 +104,7 @@ class Convergence(RuleBasedStateMachine):
         two: bool,
         seed: int,
         verdicts: dict[tuple[str, int | None], Verdict],
+        disasters: int,
         skew: float,
         spec: JsonObject,
     ) -> None:
@@ -120,6 +127,7 @@ class Convergence(RuleBasedStateMachine):
             self.injected["two operators at once"] += 1
             self.injected["clocks that differ by five minutes"] += bool(skew)
         self.create()
+        self.disasters(disasters)
 
     # ── who goes on ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,6 +166,45 @@ class Convergence(RuleBasedStateMachine):
         self.retry("patch", ",".join(map(str, sorted(chosen))))
         self.check()
 
+    @rule(number=st.integers(1, 8))
+    def disasters(self, number: int) -> None:
+        """Let so many things go wrong at random: more of them, and in more places, than Hypothesis would choose."""
+        for _ in range(number):
+            self.disaster(self.random)
+
+    def disaster(self, random: Random) -> None:
+        choice, pace = random.randrange(1 << 16), random.choice([0, 3, 10, 30, 100])
+        way = random.choice(["post", "annotate", "patch"])
+        match random.choices(range(len(WEIGHTS)), WEIGHTS)[0]:
+            case 0:
+                self.go_on(random.randrange(1, 250))
+            case 1:
+                self.end_and_retry(way, random.random() < 0.3, pace)
+            case 2:
+                self.disturb_a_request(random.choice(list(Fate)[1:]), choice, random.random() < 0.7, pace)
+            case 3 if self.world.operators:
+                self.kill_an_operator(choice, random.choice(["never", "done", "late"]), pace, random.random() < 0.7)
+            case 4 if len(self.world.operators) < 2:
+                self.start_an_operator()
+            case 5 if self.world.operators:
+                self.disturb_a_watch(choice, random.choice([INGESTION_JOBS, "jobs"]), random.randrange(8), pace)
+            case 6:
+                self.break_or_mend(random.choice(ALL_PLACES), random.choice(ALL_VERDICTS), random.random() < 0.2)
+            case 7:
+                self.disturb_pods(choice, random.choice(["evict", "delete", "refuse", "admit"]), pace)
+            case 8:
+                self.take_a_child_away(choice, random.choice(CHILDREN), pace)
+            case 9:
+                self.change(random.choice(CHANGES), random.randrange(1, 7), pace)
+            case 10:
+                self.retry_at_any_time(way, random.random() < 0.5, pace)
+            case 11 if self.world.late:
+                self.a_late_request_arrives(choice, pace)
+            case 12:
+                self.settle_down_and_wait(random.choice([0.3, 1.0, 5.0, 35.0, 130.0]))
+            case 13:
+                self.take_the_next_name(random.random() < 0.5)
+
     # ── bad luck ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @rule(fate=FAULTS, choice=SOON, only_writes=st.booleans(), pace=PACE)
@@ -178,6 +225,7 @@ class Convergence(RuleBasedStateMachine):
     def a_late_request_arrives(self, choice: int, pace: int) -> None:
         self.wander(pace)
         self.world.arrive(self.world.late[choice % len(self.world.late)])
+        self.injected["a late request arrived"] += 1
         self.check()
 
     @precondition(lambda self: self.cluster and self.cluster.operators)
@@ -246,7 +294,7 @@ class Convergence(RuleBasedStateMachine):
 
     @rule(
         choice=SOON,
-        how=st.sampled_from(["Job: Background", "Job: Foreground", "Job: Orphan", "Job: its labels", "ConfigMap"]),
+        how=st.sampled_from(CHILDREN),
         pace=PACE,
     )
     def take_a_child_away(self, choice: int, how: str, pace: int) -> None:
@@ -313,7 +361,7 @@ class Convergence(RuleBasedStateMachine):
         self.check()
 
     @rule(
-        what=st.sampled_from(["parallelism", "suspend", "resume", "suspend", "resume", "cancel", "delete", "create"]),
+        what=st.sampled_from(CHANGES),
         number=st.integers(1, 6),
         pace=PACE,
     )
@@ -490,4 +538,4 @@ def run(*, examples: int, steps: int) -> None:
 @pytest.mark.timeout(3_600)
 def test_everything_comes_to_rest_whatever_breaks() -> None:
     """Invariants 1 to 8."""
-    run(examples=int(os.environ.get("INGESTION_SIMULATION_EXAMPLES", "4000" if FULL else "120")), steps=30)
+    run(examples=int(os.environ.get("INGESTION_SIMULATION_EXAMPLES", "4000" if FULL else "120")), steps=12)
