@@ -84,8 +84,10 @@ def commands(block: str) -> list[Command]:
 
 def _command(part: str) -> Command:
     heredoc = HEREDOC.search(part)
-    end = heredoc.end() if heredoc else part.find("\n") % (len(part) + 1)
-    return Command(text=part[:end], prints=part[end:])
+    if heredoc:
+        return Command(text=part[: heredoc.end()], prints=part[heredoc.end() :])
+    text, _, prints = part.partition("\n")
+    return Command(text=text, prints=prints)
 
 
 def _spaced(text: str) -> str:
@@ -288,7 +290,8 @@ def test_the_install_page_s_external_store(tmp_path: Path) -> None:
 def test_every_page_with_commands_is_walked() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     names = {str(page.relative_to(REPOSITORY)) for page in pages}
-    assert {name for name in names if blocks(name, "console")} == WALKED
+    commanding = {name for name in names if blocks(name, "console")}
+    assert commanding == WALKED, "a page with commands needs a test that walks it, and its name in WALKED"
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:
