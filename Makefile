@@ -11,7 +11,7 @@ RUN := $(UV) run --frozen --no-sync
 WORKERS ?= 2
 SAY := printf '\033[1m== %s\033[0m\n'
 
-.PHONY: help check test test-fast demo cluster cluster-down generate format clean venv
+.PHONY: help check test test-fast demo cluster cluster-down generate format clean venv mutations
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ cluster: venv ## Start a local Kubernetes and print its KUBECONFIG
 
 cluster-down: venv ## Stop it; nothing is left behind
 	@$(RUN) python -m local_cluster down
+
+mutations: venv ## Break the operator's safeguards one by one: each time the fast tests must notice
+	@$(SAY) "mutations of the operator, each in a copy"
+	@time PYTHONPATH=tests $(RUN) python -m simulation.mutations $(ARGS)
 
 demo: venv ## Ingest a real document, fail in part, retry only what failed
 	@$(RUN) python -m ingestion_demo
