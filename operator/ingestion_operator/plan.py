@@ -136,7 +136,7 @@ class RemovePods:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchIngestionJob:
-    """Apply a JSON patch, guarded by its own tests, to the IngestionJob."""
+    """Apply a JSON patch to the IngestionJob if it is still what the plan was made from."""
 
     operations: tuple[JsonObject, ...]
 
@@ -298,22 +298,16 @@ def _answer_annotation(draft: _Draft) -> None:
         if handled:
             draft.set(last_handled_retry_request=handled[:_TOKEN_LENGTH])
         return
-    mark = [
-        {"op": "test", "path": _annotation_path(names.ANNOTATION_RETRY_REQUESTED), "value": token},
-        {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]},
-    ]
+    mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]}
     refused = retry.refusal(job)
     if refused is not None:
-        draft.actions.append(PatchIngestionJob(operations=tuple(mark)))
+        draft.actions.append(PatchIngestionJob(operations=(mark,)))
         draft.events.append(Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {refused}", warning=True))
         return
     generation = job.spec.retry_generation
     origin = json.dumps({"generation": generation + 1, "trigger": Trigger.ANNOTATION.value})
     operations: list[JsonObject] = [
-        {"op": "test", "path": "/spec/retryGeneration", "value": generation},
-        {"op": "test", "path": "/status/phase", "value": job.status.phase.value},
-        {"op": "test", "path": "/status/observedRetryGeneration", "value": generation},
-        *mark,
+        mark,
         {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_ORIGIN), "value": origin},
         {"op": "replace", "path": "/spec/retryGeneration", "value": generation + 1},
     ]

@@ -260,9 +260,12 @@ class Reconciler:
                 await self._remove_pods(snapshot.job, action)
                 return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
             case PatchIngestionJob():
+                # Texts are not to be tested: the API server compares their bytes, and JSON has two ways to write "é".
+                version = raw["metadata"]["resourceVersion"]
+                unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
                 try:
                     raw = await self._cluster.patch_ingestion_job(
-                        namespace=namespace, name=name, operations=list(action.operations)
+                        namespace=namespace, name=name, operations=[unchanged, *action.operations]
                     )
                 except ApiError as error:
                     # A failed `test` is 422 Invalid: the object is not what the plan was made from.

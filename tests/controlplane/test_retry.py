@@ -163,6 +163,19 @@ async def test_a_retry_runs_the_failed_segments_and_nothing_else(world: World, w
     assert conditions["Reconciling"] == "False"
 
 
+@pytest.mark.parametrize("token", ["maintenant, s'il vous plaît", "<now> & ☃", "x" * 5000])
+async def test_an_annotation_of_any_text_is_a_retry(world: World, token: str) -> None:
+    """JSON may write a character in two ways, and the API server's `test` compares bytes."""
+    world.kubelet.script = script(segments=2, bad={1})
+    await world.create()
+    await world.settled("partial_failure")
+    world.kubelet.script = script(segments=2)
+    await world.annotate(token)
+    job = await world.settled("completed", generation=1)
+    assert job["status"]["attempts"][1]["trigger"] == "Annotation"
+    assert job["status"]["lastHandledRetryRequest"] == token[:256]
+
+
 async def test_at_rest_the_operator_writes_nothing(world: World) -> None:
     """Invariant 8."""
     world.kubelet.script = script(segments=2, bad={1})
