@@ -89,12 +89,14 @@ class FakeKubelet:
         running: dict[str, PodRun] = {}
         while True:
             listed = await self.client.request("GET", core_path("pods", self.namespace))
-            for pod in listed["items"]:
-                if pod["metadata"].get("deletionTimestamp"):
-                    await self._force_delete(pod)
-                elif pod["status"].get("phase") in ("Pending", "Running"):
-                    await self._run(pod, running)
+            await asyncio.gather(*(self._look_at(pod, running) for pod in listed["items"]))
             await asyncio.sleep(0.05)
+
+    async def _look_at(self, pod: JsonObject, running: set[str]) -> None:
+        if pod["metadata"].get("deletionTimestamp"):
+            await self._force_delete(pod)
+        elif pod["status"].get("phase") in ("Pending", "Running"):
+            await self._run(pod, running)
 
     async def _force_delete(self, pod: JsonObject) -> None:
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
