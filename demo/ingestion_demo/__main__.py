@@ -263,7 +263,7 @@ def _further(cluster: Kind) -> None:
         f"export KUBECONFIG={cluster.kubeconfig} PATH={binaries.path(name='kubectl').parent}:$PATH",
         "kubectl get ingestionjobs --all-namespaces",
         f"kubectl --namespace {TENANTS[0]} get pods,jobs",
-        f"kubectl --namespace {NAMESPACE} logs deployment/{RELEASE}-operator",
+        f"kubectl --namespace {NAMESPACE} logs --selector app.kubernetes.io/component=operator --prefix",
         f"kubectl --namespace {NAMESPACE} port-forward service/{RELEASE}-api 8000   # then docs/rest-api.md",
         given if cluster.given else ours,
     ):
