@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ingestion_crds import constants as names
 from ingestion_crds.constants import RETRYABLE_PHASES, Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
 from ingestion_operator.children import child_name
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Fate, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
+from simulation.controllers import Verdict
 
 PATH = ingestion_path(NAMESPACE, "handbook")
 
@@ -107,3 +109,32 @@ def test_a_refused_child_is_said_once_and_tried_again(cluster: SimulatedCluster)
     assert len(told) < 8
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
     assert not in_phase(cluster, *RETRYABLE_PHASES)
+
+
+def annotate(cluster: SimulatedCluster, token: str) -> None:
+    body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: token}}}
+    cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
+
+
+def test_a_late_answer_to_an_old_annotation_does_not_bring_a_newer_one_back(cluster: SimulatedCluster) -> None:
+    """Invariant 4: the mark of the refused token arrives when the next one has had its retry."""
+    cluster.verdicts[Stage.SEGMENTS, 1] = Verdict(code="EmbeddingRejected")
+    create(cluster)
+    annotate(cluster, "too-early")
+    stale = cluster.start_operator()
+
+    def marking() -> Call | None:
+        found = (call for call in cluster.calls if call.arguments.get("content_type") == JSON_PATCH)
+        return next(found, None)
+
+    while (late := marking()) is None:
+        assert cluster.step(0)
+    cluster.kill(stale)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=300)
+    annotate(cluster, "now")
+    assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=300)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=300)
+    assert isinstance(cluster.commit(late), ApiError)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert len(live(cluster)["status"]["attempts"]) == 2
