@@ -23,6 +23,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "reliability.md"
 SUITE: Final = (
+    "tests/simulation/test_safeguards.py",
     "tests/simulation/test_every_write.py",
     "tests/simulation/test_regressions.py",
     "tests/pure",
@@ -32,7 +33,8 @@ LIMIT_SECONDS: Final = 900.0
 HEADING: Final = "## Mutations"
 INTRODUCTION: Final = """\
 Each row breaks one safeguard of the operator in a copy of its code and runs the simulation and the pure tests on it,
-as `make test` runs them. `make mutations` does it again; a mutation that nobody notices makes it fail.
+as `make test` runs them, up to the first failure. `make mutations` does it again; a mutation that nobody notices
+makes it fail.
 """
 
 

@@ -26,6 +26,7 @@ DEATHS: Final = ("killed before it is sent", "killed before its answer", "killed
 FATES: Final = (Fate.LOST_ANSWER, Fate.REFUSED_409, Fate.LOST_REQUEST, Fate.LATE, Fate.REFUSED_500, Fate.REFUSED_504)
 # A conflict and an error are looked at again at once: none of these may need the resync, two minutes later.
 PATIENCE_SECONDS: Final = 60.0
+MOST_STEPS: Final = 5_000
 
 
 class Life:
@@ -82,7 +83,9 @@ class Life:
     def go_on(self, seconds: float, wish: Any) -> None:
         """Let everything go on, and the disaster come when it is its write's turn."""
         end = self.cluster.seconds + seconds
-        while not wish():
+        for _ in range(MOST_STEPS):
+            if wish():
+                return
             calls = [call for call in self.cluster.calls if call.writes and not call.tells]
             if calls:
                 self.writes += 1
@@ -95,6 +98,7 @@ class Life:
                 if due is None or self.cluster.seconds + due > end:
                     return
                 self.cluster.pass_time(due)
+        raise AssertionError(f"invariant 8: {MOST_STEPS} steps, and no end")
 
     def strike(self, call: Call) -> None:
         if isinstance(self.disaster, Fate):

@@ -1,0 +1,155 @@
+"""The operator's safeguards one by one, each in a short story that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
+from ingestion_operator.cluster import KubeCluster
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, SimulatedClient, SimulatedCluster
+from simulation.controllers import Verdict
+from simulation.oracle import Oracle
+
+PATH = ingestion_path(NAMESPACE, "handbook")
+ANOTHER = "11111111-1111-1111-1111-111111111111"
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=4)
+    oracle = Oracle(found)
+    yield found
+    oracle.raise_found()
+    found.close()
+
+
+def live(cluster: SimulatedCluster) -> JsonObject:
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
+    assert found is not None
+    return found
+
+
+def create(cluster: SimulatedCluster, **spec: Any) -> None:
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(**spec))
+
+
+def patch(cluster: SimulatedCluster, **spec: Any) -> None:
+    cluster.api.request("PATCH", PATH, body={"spec": spec}, content_type=MERGE_PATCH)
+
+
+def ended(cluster: SimulatedCluster, generation: int = 0) -> bool:
+    status = live(cluster)["status"]
+    return status["phase"] in names.TERMINAL_PHASES and status["observedRetryGeneration"] == generation
+
+
+def running(cluster: SimulatedCluster) -> bool:
+    return any(job["status"].get("ready") for job in cluster.api.all("jobs"))
+
+
+def send(cluster: SimulatedCluster, request: Callable[[KubeCluster], Coroutine[Any, Any, Any]]) -> None:
+    """Send one request of the operator's, and have it answered."""
+    client: Any = SimulatedClient(cluster, "operator-0")
+    task = cluster.loop.create_task(request(KubeCluster(client)))
+    cluster.loop.run_until_idle()
+    cluster.settle(cluster.calls[0])
+    task.result()
+
+
+def a_job(cluster: SimulatedCluster) -> JsonObject:
+    """Return somebody's Job, with a pod that hangs."""
+    cluster.verdicts["prepare_document", None] = Verdict(hangs=True)
+    create(cluster)
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: running(cluster), seconds=10)
+    cluster.kill(only)
+    (found,) = cluster.api.all("jobs")
+    return found
+
+
+@pytest.mark.parametrize("method", ["delete", "patch"])
+def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: SimulatedCluster, method: str) -> None:
+    """Invariant 7."""
+    job = a_job(cluster)
+    name = job["metadata"]["name"]
+    if method == "delete":
+        send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=ANOTHER))
+        send(cluster, lambda kube: kube.delete_ingestion_job(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
+    else:
+        with pytest.raises(ApiError):
+            send(
+                cluster,
+                lambda kube: kube.patch_job(namespace=NAMESPACE, name=name, uid=ANOTHER, spec={"parallelism": 3}),
+            )
+    assert cluster.api.all("jobs") == [job]
+    assert not live(cluster)["metadata"].get("deletionTimestamp")
+
+
+def test_a_deleted_job_takes_its_pods_along() -> None:
+    """Invariant 5."""
+    cluster = SimulatedCluster()
+    name, uid = (job := a_job(cluster))["metadata"]["name"], job["metadata"]["uid"]
+    send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=uid))
+    assert cluster.api.find("jobs", NAMESPACE, name) is None
+    cluster.settle_down()
+    assert not cluster.api.all("pods")
+    cluster.close()
+
+
+def test_an_attempt_is_over_when_its_last_pod_is_and_a_retry_runs_what_never_started(cluster: SimulatedCluster) -> None:
+    """Invariants 1 and 3: FailureTarget is not the end, and failedIndexes are not all that is unfinished."""
+    cluster.verdicts["process_segments", 1] = Verdict(code="EmbeddingRejected")
+    cluster.verdicts["process_segments", 2] = Verdict(hangs=True)
+    create(cluster, parallelism=2, maxFailedSegments=0)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: ended(cluster), seconds=60)
+    assert live(cluster)["status"]["segments"]["failed"] == "1-3"
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    assert cluster.pass_until(lambda: ended(cluster, 1), seconds=60)
+    assert live(cluster)["status"]["phase"] == "completed"
+    ran = [(generation, segment) for _, generation, segment in cluster.kubelet.started if segment is not None]
+    assert sorted(ran)[-3:] == [(1, 1), (1, 2), (1, 3)]
+
+
+def test_a_lost_event_costs_minutes_and_not_a_job(cluster: SimulatedCluster) -> None:
+    """Invariant 4."""
+    cluster.verdicts["process_segments", 1] = Verdict(code="EmbeddingRejected")
+    create(cluster)
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: ended(cluster), seconds=60)
+    cluster.pass_until(lambda: False, seconds=300)
+    patch(cluster, retryGeneration=1)
+    cluster.deliver(only, INGESTION_JOBS, lose=True)
+    assert cluster.pass_until(lambda: ended(cluster, 1), seconds=180)
+
+
+def test_pods_that_a_quota_refuses_are_a_reason(cluster: SimulatedCluster) -> None:
+    """Invariants 5 and 8."""
+    cluster.jobs.refuse_pods = True
+    create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "PodCreationFailed", seconds=60)
+    version = live(cluster)["metadata"]["resourceVersion"]
+    cluster.pass_until(lambda: False, seconds=120)
+    assert live(cluster)["metadata"]["resourceVersion"] == version
+    cluster.jobs.refuse_pods = False
+    assert cluster.pass_until(lambda: ended(cluster), seconds=120)
+
+
+def test_a_job_deleted_by_hand_ends_the_attempt(cluster: SimulatedCluster) -> None:
+    """Invariant 5."""
+    cluster.verdicts["process_segments", 1] = Verdict(hangs=True)
+    create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"].get("stage") == "process_segments", seconds=60)
+    cluster.settle_down()
+    name = live(cluster)["status"]["attempts"][-1]["jobs"][-1]["name"]
+    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    assert cluster.pass_until(lambda: ended(cluster), seconds=130)
+    assert live(cluster)["status"]["failureSummary"] == {"JobLost": 4}
