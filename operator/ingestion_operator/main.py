@@ -83,6 +83,7 @@ class Operator:
         self._client = client
         self._leadership = leadership
         self._leading = False
+        self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
         self._reconciler = Reconciler(cluster=self._cluster, config=config)
         self.queue = WorkQueue()
@@ -120,6 +121,11 @@ class Operator:
         log.info("leading")
         metrics.LEADER.set(1)
         self._leading = True
+        for key in self._unfinished.values():
+            # The list passes over settled parents, and one of them may have a Job that came too late.
+            self._reconciler.suspect(key)
+            self.queue.add(key)
+        self._unfinished.clear()
         self._work = [
             asyncio.create_task(self.queue.work(self._handle, workers=_WORKERS), name="work"),
             asyncio.create_task(self._resync(), name="resync"),
@@ -187,7 +193,7 @@ class Operator:
             await asyncio.sleep(pause)
 
     def wake(self, key: str) -> None:
-        """Queue a key. A replica that stands by forgets it: its list at the takeover brings everything."""
+        """Queue a key. A replica that stands by forgets it: its list at the takeover brings what is not settled."""
         if self._leading:
             self.queue.add(key)
 
@@ -211,7 +217,13 @@ class Operator:
         if not owner:
             return
         key = f"{body['metadata']['namespace']}/{owner}"
-        if not (deleted or child.deleting or child.finished):
+        runs = not (deleted or child.deleting or child.finished)
+        if not self._leading:
+            self._unfinished.pop(child.uid, None)
+            if runs:
+                self._unfinished[child.uid] = key
+            return
+        if runs:
             self._reconciler.suspect(key)
         self.wake(key)
 

@@ -86,6 +86,9 @@ class Pair:
         path = ingestion_path(self.namespace, name)
         await self.kube.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
 
+    async def jobs(self) -> list[JsonObject]:
+        return list((await self.kube.request("GET", job_path(self.namespace)))["items"])
+
     async def until(self, name: str, wish: Callable[[JsonObject], bool]) -> JsonObject:
         """Wait until an IngestionJob's status is as wished, and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -277,6 +280,29 @@ async def test_a_stopped_leader_that_wakes_does_not_act_on_what_it_knew(pair: Pa
     pair.ran_once(jobs=jobs, segments=8)
     assert pair.holders == ["a", "b"]
     record("leader stopped until its Lease is another's, then woken", injected=1, survived=1, invariants=[1, 2, 3])
+
+
+async def test_a_job_that_came_too_late_for_the_leader_is_removed_by_the_next(pair: Pair) -> None:
+    """Invariant 1: it was sent before the leader died, and arrives when its parent is settled."""
+    leader, _ = await pair.two()
+    pair.kubelet.script = script(segments=2)
+    await pair.create("job")
+    await pair.settled("job", "completed")
+    leader.send(signal.SIGSTOP)
+    (tombstone,) = await pair.jobs()
+    metadata = {key: tombstone["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
+    for label in ("batch.kubernetes.io/controller-uid", "controller-uid", "batch.kubernetes.io/job-name", "job-name"):
+        metadata["labels"].pop(label, None)
+    template = {"spec": tombstone["spec"]["template"]["spec"]}
+    spec = {"completions": 1, "completionMode": "Indexed", "suspend": True, "backoffLimit": 0, "template": template}
+    late = {"metadata": {**metadata, "name": "too-late"}, "spec": spec}
+    await pair.kube.request("POST", job_path(pair.namespace), body=late)
+    await pair.held_by("b")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while "too-late" in [item["metadata"]["name"] for item in await pair.jobs()]:
+        assert time.monotonic() < deadline, await pair.jobs()
+        await asyncio.sleep(0.1)
+    assert (await pair.get("job"))["status"]["phase"] == "completed"
 
 
 async def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair) -> None:
