@@ -9,9 +9,10 @@ UV_VERSION := 0.13.9
 UV := .make/uv/bin/uv
 RUN := $(UV) run --frozen --no-sync
 WORKERS ?= 2
+FAULTS := tests/simulation tests/faults tests/fuzz tests/api/test_bad_inputs.py tests/api/test_replicas.py tests/controlplane/test_leader.py
 SAY := printf '\033[1m== %s\033[0m\n'
 
-.PHONY: help check test test-fast demo cluster cluster-down generate format clean venv mutations
+.PHONY: help check test test-fast faults demo cluster cluster-down generate format clean venv mutations
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +43,15 @@ test: venv ## Run every test
 
 test-fast: venv ## Run the tests that need no API server
 	@$(RUN) pytest -n $(WORKERS) -m "not controlplane and not e2e"
+
+faults: venv ## Inject every fault, and count what is survived (docs/reliability.md)
+	@$(SAY) "programs of the test control plane (built once, then cached)"
+	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kwok versitygw
+	@$(SAY) "the campaign"; rm -f .make/faults.jsonl; outcome=0; \
+	export INGESTION_FAULTS=full INGESTION_FAULTS_RESULTS=$(CURDIR)/.make/faults.jsonl; \
+	$(RUN) pytest -n $(WORKERS) --dist worksteal --durations=40 --durations-min=5 $(FAULTS) $(ARGS) || outcome=$$?; \
+	$(SAY) "what was injected, and survived"; PYTHONPATH=tests $(RUN) python -m support.campaign .make/faults.jsonl || outcome=$$?; \
+	exit $$outcome
 
 cluster: venv ## Start a local Kubernetes and print its KUBECONFIG
 	@$(RUN) python -m local_cluster up

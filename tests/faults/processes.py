@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from multiprocessing.context import ForkServerProcess
@@ -19,11 +20,32 @@ from pathlib import Path
 from typing import Self
 
 import time_machine
+from ingestion_worker.main import run_container
 from kubernetes.aio.config import kube_config
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["__main__", "ingestion_operator.main", "ingestion_api.main"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "__main__",
+        "ingestion_operator.main",
+        "ingestion_api.main",
+        "ingestion_worker.prepare",
+        "ingestion_worker.segment",
+        "ingestion_worker.publish",
+    ]
+)
 _POLL_SECONDS = 0.02
+
+
+def start_worker(*, command: str, environment: Mapping[str, str]) -> ForkServerProcess:
+    """Start a worker's container as a process; its exit code is the container's."""
+    process = _CONTEXT.Process(target=_work, args=(command, dict(environment)), daemon=False)
+    process.start()
+    return process
+
+
+def _work(command: str, environment: Mapping[str, str]) -> None:
+    sys.exit(run_container(command=command, env=environment))
 
 
 def _run(module: str, environment: Mapping[str, str], log: str, clock_seconds: float) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import yaml
 from faults.processes import Supervised
-from faults.proxy import Proxy
+from faults.proxy import Call, Proxy
 from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
 from ingestion_crds import constants as names
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path, job_path
@@ -130,11 +130,18 @@ class Run:
             await asyncio.sleep(0.02)
 
     async def at_rest(self) -> None:
-        """Check that the operator changes nothing any more: invariant 8."""
+        """Wait until the last event is sent, and check that the operator changes nothing after it: invariant 8."""
+        deadline = time.monotonic() + self.patience
+        while await self._changes_in_a_while():
+            assert time.monotonic() < deadline, f"still writing\n{self.log_end()}"
+        changes = await self._changes_in_a_while()
+        assert not changes, f"{changes} although at rest\n{self.log_end()}"
+
+    async def _changes_in_a_while(self) -> list[Call]:
         proxies = [self.proxy, *self.others]
         before = [len(proxy.calls) for proxy in proxies]
         await asyncio.sleep(_AT_REST_SECONDS)
-        assert [proxy.calls[count:] for proxy, count in zip(proxies, before, strict=True)] == [[] for _ in proxies]
+        return [call for proxy, count in zip(proxies, before, strict=True) for call in proxy.calls[count:]]
 
     def log_end(self) -> str:
         """Return the end of the operator's log, for messages."""
@@ -300,7 +307,7 @@ async def outcome_of(run: Run) -> Outcome:
     ours = await run.get()
     jobs, config_maps, pods = await run.jobs(), await run.listed("configmaps"), await run.listed("pods")
     uid = ours["metadata"]["uid"]
-    objects = {
+    objects: JsonObject = {
         "ingestionJob": {
             "annotations": ours["metadata"].get("annotations", {}),
             "generation": ours["metadata"]["generation"],
@@ -313,8 +320,14 @@ async def outcome_of(run: Run) -> Outcome:
         ),
         "pods": sorted((_pod(item) for item in pods), key=_text),
     }
+    store = run.folder / "store"
+    objects["store"] = sorted(str(file.relative_to(store)) for file in store.rglob("*") if file.is_file())
     text = json.dumps(objects, sort_keys=True)
-    for own, common in ((run.namespace, "NAMESPACE"), (hashlib.sha256(uid.encode()).hexdigest()[:10], "HASH")):
+    for own, common in (
+        (str(run.folder), "FOLDER"),
+        (run.namespace, "NAMESPACE"),
+        (hashlib.sha256(uid.encode()).hexdigest()[:10], "HASH"),
+    ):
         text = text.replace(own, common)
     for pattern, common in ((_TIME, "TIME"), (_UUID, "UUID"), (_DIGEST, "DIGEST"), (_KEY, "KEY")):
         text = pattern.sub(common, text)

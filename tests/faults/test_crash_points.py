@@ -9,6 +9,7 @@ import random
 
 import pytest
 from faults.proxy import Act, Fault, crash_after, crash_before
+from faults.real_worker import really_ingested
 from faults.rig import Api, Run
 from faults.scenarios import SCENARIOS
 from faults.stand import FULL, Arrange, Reference, Stand
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 
 SAMPLE = 4
 SEED = 20
+WITH_REAL_WORKERS = 16
 WHEN = {"before it is sent": crash_before, "after it is committed": crash_after}
 
 
@@ -57,5 +59,25 @@ async def test_a_kill_at_any_request_changes_nothing_in_the_end(stand: Stand, na
         invariants=(1, 2, 3, 4, 5, 8),
         fault_of=lambda point: f"{point.rpartition(':')[0]} ({name})",
         # Requests differ by one or two between runs, as counts are written while time passes.
+        must_strike=False,
+    )
+
+
+@pytest.mark.skipif(not FULL, reason="runs the worker some hundred times: part of `make faults`")
+async def test_with_the_real_worker_each_effect_happens_once(stand: Stand) -> None:
+    """Invariants 1, 2, 3, 4, 5, 6, 8: what lies in the store is part of the comparison."""
+    reference = await stand.reference(really_ingested)
+    written = reference.outcome.objects["store"]
+    assert (
+        sum(name.endswith(".parquet") for name in written)
+        == reference.outcome.objects["ingestionJob"]["status"]["segments"]["total"]
+    )
+    points = every_point(reference)
+    chosen = random.Random(SEED).sample(sorted(points), WITH_REAL_WORKERS)
+    await stand.survive(
+        really_ingested,
+        {point: points[point] for point in chosen},
+        invariants=(1, 2, 3, 4, 5, 6, 8),
+        fault_of=lambda point: f"{point.rpartition(':')[0]} (real worker and store)",
         must_strike=False,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,9 @@ class PodRun:
         generation: the attempt's generation.
         segment: its segment, in the stage of segments.
         index: its Job index.
+        command: what its container runs.
+        env: the variables of its container that have a plain value.
+        file: the attempt's file.
     """
 
     job: str
@@ -37,6 +40,9 @@ class PodRun:
     segment: int | None
     index: int
     uid: str
+    command: str
+    env: Mapping[str, str]
+    file: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,7 @@ class FakeKubelet:
             await asyncio.gather(*(self._look_at(pod, running) for pod in listed["items"]))
             await asyncio.sleep(0.05)
 
-    async def _look_at(self, pod: JsonObject, running: set[str]) -> None:
+    async def _look_at(self, pod: JsonObject, running: dict[str, PodRun]) -> None:
         if pod["metadata"].get("deletionTimestamp"):
             await self._force_delete(pod)
         elif pod["status"].get("phase") in ("Pending", "Running"):
@@ -151,6 +157,7 @@ class FakeKubelet:
         if stage == names.Stage.SEGMENTS:
             segment = IndexSet.parse(json.loads(found["data"][names.ATTEMPT_KEY])["segments"]).member(index)
         generation = int(labels[names.LABEL_GENERATION])
+        container = pod["spec"]["containers"][0]
         return PodRun(
             job=pod["metadata"]["annotations"][names.ANNOTATION_JOB_NAME],
             stage=stage,
@@ -158,4 +165,7 @@ class FakeKubelet:
             segment=segment,
             index=index,
             uid=pod["metadata"]["uid"],
+            command=container["args"][0],
+            env={item["name"]: item["value"] for item in container["env"] if "value" in item},
+            file=found["data"][names.ATTEMPT_KEY],
         )
