@@ -206,6 +206,14 @@ def write_values(folder: Path, **more: Any) -> None:
     (folder / "my-values.yaml").write_text(json.dumps({**VALUES, **install.local_values(), **more}))
 
 
+@pytest.fixture
+def newcomer(tenant: Tenant) -> Tenant:
+    """Return a tenant without the pages' job and document, which a run before may have left on a kept cluster."""
+    tenant.kubectl("delete", "ingestionjob", "handbook", "--ignore-not-found")
+    tenant.store().delete(key="handbook.pdf")
+    return tenant
+
+
 def mint(tenant: Tenant) -> str:
     """Return a new key of the tenant."""
     where = {"kubeconfig": tenant.installation.kubeconfig, "namespace": SYSTEM}
@@ -314,8 +322,8 @@ def test_every_field_has_a_description() -> None:
     assert not list(bare(schema("status"), "status"))
 
 
-def test_readme(tenant: Tenant, folder: Path) -> None:
-    with walk("README.md", namespace=tenant.namespace, folder=folder) as page:
+def test_readme(newcomer: Tenant, folder: Path) -> None:
+    with walk("README.md", namespace=newcomer.namespace, folder=folder) as page:
         demo, tests = page.run()
         assert "ingestion_demo" in demo
         assert "tests/run" in tests
@@ -324,38 +332,38 @@ def test_readme(tenant: Tenant, folder: Path) -> None:
         assert "handbook" in jobs
         assert "retryGeneration" in explained
         for path, fields in objects(schema("spec"), path="ij.spec"):
-            said = tenant.kubectl("explain", path)
+            said = newcomer.kubectl("explain", path)
             assert "<no description>" not in said
             assert all(re.search(rf"^  {field}\t", said, re.MULTILINE) for field in fields), path
-        [failure] = tenant.ended("handbook", "failed")["status"]["failures"]
+        [failure] = newcomer.ended("handbook", "failed")["status"]["failures"]
         assert failure["code"] == "SourceNotFound"
-        tenant.store().put(key="handbook.pdf", data=(folder / "handbook.pdf").read_bytes())
+        newcomer.store().put(key="handbook.pdf", data=(folder / "handbook.pdf").read_bytes())
         page.run()
-        tenant.ended("handbook", "completed", generation=1)
-        key, (job, word) = mint(tenant), failed_in_part(tenant)
+        newcomer.ended("handbook", "completed", generation=1)
+        key, (job, word) = mint(newcomer), failed_in_part(newcomer)
         page.run(KEY=key)
         wait_for_key(page, key)
-        tenant.installation.switch.mend(word)
+        newcomer.installation.switch.mend(word)
         found = page.run(JOB=job)[-1]
         assert "backslash" in found
-        tenant.ended(job, "completed", generation=1)
+        newcomer.ended(job, "completed", generation=1)
 
 
-def test_give_a_file(tenant: Tenant, folder: Path) -> None:
-    with walk("docs/give-a-file.md", namespace=tenant.namespace, folder=folder) as page:
+def test_give_a_file(newcomer: Tenant, folder: Path) -> None:
+    with walk("docs/give-a-file.md", namespace=newcomer.namespace, folder=folder) as page:
         page.run()
         page.run()
-        assert tenant.store().get(key="handbook.pdf") == (folder / "handbook.pdf").read_bytes()
+        assert newcomer.store().get(key="handbook.pdf") == (folder / "handbook.pdf").read_bytes()
         page.run()
 
 
-def test_failed_segment_log(tenant: Tenant, folder: Path) -> None:
+def test_failed_segment_log(newcomer: Tenant, folder: Path) -> None:
     """The page's job is called `handbook`."""
-    uri = tenant.put("parts.txt", document(bad={1, 4}, word=new_word()).encode())
+    uri = newcomer.put("parts.txt", document(bad={1, 4}, word=new_word()).encode())
     pipeline = {"embedding": {"provider": provider.NAME, "model": "m", "dimensions": 256}}
-    tenant.apply("handbook", uri=uri, pipeline=pipeline, **SEGMENTED)
-    failed = tenant.ended("handbook", "partial_failure")["status"]["segments"]["failedCount"]
-    with walk("docs/failed-segment-log.md", namespace=tenant.namespace, folder=folder) as page:
+    newcomer.apply("handbook", uri=uri, pipeline=pipeline, **SEGMENTED)
+    failed = newcomer.ended("handbook", "partial_failure")["status"]["segments"]["failedCount"]
+    with walk("docs/failed-segment-log.md", namespace=newcomer.namespace, folder=folder) as page:
         *_, failures = page.run()
         assert failures.count("content rejected") == failed
         assert len(failures.split("\n\tEmb")) or True
