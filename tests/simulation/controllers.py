@@ -596,6 +596,8 @@ class Kubelet:
         """Yield what can be done now."""
         for pod in self._api.peek("pods"):
             key = key_of("pods", pod)
+            if names.LABEL_STAGE not in pod["metadata"]["labels"]:
+                continue  # another's pod, which hangs
             if ended(pod):
                 if _deleting(pod) and pod["metadata"].get("deletionGracePeriodSeconds"):
                     yield partial(self._remove, key)

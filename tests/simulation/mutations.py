@@ -348,8 +348,8 @@ def read(code: int, out: str, seconds: float) -> Verdict:
     test = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py)(?:::(\S+))?", out, re.MULTILINE)
     if code != 1 or test is None:
         raise RuntimeError(out[-3_000:])
-    said = re.search(r"invariant \d.*|^E +\S.*", out, re.MULTILINE)
-    words = said[0].removeprefix("E").strip() if said else ""
+    said = re.search(r"invariant \d.*", out) or re.search(r"(?<=^E ) +\S.*", out, re.MULTILINE)
+    words = said[0].strip() if said else ""
     return Verdict(caught=test[2] or test[1], words=words[:90], seconds=seconds)
 
 

@@ -63,7 +63,7 @@ def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: Si
         "spec": {
             "completions": 1,
             "suspend": True,
-            "template": {},
+            "template": {"spec": {}},
             "completionMode": "Indexed",
             "backoffLimitPerIndex": 0,
         },
