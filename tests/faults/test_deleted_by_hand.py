@@ -26,7 +26,8 @@ def held_at(stage: str) -> Callable[[PodRun], Exit | None]:
 
 
 async def until_pods_run(run: Run, stage: str, *, count: int) -> JsonObject:
-    """Wait until so many pods of a stage run; return one."""
+    """Wait until so many pods of a stage run, under a Job whose UID is recorded; return one."""
+    await run.until(lambda job: _has_recorded_uid(job, stage))
     while True:
         pods = [
             pod
@@ -37,6 +38,11 @@ async def until_pods_run(run: Run, stage: str, *, count: int) -> JsonObject:
             return pods[0]
         run.operator.check()
         await asyncio.sleep(0.05)
+
+
+def _has_recorded_uid(job: JsonObject, stage: str) -> bool:
+    attempts = job["status"].get("attempts", [])
+    return any(record["stage"] == stage and "uid" in record for attempt in attempts for record in attempt["jobs"])
 
 
 async def job_of(run: Run, stage: str) -> JsonObject:
