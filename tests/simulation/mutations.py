@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,9 @@ ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "reliability.md"
 SUITE: Final = (
     "tests/simulation/test_safeguards.py",
-    "tests/simulation/test_every_write.py",
     "tests/simulation/test_regressions.py",
     "tests/pure",
+    "tests/simulation/test_every_write.py",
     "tests/simulation/test_convergence.py",
 )
 LIMIT_SECONDS: Final = 900.0
@@ -345,7 +346,7 @@ def read(code: int, out: str, seconds: float) -> Verdict:
     """
     if code == 0:
         return Verdict(caught="", words="", seconds=seconds)
-    test = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py)(?:::(\S+))?", out, re.MULTILINE)
+    test = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py)(?:::(.+?))?(?: - .*)?$", out, re.MULTILINE)
     if code != 1 or test is None:
         raise RuntimeError(out[-3_000:])
     said = re.search(r"invariant \d.*", out) or re.search(r"(?<=^E ) +\S.*", out, re.MULTILINE)
@@ -378,15 +379,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    parser.add_argument("--workers", type=int, default=2, help="mutants that are tried at the same time")
     options = parser.parse_args(arguments)
     verdicts: dict[Mutation, Verdict] = {}
     chosen = [item for item in MUTATIONS if not options.names or any(name in item.name for name in options.names)]
     for mutation in chosen:
         with mutant(mutation):
             pass  # before hours are spent: each of them still applies
-    for mutation in chosen:
-        verdict = verdicts[mutation] = try_out(mutation)
-        print(f"{verdict.seconds:5.0f} s  {mutation.name}: {verdict.caught or 'SURVIVED'}  {verdict.words}", flush=True)
+    with ThreadPoolExecutor(options.workers) as pool:
+        for mutation, verdict in zip(chosen, pool.map(try_out, chosen), strict=True):
+            verdicts[mutation] = verdict
+            said = f"{verdict.caught or 'SURVIVED'}  {verdict.words}"
+            print(f"{verdict.seconds:5.0f} s  {mutation.name}: {said}", flush=True)
     print(table(verdicts))
     if options.write:
         write(table(verdicts))
