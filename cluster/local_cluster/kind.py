@@ -208,8 +208,8 @@ def configuration(*, own_image: bool) -> dict[str, object]:
         kubelet = {"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1"}
         patches.append({**kubelet, "failCgroupV1": False})
     networking: dict[str, object] = {}
-    if own_image:  # it has no kindnet, and its kube-proxy has nft but no iptables
-        networking = {"disableDefaultCNI": True, "kubeProxyMode": "nftables"}
+    if own_image:  # it has no kindnet, and its kube-proxy has iptables but no nft
+        networking = {"disableDefaultCNI": True, "kubeProxyMode": "iptables"}
     return {
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",

@@ -178,7 +178,7 @@ def _write_component_images(*, folder: Path, programs: Path, root: Path) -> None
         entrypoint = f"/usr/local/bin/{name}"
         files = {entrypoint: programs / name}
         if name == "kube-proxy":
-            files |= _with_libraries(root=root, program="/usr/sbin/nft")
+            files |= _iptables(root=root)
         archive.write(
             file=folder / f"{name}.tar",
             name=f"{REGISTRY}/{tag}",
@@ -188,9 +188,18 @@ def _write_component_images(*, folder: Path, programs: Path, root: Path) -> None
         )
 
 
-def _with_libraries(*, root: Path, program: str) -> dict[str, Path]:
-    libraries = re.findall(r"/[^ )]+", run(["chroot", root, "ldd", program]))
-    return {path: root / path.lstrip("/") for path in [program, *libraries]}
+def _iptables(*, root: Path) -> dict[str, Path]:
+    """iptables by the names that kube-proxy calls, and all that it loads.
+
+    Not nft: when a Service lost its last endpoint, kube-proxy with Debian 12's nft 1.0.6 left out every other Service.
+    """
+    program = "/usr/sbin/xtables-legacy-multi"
+    names = [f"/usr/sbin/{name}{what}" for name in ("iptables", "ip6tables") for what in ("", "-save", "-restore")]
+    plugins = [f"/{file.relative_to(root)}" for file in sorted(root.glob("usr/lib/*/xtables/*.so"))]
+    libraries = set(re.findall(r"/\S+(?= \(0x)", run(["chroot", root, "ldd", program, *plugins])))
+    return {name: root / program.lstrip("/") for name in names} | {
+        path: root / path.lstrip("/") for path in [*plugins, *sorted(libraries)]
+    }
 
 
 def _preload(*, root: Path, images: Path) -> None:
