@@ -76,7 +76,7 @@ async def test_watch_events(stand: Stand) -> None:
 async def test_lost_watch_events_cost_minutes_and_no_job(stand: Stand) -> None:
     """Invariants 1, 2, 3, 4, 5, 8."""
     cases: dict[str, Arrange] = {}
-    for resource in RESOURCES:
+    for resource in (*RESOURCES, ",".join(RESOURCES)):
         frozen, dropped = Frozen(resource=resource, times=3), Dropped(resource=resource, share=0.6)
         cases |= {
             f"watch frozen: {resource}": stream(frozen, patience=LONG_SECONDS),
