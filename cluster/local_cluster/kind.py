@@ -73,7 +73,7 @@ class Kind:
                     self._kind(chosen, "delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
                     if chosen.succeeds("network", "inspect", self._network, timeout=60):
                         chosen.run("network", "rm", self._network, timeout=60)
-                    leftovers.remove(engine=chosen)
+                    leftovers.remove(engine=chosen, container=self._node)
                 shutil.rmtree(self.folder)
         with suppress(FileNotFoundError):
             (paths.cache() / "clusters" / f"{self.name}.lock").unlink()

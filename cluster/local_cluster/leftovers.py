@@ -1,6 +1,7 @@
 """What container engines leave on a machine: list it, and remove what podman leaves after its last container."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from local_cluster.engine import Engine
 TABLES = ("nat", "filter")
 CHAIN_PREFIX = "NETAVARK"
 CGROUPS = Path("/sys/fs/cgroup")
-HELPERS = ("conmon", "aardvark-dns", "docker-proxy")
+PODMAN_HELPERS = ("conmon", "aardvark-dns")
+HELPERS = (*PODMAN_HELPERS, "docker-proxy")
 """Programs that container engines keep running beside a container."""
+HELPERS_END_SECONDS = 60.0
 
 
 def inventory(*, engine: Engine) -> frozenset[str]:
@@ -54,23 +57,41 @@ def _cgroups() -> Iterator[str]:
         yield from (f"cgroup {found}" for depth in ("*", "*/*", "*/*/*") for found in CGROUPS.glob(f"{depth}/{name}"))
 
 
-def _helpers() -> Iterator[str]:
+def _helpers(*, names: tuple[str, ...] = HELPERS, of: str = "") -> Iterator[str]:
+    """Yield helper processes; with `of`, those alone that name this container in their arguments."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name = (folder / "comm").read_text().strip()
-            if name in HELPERS:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            ended = not any(arguments)  # it waits for its parent to notice
+            if name in names and not ended and (not of or of.encode() in arguments):
                 yield f"process {name} {folder.name}"
 
 
-def remove(*, engine: Engine) -> None:
-    """Remove netavark's firewall chains and empty cgroups, unless podman still runs containers for somebody."""
-    if engine.name != "podman" or engine.run("ps", "--all", "--quiet", timeout=60).strip():
+def remove(*, engine: Engine, container: str) -> None:
+    """Remove what podman leaves when `container` is gone: nothing is left when this returns.
+
+    Its helper processes end by themselves, which is waited for. Netavark's firewall chains and empty cgroups are
+    removed unless podman still has containers of somebody.
+    """
+    if engine.name != "podman":
+        return
+    others = bool(engine.run("ps", "--all", "--quiet", timeout=60).strip())
+    _wait_for_helpers(of=container if others else "")
+    if others:
         return
     for command in ("iptables", "ip6tables"):
         for table in TABLES:
             _remove_chains(command=command, table=table)
     for folder in sorted(CGROUPS.glob("**/libpod_parent"), key=lambda found: len(found.parts), reverse=True):
         _remove_empty(folder)
+
+
+def _wait_for_helpers(*, of: str) -> None:
+    # conmon ends after podman has answered, and the last conmon's network takes aardvark-dns with it.
+    deadline = time.monotonic() + HELPERS_END_SECONDS
+    while any(_helpers(names=PODMAN_HELPERS, of=of)) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _rules(*, command: str, table: str) -> list[str]:
