@@ -21,9 +21,10 @@ import jsonpatch
 import jsonpointer
 import orjson
 from ingestion_crds import constants as names
-from ingestion_crds.job import format_time
+from ingestion_crds.job import IngestionJob, format_time
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, JsonObject
 from ingestion_crds.schema import custom_resource_definition
+from pydantic import ValidationError
 
 Json = TypeVar("Json")
 Key = tuple[str, str, str]  # resource, namespace, name
@@ -417,7 +418,11 @@ def _invalid(message: str) -> ApiError:
 
 
 def _check_ingestion_job(before: JsonObject | None, after: JsonObject) -> None:
-    """The CRD's rules that the operator and its users run into (crds/ingestion_crds/schema.py)."""
+    """The CRD's bounds, and those of its rules that people run into (crds/ingestion_crds/schema.py)."""
+    try:
+        IngestionJob.model_validate(after)
+    except ValidationError as error:
+        raise _invalid(str(error)) from error
     new = after["spec"]
     if "cancelGeneration" in new and new["cancelGeneration"] > new["retryGeneration"]:
         raise _invalid("spec.cancelGeneration: must not be greater than retryGeneration")

@@ -406,6 +406,7 @@ async def retry_rules(script: Script) -> None:
         {"pipeline": None},
         {"pipeline": {"chunkSize": 500}},
         {"cancelGeneration": None, "suspend": True},
+        {"parallelism": 0},
     ):
         await script.ask("PATCH", script.job, {"spec": spec})
     steps: list[tuple[JsonObject, JsonObject]] = [
