@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ _WORKERS: Final = 32
 _RESYNC_SECONDS: Final = 120.0
 _RESYNC_AGAIN_SECONDS: Final = 2.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
+_END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _JOBS: Final = ("batch", "v1", "jobs")
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
@@ -281,6 +283,10 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
+        # When one watch has failed while another was being opened, kopf waits for the other one for ever.
+        timer = threading.Timer(_END_SECONDS, leave, ["what was to be stopped goes on"])
+        timer.daemon = True
+        timer.start()
         for operator in holder:
             await operator.stop()
 

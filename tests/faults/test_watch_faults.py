@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
-from faults.proxy import refuse
+from faults.proxy import refuse, reset
 from faults.rig import Api, Run
 from faults.scenarios import annotation
 from faults.stand import FULL, Arrange, Stand, Struck
@@ -52,6 +52,16 @@ def gone(resource: str) -> Arrange:
     return arrange
 
 
+def gone_beside_a_reset(resource: str, other: str) -> Arrange:
+    """Answer 410 to one stream while the other one cannot be opened: then kopf waits for its end in vain."""
+
+    def arrange(run: Run, api: Api | None) -> Struck:
+        run.proxy.add(lambda call: (call.verb, call.resource) == ("watch", other), reset, times=8)
+        return gone(resource)(run, api)
+
+    return arrange
+
+
 async def test_watch_events(stand: Stand) -> None:
     """Invariants 1, 2, 3, 4, 5, 8."""
     cases: dict[str, Arrange] = {}
@@ -67,6 +77,9 @@ async def test_watch_events(stand: Stand) -> None:
                 Failing(resource=resource, times=3, code=500, reason="InternalError"), ends=True
             ),
         }
+    for resource, other in (RESOURCES, RESOURCES[::-1]):
+        case = f"410 Gone as the answer to a watch while another cannot be opened: {resource}"
+        cases[case] = gone_beside_a_reset(resource, other)
     if not FULL:
         cases = {case: arrange for case, arrange in cases.items() if case.startswith(("watch events twice", "410"))}
     await stand.survive(annotation, cases, invariants=INVARIANTS, fault_of=lambda case: case.partition(":")[0])
