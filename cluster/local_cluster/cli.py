@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from local_cluster import binaries, images, install
+from local_cluster import binaries, engine, images, install
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind, chosen, wanted_elsewhere
+from local_cluster.kind import DEFAULT_NAME, Kind, chosen, image_for, wanted_elsewhere
 from local_cluster.progress import say
 
 
@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("base-image", help="print the name of a Python base image, made if necessary")
     command.set_defaults(run=_base_image)
+
+    command = commands.add_parser("node-image", help="print the name of kind's node image, pulled or made if necessary")
+    command.set_defaults(run=_node_image)
     return parser
 
 
@@ -136,6 +139,10 @@ def _build_image(options: argparse.Namespace) -> None:
 
 def _base_image(options: argparse.Namespace) -> None:
     print(images.base_image())
+
+
+def _node_image(options: argparse.Namespace) -> None:
+    print(image_for(chosen=engine.for_kind()))
 
 
 def _bin(options: argparse.Namespace) -> None:

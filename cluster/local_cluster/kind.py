@@ -147,10 +147,9 @@ class Kind:
         if chosen.name == "podman":
             Path("/lib/modules").mkdir(parents=True, exist_ok=True)  # kind mounts it into the node
         (self.folder / "engine").write_text(chosen.name)
-        official = engine.can_pull(engine=chosen, image=OFFICIAL_IMAGE)
-        image = OFFICIAL_IMAGE if official else _own_image(chosen=chosen)
+        image = image_for(chosen=chosen)
         config = self.folder / "kind.yaml"
-        config.write_text(json.dumps(configuration(own_image=not official), indent=1) + "\n")
+        config.write_text(json.dumps(configuration(own_image=image != OFFICIAL_IMAGE), indent=1) + "\n")
         kind = ["create", "cluster", "--name", self.name, "--image", image, "--config", str(config)]
         with timed(f"creating the kind cluster {self.name} with {chosen.name} and {image}"):
             try:
@@ -190,6 +189,14 @@ class Kind:
             "KUBECONFIG": str(self.kubeconfig),
         }
         return run([binaries.path(name="kind"), *arguments], env=env)
+
+
+def image_for(*, chosen: Engine) -> str:
+    """The name of the node image that the engine holds then: the official one where it can be pulled, else our own.
+
+    Our own is built if it is not in the cache, which takes minutes. Raises LocalClusterError.
+    """
+    return OFFICIAL_IMAGE if engine.can_pull(engine=chosen, image=OFFICIAL_IMAGE) else _own_image(chosen=chosen)
 
 
 def configuration(*, own_image: bool) -> dict[str, object]:

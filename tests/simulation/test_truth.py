@@ -148,7 +148,7 @@ class Script:
         return sorted(listed["items"], key=lambda pod: (int(pod["metadata"]["labels"][INDEX]), _over(pod)))
 
     async def running(self, job: JsonObject, count: int) -> list[JsonObject]:
-        """Wait for so many active pods, bind them, let them run, and return them."""
+        """Wait for so many active pods, bind them, let them run until their Job counts them ready, and return them."""
         found: list[JsonObject] = []
 
         async def there() -> bool:
@@ -161,6 +161,13 @@ class Script:
                 if not pod["spec"].get("nodeName") or isinstance(self.side, SimulatedSide):
                     await self.side.bind(pod)
                 await self._status(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
+        path = job_path(self.side.namespace, job["metadata"]["name"])
+
+        async def counted() -> bool:
+            # Which pods go when there are too many depends on it.
+            return (await self.side.request("GET", path))["status"].get("ready") == count
+
+        await self.side.until(counted)
         return found
 
     async def end(self, pod: JsonObject, code: int, *, disrupted: bool = False) -> None:
