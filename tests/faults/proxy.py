@@ -315,15 +315,15 @@ class Proxy:
                 return _reset(request)
             return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
         url, headers = self._target(call, request)
-        async with self._session.get(url, headers=headers) as upstream:
-            response = web.StreamResponse(status=upstream.status, headers={"Content-Type": "application/json"})
-            await response.prepare(request)
-            lines: AsyncIterator[bytes] = aiter(upstream.content)
-            try:
+        try:
+            async with self._session.get(url, headers=headers) as upstream:
+                response = web.StreamResponse(status=upstream.status, headers={"Content-Type": "application/json"})
+                await response.prepare(request)
+                lines: AsyncIterator[bytes] = aiter(upstream.content)
                 async for line in self.watch_fault(call, lines) if self.watch_fault else lines:
                     await response.write(line)
-            except (InjectedResetError, aiohttp.ClientError):
-                return _reset(request)
+        except (InjectedResetError, aiohttp.ClientError):
+            return _reset(request)
         return response
 
     def _read(self, request: web.Request) -> Call:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class PodRun:
         segment: its segment, in the stage of segments.
         index: its Job index.
         command: what its container runs.
+        image: its container's image.
         env: the variables of its container that have a plain value.
         file: the attempt's file.
     """
@@ -41,6 +42,7 @@ class PodRun:
     index: int
     uid: str
     command: str
+    image: str
     env: Mapping[str, str]
     file: str
 
@@ -54,8 +56,16 @@ class Exit:
     reason: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Why a container cannot start."""
+
+    reason: str
+    message: str = ""
+
+
 HANG = None
-Script = Callable[[PodRun], Exit | None]
+Script = Callable[[PodRun], Exit | Wait | None]
 
 
 def fails(said: JsonObject) -> Exit:
@@ -71,11 +81,19 @@ class FakeKubelet:
         client: an administrator's client.
         namespace: whose pods.
         script: what becomes of a pod; HANG leaves it running. It may be replaced while it runs.
+        holds: pods that go on running whatever the script says.
+        when_told_to_end: how a running container ends when its pod is deleted; None for a pod that goes without a word.
+        on_nodes: wait until a pod is bound to a node, as a real kubelet does.
+        lost_nodes: nodes that nothing is heard of: their pods stay as they are.
     """
 
     client: KubeClient
     namespace: str
     script: Script
+    holds: Callable[[PodRun], bool] = lambda run: False
+    when_told_to_end: Exit | None = None
+    on_nodes: bool = False
+    lost_nodes: Container[str] = ()
     runs: list[PodRun] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
 
@@ -99,8 +117,15 @@ class FakeKubelet:
             await asyncio.sleep(0.05)
 
     async def _look_at(self, pod: JsonObject, running: dict[str, PodRun]) -> None:
+        node = pod["spec"].get("nodeName")
+        if node in self.lost_nodes:
+            return
         if pod["metadata"].get("deletionTimestamp"):
+            if self.when_told_to_end is not None and pod["status"].get("phase") == "Running":
+                await self._end(pod, self.when_told_to_end)
             await self._force_delete(pod)
+        elif self.on_nodes and node is None:
+            return
         elif pod["status"].get("phase") in ("Pending", "Running"):
             await self._run(pod, running)
 
@@ -123,22 +148,23 @@ class FakeKubelet:
                 return  # without its ConfigMap a pod does not start
             running[run.uid] = run
             self.runs.append(run)
-        end = self.script(run)
+        end = HANG if self.holds(run) else self.script(run)
         if end is HANG:
             if pod["status"].get("phase") == "Pending":
-                await self._patch(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
-            return
+                ready = {"type": "Ready", "status": "True"}
+                await self._patch(pod, {"phase": "Running", "conditions": [ready], "containerStatuses": []})
+        elif isinstance(end, Wait):
+            state = {"waiting": {"reason": end.reason, "message": end.message}}
+            if [item["state"] for item in pod["status"].get("containerStatuses", [])] != [state]:
+                await self._patch(pod, {"containerStatuses": [_container(state)]})
+        else:
+            await self._end(pod, end)
+
+    async def _end(self, pod: JsonObject, end: Exit) -> None:
         says = end.says if isinstance(end.says, str) else json.dumps(end.says or {})
         state = {"terminated": {"exitCode": end.code, "message": says, "reason": end.reason or "Completed"}}
-        container = {
-            "name": names.WORKER_CONTAINER,
-            "state": state,
-            "ready": False,
-            "restartCount": 0,
-            "image": "worker",
-            "imageID": "",
-        }
-        await self._patch(pod, {"phase": "Failed" if end.code else "Succeeded", "containerStatuses": [container]})
+        phase = "Failed" if end.code else "Succeeded"
+        await self._patch(pod, {"phase": phase, "containerStatuses": [_container(state)]})
 
     async def _patch(self, pod: JsonObject, status: JsonObject) -> None:
         path = core_path("pods", self.namespace, pod["metadata"]["name"]) + "/status"
@@ -166,6 +192,19 @@ class FakeKubelet:
             index=index,
             uid=pod["metadata"]["uid"],
             command=container["args"][0],
+            image=container["image"],
             env={item["name"]: item["value"] for item in container["env"] if "value" in item},
             file=found["data"][names.ATTEMPT_KEY],
         )
+
+
+def _container(state: JsonObject) -> JsonObject:
+    """Return a container's status."""
+    return {
+        "name": names.WORKER_CONTAINER,
+        "state": state,
+        "ready": False,
+        "restartCount": 0,
+        "image": "worker",
+        "imageID": "",
+    }
