@@ -299,6 +299,10 @@ def _answer_annotation(draft: _Draft) -> None:
             draft.set(last_handled_retry_request=handled[:_TOKEN_LENGTH])
         return
     mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]}
+    if token[:_TOKEN_LENGTH] == job.status.last_handled_retry_request:
+        # Somebody lost the mark of an answered token, which is no reason to answer it again.
+        draft.actions.append(PatchIngestionJob(operations=(mark,)))
+        return
     refused = retry.refusal(job)
     if refused is not None:
         draft.actions.append(PatchIngestionJob(operations=(mark,)))

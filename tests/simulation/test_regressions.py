@@ -138,3 +138,23 @@ def test_a_late_answer_to_an_old_annotation_does_not_bring_a_newer_one_back(clus
     assert isinstance(cluster.commit(late), ApiError)
     cluster.pass_until(lambda: False, seconds=300)
     assert len(live(cluster)["status"]["attempts"]) == 2
+
+
+@pytest.mark.parametrize("mark", [None, "nonsense"])
+def test_an_answered_annotation_whose_mark_is_lost_is_no_retry(cluster: SimulatedCluster, mark: str | None) -> None:
+    """Invariants 4 and 8: the status knows the answered token too, and brings the mark back."""
+    cluster.verdicts[Stage.SEGMENTS, 1] = Verdict(code="EmbeddingRejected")
+    create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=300)
+    annotate(cluster, "now")
+    assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=300)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=300)
+    cluster.pass_until(lambda: False, seconds=10)
+    body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_HANDLED: mark}}}
+    cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
+    before = writes(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert len(live(cluster)["status"]["attempts"]) == 2
+    assert live(cluster)["metadata"]["annotations"][names.ANNOTATION_RETRY_HANDLED] == "now"
+    assert writes(cluster) == before + 1
