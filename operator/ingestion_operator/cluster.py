@@ -42,7 +42,8 @@ class Cluster(Protocol):
     async def create_config_map(self, *, body: JsonObject) -> JsonObject: ...
     async def delete_config_map(self, *, namespace: str, name: str) -> None: ...
     async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]: ...
-    async def list_pending_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
+    async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
+    async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def list_creation_failures(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None: ...
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None: ...
@@ -126,12 +127,16 @@ class KubeCluster:
             query["continue"] = following
         return pods, True
 
-    async def list_pending_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
-        query = {
-            "labelSelector": f"{_CONTROLLER_UID}={job_uid}",
-            "fieldSelector": "status.phase=Pending",
-            "limit": 20,
-        }
+    async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
+        """Return some of a Job's pods that are Pending."""
+        return await self._some_pods(namespace, job_uid, "status.phase=Pending")
+
+    async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
+        """Return some of a Job's pods that have not ended, whether they have started or not."""
+        return await self._some_pods(namespace, job_uid, "status.phase!=Succeeded,status.phase!=Failed")
+
+    async def _some_pods(self, namespace: str, job_uid: str, fields: str) -> list[JsonObject]:
+        query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": 20}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
     async def list_creation_failures(self, *, namespace: str, job_uid: str) -> list[JsonObject]:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from ingestion_crds import constants as names
@@ -25,6 +26,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 _IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
+_OVERDUE: Final = timedelta(seconds=60)
 _START_REASONS: Final = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"}
 )
@@ -63,7 +65,7 @@ class PrepareResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Why pods do not start."""
+    """Why pods do not start, or do not end."""
 
     reason: Reason
     message: str
@@ -204,15 +206,21 @@ def _is_count(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def read_waiting(*, pods: Iterable[JsonObject], events: Iterable[JsonObject]) -> Waiting | None:
-    """Return why a Job's pods do not start, or None when nothing says so.
+def read_waiting(*, pods: Iterable[JsonObject], events: Iterable[JsonObject], now: datetime) -> Waiting | None:
+    """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 
     Args:
-        pods: pending pods of the Job.
+        pods: pods of the Job that have not started, or have not ended.
         events: FailedCreate events about the Job.
+        now: the time.
     """
     for pod in pods:
         status = pod.get("status", {})
+        deleted = pod["metadata"].get("deletionTimestamp")  # the time when it has to be gone
+        if deleted is not None and now - datetime.fromisoformat(deleted) > _OVERDUE:
+            node = pod.get("spec", {}).get("nodeName", "none")
+            text = f"{pod['metadata']['name']} had to end by {deleted} and has not: is its node ({node}) lost?"
+            return Waiting(reason=Reason.POD_TERMINATING, message=shorten(text, limit=512))
         for container in status.get("containerStatuses", []):
             waiting = container.get("state", {}).get("waiting", {})
             reason = waiting.get("reason", "")

@@ -77,7 +77,7 @@ class Snapshot:
         jobs: the Kubernetes Jobs that carry the job's UID or a recorded name.
         harvest: what the pods of the finished Job said; None unless `wants_harvest` asked for it.
         harvest_truncated: there were more pods than were read.
-        waiting: why pods do not start; None when they do, or nobody looked.
+        waiting: why pods do not start, or do not end; None when they do, or nobody looked.
         config_map_gone: pods that have not started wait for a ConfigMap that somebody deleted.
         rejection: the API server's words when it refused a child.
         tidied: UIDs of Jobs whose pods have just been removed.

@@ -180,14 +180,17 @@ class Reconciler:
         pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
         if wants_diagnosis(child) and self._monotonic() - pace.diagnosed >= _DIAGNOSE_EVERY_SECONDS:
             pace.diagnosed = self._monotonic()
-            pending = await self._cluster.list_pending_pods(namespace=namespace, job_uid=child.uid)
-            events = []
-            if child.active == 0:
+            if child.active:
+                pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
+                events = []
+            else:  # all that are left were deleted
+                pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
                 events = await self._cluster.list_creation_failures(namespace=namespace, job_uid=child.uid)
+            unstarted = any(pod["status"]["phase"] == "Pending" for pod in pods)
             return replace(
                 snapshot,
-                waiting=read_waiting(pods=pending, events=events),
-                config_map_gone=bool(pending) and await self._config_map_gone(namespace, child.name),
+                waiting=read_waiting(pods=pods, events=events, now=self._now()),
+                config_map_gone=unstarted and await self._config_map_gone(namespace, child.name),
             )
         if wants_diagnosis(child) and snapshot.waiting is None:
             return replace(snapshot, waiting=_waiting_before(snapshot.job))
@@ -351,6 +354,7 @@ def _waiting_before(job: IngestionJob) -> Waiting | None:
         Reason.IMAGE_UNAVAILABLE,
         Reason.POD_CREATION_FAILED,
         Reason.POD_PENDING,
+        Reason.POD_TERMINATING,
     ):
         return None
     return Waiting(reason=stalled.reason, message=stalled.message)

@@ -17,9 +17,9 @@ import pytest
 import pytest_asyncio
 from faults.rig import Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
-from faults.stages import STAGES, held_at, until_pods_run
+from faults.stages import STAGES, held_at, stalled, until_pods_run
 from faults.stand import FULL, Stand
-from ingestion_crds.constants import LABEL_STAGE
+from ingestion_crds.constants import LABEL_STAGE, Reason
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path
 from local_cluster.control_plane import APISERVER, CONTROLLER_MANAGER, ControlPlane
 from support.builders import failure
@@ -182,6 +182,14 @@ async def it_is_heard_of_again(run: Run, name: str, pods: list[JsonObject]) -> N
     await is_ready(run.kube, name)
 
 
+async def somebody_is_told_first(run: Run, name: str, pods: list[JsonObject]) -> None:
+    """Nobody comes: the job says what it waits for, and where."""
+    job = await run.until(lambda job: bool(stalled(job)))
+    assert stalled(job)["reason"] == Reason.POD_TERMINATING
+    assert name in stalled(job)["message"]
+    await it_is_heard_of_again(run, name, pods)
+
+
 async def it_is_replaced(run: Run, name: str, pods: list[JsonObject]) -> None:
     """The node is deleted; the garbage collector ends the pods of a node that does not exist, in a minute."""
     await run.kube.request("DELETE", f"{NODES}/{name}")
@@ -217,6 +225,7 @@ UNREACHABLE: Final = "node.kubernetes.io/unreachable"
 RETURNS: Final[dict[str, Callable[..., Awaitable[int]]]] = {
     "node lost, and heard of again": partial(lost, comes_back=it_is_heard_of_again),
     "node lost for a moment": lost_for_a_moment,
+    "node lost for minutes": partial(lost, comes_back=somebody_is_told_first),
     "node lost, deleted and replaced": partial(lost, comes_back=it_is_replaced),
     "node lost and declared out of service": partial(lost, comes_back=it_is_declared_dead),
 }

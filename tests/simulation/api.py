@@ -46,7 +46,9 @@ _PATH: Final = re.compile(
     r"^/(?:api/v1|apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<subresource>status))?$"
 )
-_REQUIREMENT: Final = re.compile(r"(?P<key>[^,=!\s]+)\s*(?:=\s*(?P<value>[^,]*)|notin \((?P<values>[^)]*)\))")
+_REQUIREMENT: Final = re.compile(
+    r"(?P<key>[^,=!\s]+)\s*(?:(?P<not>!?)=\s*(?P<value>[^,]*)|notin \((?P<values>[^)]*)\))"
+)
 _FIXED_METADATA: Final = (
     "uid",
     "name",
@@ -408,7 +410,7 @@ def _matches(selector: str, values: Mapping[str, str]) -> bool:
         if requirement["values"] is not None:
             if value is not None and value in requirement["values"].split(","):
                 return False
-        elif value != requirement["value"]:
+        elif (value == requirement["value"]) == bool(requirement["not"]):
             return False
     return True
 

@@ -591,9 +591,12 @@ class Kubelet:
         self._cache: dict[tuple[str, str], JsonObject] = {}  # immutable ConfigMaps are read once
         self._effects: dict[str, JsonObject] = {}  # pod UID → what it has committed and will say
         self.started: list[tuple[str, int, int | None]] = []
+        self.silent = False  # its node is lost: pods stay as they are
 
     def steps(self) -> Iterator[Step]:
         """Yield what can be done now."""
+        if self.silent:
+            return
         for pod in self._api.peek("pods"):
             key = key_of("pods", pod)
             if names.LABEL_STAGE not in pod["metadata"]["labels"]:

@@ -158,3 +158,23 @@ def test_an_answered_annotation_whose_mark_is_lost_is_no_retry(cluster: Simulate
     assert len(live(cluster)["status"]["attempts"]) == 2
     assert live(cluster)["metadata"]["annotations"][names.ANNOTATION_RETRY_HANDLED] == "now"
     assert writes(cluster) == before + 1
+
+
+def test_pods_that_a_lost_node_cannot_end_are_a_reason(cluster: SimulatedCluster) -> None:
+    """Invariants 5 and 8: they are deleted, and stay until their node comes back or is given up."""
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
+    name = create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: any(job["status"].get("ready") for job in cluster.api.all("jobs")), seconds=10)
+    cluster.kubelet.silent = True
+    (pod,) = cluster.api.all("pods")
+    cluster.kubelet.evict(("pods", NAMESPACE, pod["metadata"]["name"]))
+    assert not cluster.pass_until(lambda: stalled(cluster) != "", seconds=45)
+    assert cluster.pass_until(lambda: stalled(cluster) == "PodTerminating", seconds=120)
+    before = writes(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert writes(cluster) == before
+    cluster.verdicts.clear()
+    cluster.kubelet.silent = False
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
+    assert live(cluster)["status"]["attempts"][0]["jobs"][0]["name"] == name
