@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -128,6 +128,14 @@ class Run:
             self.operator.check()
             assert time.monotonic() < deadline, self.log_end()
             await asyncio.sleep(0.02)
+
+    async def come_true(self, wish: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until a wish comes true that takes a request to see."""
+        deadline = time.monotonic() + self.patience
+        while not await wish():
+            self.operator.check()
+            assert time.monotonic() < deadline, self.log_end()
+            await asyncio.sleep(0.1)
 
     async def at_rest(self) -> None:
         """Wait until the last event is sent, and check that the operator changes nothing after it: invariant 8."""

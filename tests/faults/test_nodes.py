@@ -18,7 +18,7 @@ import pytest_asyncio
 from faults.rig import Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
 from faults.stages import STAGES, held_at, stalled, until_pods_run
-from faults.stand import FULL, Stand
+from faults.stand import FULL, SIDE_BY_SIDE, Stand
 from ingestion_crds.constants import LABEL_STAGE, Reason
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path
 from local_cluster.control_plane import APISERVER, CONTROLLER_MANAGER, ControlPlane
@@ -103,8 +103,8 @@ def plane_with_nodes() -> Iterator[ControlPlane]:
 @pytest_asyncio.fixture
 async def stand_with_nodes(plane_with_nodes: ControlPlane, tmp_path: Path) -> AsyncIterator[Stand]:
     async with await KubeClient.connect(kubeconfig=str(plane_with_nodes.kubeconfig)) as kube:
-        # With all nodes lost, the node controller thinks that it is the network, and takes no pod off.
-        for number in range(3):
+        # With more than half of the nodes lost, the node controller thinks of the network, and takes no pod off.
+        for number in range(2 * SIDE_BY_SIDE):
             await node(kube, f"steady-{number}")
         yield Stand(control_plane=plane_with_nodes, kube=kube, folder=tmp_path)
 
@@ -135,15 +135,16 @@ async def lost(run: Run, *, stage: str, comes_back: Return) -> int:
     name = f"node-{run.namespace}"
     await starts_on(run, name, stage)
     await is_ready(run.kube, name, "Unknown")
+    await run.come_true(partial(are_to_go, run, stage))
     pods = await pods_of(run, stage)
-    while not all("deletionTimestamp" in pod["metadata"] for pod in pods):
-        run.operator.check()
-        await asyncio.sleep(0.1)
-        pods = await pods_of(run, stage)
     await comes_back(run, name, pods)
     await completes(run, again=Counter((stage, 0, index) for index in range(len(pods))))
     await run.kube.request("DELETE", f"{NODES}/{name}")
     return 1
+
+
+async def are_to_go(run: Run, stage: str) -> bool:
+    return all("deletionTimestamp" in pod["metadata"] for pod in await pods_of(run, stage))
 
 
 async def lost_for_a_moment(run: Run, *, stage: str) -> int:
@@ -152,8 +153,7 @@ async def lost_for_a_moment(run: Run, *, stage: str) -> int:
     patient = {"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3600}
     await starts_on(run, name, stage, patient)
     await is_ready(run.kube, name, "Unknown")
-    while UNREACHABLE not in (taint["key"] for taint in (await get_node(run, name))["spec"]["taints"]):
-        await asyncio.sleep(0.1)
+    await run.come_true(partial(is_unreachable, run, name))
     await it_is_heard_of_again(run, name, [])
     await completes(run, again=Counter())
     await run.kube.request("DELETE", f"{NODES}/{name}")
@@ -171,6 +171,10 @@ async def starts_on(run: Run, name: str, stage: str, *tolerations: JsonObject) -
     await run.create(segmentBackoffLimit=0, template=template)
     await until_pods_run(run, stage, count=3 if stage == SEGMENTS else 1)
     run.kubelet.lost_nodes = {name}
+
+
+async def is_unreachable(run: Run, name: str) -> bool:
+    return UNREACHABLE in {taint["key"] for taint in (await get_node(run, name))["spec"]["taints"]}
 
 
 async def get_node(run: Run, name: str) -> JsonObject:
@@ -193,7 +197,7 @@ async def somebody_is_told_first(run: Run, name: str, pods: list[JsonObject]) ->
 async def it_is_replaced(run: Run, name: str, pods: list[JsonObject]) -> None:
     """The node is deleted; the garbage collector ends the pods of a node that does not exist, in a minute."""
     await run.kube.request("DELETE", f"{NODES}/{name}")
-    await are_gone(run, pods)
+    await run.come_true(partial(are_gone, run, pods))
     run.kubelet.lost_nodes = ()
     await node(run.kube, name, only_for=run.namespace)
 
@@ -203,7 +207,7 @@ async def it_is_declared_dead(run: Run, name: str, pods: list[JsonObject]) -> No
     dead = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
     before = (await get_node(run, name))["spec"]["taints"]
     await set_taints(run, name, [*before, dead])
-    await are_gone(run, pods)
+    await run.come_true(partial(are_gone, run, pods))
     run.kubelet.lost_nodes = ()
     await set_taints(run, name, [taint for taint in before if taint["key"] == "reserved"])
     await is_ready(run.kube, name)
@@ -214,11 +218,9 @@ async def set_taints(run: Run, name: str, taints: list[JsonObject]) -> None:
     await run.kube.request("PATCH", f"{NODES}/{name}", body=body, content_type=MERGE_PATCH)
 
 
-async def are_gone(run: Run, pods: list[JsonObject]) -> None:
+async def are_gone(run: Run, pods: list[JsonObject]) -> bool:
     uids = {pod["metadata"]["uid"] for pod in pods}
-    while uids & {pod["metadata"]["uid"] for pod in await run.listed("pods")}:
-        run.operator.check()
-        await asyncio.sleep(0.2)
+    return not uids & {pod["metadata"]["uid"] for pod in await run.listed("pods")}
 
 
 UNREACHABLE: Final = "node.kubernetes.io/unreachable"
