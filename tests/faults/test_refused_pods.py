@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from faults.rig import Run
@@ -54,6 +54,9 @@ async def quota(run: Run, *, of: str) -> Mend:
     while "used" not in (await run.kube.request("GET", f"{path}/none"))["status"]:
         await asyncio.sleep(0.05)
     return mend
+
+
+MUCH: Final = {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}
 
 
 async def limits(run: Run) -> Mend:
@@ -109,6 +112,12 @@ async def both(*mends: Mend) -> None:
         await mend()
 
 
+def says(job: JsonObject, reason: Reason, words: str) -> bool:
+    """True when the condition tells why, and not only (there being no nodes) that a pod has no place yet."""
+    condition = stalled(job)
+    return condition.get("reason") == reason and words in condition["message"]
+
+
 async def stays_stalled(run: Run, reason: str) -> None:
     """Check that the reason stays, without a change of the condition, and with few writes."""
     before = stalled(await run.get())
@@ -125,20 +134,18 @@ async def stays_stalled(run: Run, reason: str) -> None:
     assert "create events" not in made, made
 
 
-async def refused(run: Run, *, stage: str, deny: Deny, reason: Reason, words: str) -> int:
+async def refused(run: Run, *, stage: str, deny: Deny, reason: Reason, words: str, **spec: Any) -> int:
     """Deny a stage what it needs, and mend it."""
     if stage in BEFORE:
         run.kubelet.script = held_at(BEFORE[stage])
-        await run.create()
+        await run.create(**spec)
         await until_pods_run(run, BEFORE[stage], count=3 if stage == PUBLISH else 1)
         mend = await deny(run)
     else:
         mend = await deny(run)
-        await run.create()
+        await run.create(**spec)
     run.kubelet.script = script(segments=3)
-    job = await run.until(lambda job: bool(stalled(job)))
-    assert stalled(job)["reason"] == reason
-    assert words in stalled(job)["message"], stalled(job)
+    await run.until(lambda job: says(job, reason, words))
     await stays_stalled(run, reason)
     await mend()
     await completed_as_if_nothing_had_been(run)
@@ -159,7 +166,9 @@ PODS: Final = partial(refused, reason=Reason.POD_CREATION_FAILED)
 CHILDREN: Final = partial(refused, reason=Reason.REJECTED_BY_CLUSTER)
 DENIALS: Final[dict[str, Callable[..., Awaitable[int]]]] = {
     "pods refused by a quota, then mended": partial(PODS, deny=partial(quota, of="pods"), words="exceeded quota"),
-    "pods refused by a limit range, then mended": partial(PODS, deny=limits, words="memory"),
+    "pods refused by a limit range, then mended": partial(
+        PODS, deny=limits, words="memory", template={"resources": MUCH}
+    ),
     "pods refused by an admission policy, then mended": partial(
         PODS, deny=partial(policy, resource="pods", group=""), words="not on my cluster"
     ),
@@ -205,9 +214,7 @@ async def mended(run: Run, *, stage: str, waits: Callable[[PodRun], Wait], reaso
     """The pods of a stage cannot start, and then they can."""
     run.kubelet.script = lambda pod: waits(pod) if pod.stage == stage else script(segments=3)(pod)
     await run.create()
-    job = await run.until(lambda job: bool(stalled(job)))
-    assert stalled(job)["reason"] == reason
-    assert words in stalled(job)["message"], stalled(job)
+    await run.until(lambda job: says(job, reason, words))
     await stays_stalled(run, reason)
     run.kubelet.script = script(segments=3)
     await completed_as_if_nothing_had_been(run)
@@ -254,7 +261,7 @@ STARTS: Final[dict[str, Callable[..., Awaitable[int]]]] = {
 
 QUOTA: Final = "pods refused by a quota, then mended"
 RESTRICTED: Final = "pod security restricted"
-EVERYWHERE: Final = {QUOTA, "Jobs refused by a quota, then mended", *STARTS}
+EVERYWHERE: Final = {QUOTA, "Jobs refused by a quota, then mended", "image missing, then there"}
 SAMPLE: Final = (QUOTA, RESTRICTED, "image missing, then there")
 
 
