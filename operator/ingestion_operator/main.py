@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -41,6 +42,8 @@ _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _JOBS: Final = ("batch", "v1", "jobs")
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
+# An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _LOG_FIELDS: Final = ("job", "jobID", "generation", "reason", "seconds")
 
 log = logging.getLogger("ingestion_operator")
@@ -216,7 +219,7 @@ class Operator:
         """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled."""
         child = read_job(dict(body))
         owner = body["metadata"].get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
-        if not owner:
+        if not owner or not _NAME.fullmatch(owner):
             return
         key = f"{body['metadata']['namespace']}/{owner}"
         runs = not (deleted or child.deleting or child.finished)

@@ -178,3 +178,17 @@ def test_pods_that_a_lost_node_cannot_end_are_a_reason(cluster: SimulatedCluster
     cluster.kubelet.silent = False
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
     assert live(cluster)["status"]["attempts"][0]["jobs"][0]["name"] == name
+
+
+def test_what_stands_for_a_name_in_an_annotation_is_no_path(cluster: SimulatedCluster) -> None:
+    """Invariant 9: a Job says whose it is in an annotation, and whoever makes Jobs can write anything there."""
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
+    name = create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: any(job["status"].get("ready") for job in cluster.api.all("jobs")), seconds=10)
+    body = {"metadata": {"annotations": {names.ANNOTATION_JOB_NAME: "../../team-b/ingestionjobs/handbook"}}}
+    cluster.api.request("PATCH", job_path(NAMESPACE, name), body=body, content_type=MERGE_PATCH)
+    asked = set()
+    while cluster.step(0):
+        asked |= {call.path for call in cluster.calls}
+    assert not any("team-b" in path for path in asked), asked
