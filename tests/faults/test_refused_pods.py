@@ -129,9 +129,8 @@ async def stays_stalled(run: Run, reason: str) -> None:
         assert condition["lastTransitionTime"] == before["lastTransitionTime"]
         await asyncio.sleep(0.2)
     made = [str(call) for call in run.proxy.calls[calls:]]
-    print(reason, made)
     assert made.count("patch ingestionjobs/status") <= WATCHED_SECONDS / EVERY_SECONDS + 1, made
-    assert "create events" not in made, made
+    assert made.count("create events") <= 1, made  # the one that tells of the reason comes after it
 
 
 async def refused(run: Run, *, stage: str, deny: Deny, reason: Reason, words: str, **spec: Any) -> int:
