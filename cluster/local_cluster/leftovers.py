@@ -1,6 +1,7 @@
 """What container engines leave on a machine: list it, and remove what podman leaves after its last container."""
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from local_cluster.engine import Engine
 TABLES = ("nat", "filter")
 CHAIN_PREFIX = "NETAVARK"
 CGROUPS = Path("/sys/fs/cgroup")
+NETWORK_NAMESPACES = Path("/run/netns")
 PODMAN_HELPERS = ("conmon", "aardvark-dns")
 HELPERS = (*PODMAN_HELPERS, "docker-proxy")
 """Programs that container engines keep running beside a container."""
@@ -71,8 +73,8 @@ def _helpers(*, names: tuple[str, ...] = HELPERS, of: str = "") -> Iterator[str]
 def remove(*, engine: Engine, container: str) -> None:
     """Remove what podman leaves when `container` is gone: nothing is left when this returns.
 
-    Its helper processes end by themselves, which is waited for. Netavark's firewall chains and empty cgroups are
-    removed unless podman still has containers of somebody.
+    Its helper processes end by themselves, which is waited for. Netavark's firewall chains, empty cgroups and the empty
+    mount for network namespaces are removed unless podman still has containers of somebody.
     """
     if engine.name != "podman":
         return
@@ -85,6 +87,8 @@ def remove(*, engine: Engine, container: str) -> None:
             _remove_chains(command=command, table=table)
     for folder in sorted(CGROUPS.glob("**/libpod_parent"), key=lambda found: len(found.parts), reverse=True):
         _remove_empty(folder)
+    if NETWORK_NAMESPACES.is_mount() and not any(NETWORK_NAMESPACES.iterdir()):
+        succeeds(["umount", str(NETWORK_NAMESPACES)])  # `ip netns` and podman make it again when they need it
 
 
 def _wait_for_helpers(*, of: str) -> None:
@@ -102,18 +106,14 @@ def _rules(*, command: str, table: str) -> list[str]:
 def _remove_chains(*, command: str, table: str) -> None:
     rules = _rules(command=command, table=table)
     for rule in rules:
-        words = rule.split()
+        words = shlex.split(rule)  # comments are quoted, and have spaces
         if words[0] == "-A" and CHAIN_PREFIX in rule:
-            succeeds([command, "-w", "-t", table, "-D", *_unquoted(words[1:])])
+            succeeds([command, "-w", "-t", table, "-D", *words[1:]])
     chains = [rule.split()[1] for rule in rules if rule.startswith(f"-N {CHAIN_PREFIX}")]
     for chain in chains:
         succeeds([command, "-w", "-t", table, "-F", chain])
     for chain in chains:
         succeeds([command, "-w", "-t", table, "-X", chain])
-
-
-def _unquoted(words: list[str]) -> list[str]:
-    return [word.strip('"') for word in words]
 
 
 def _remove_empty(folder: Path) -> None:

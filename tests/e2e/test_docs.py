@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -52,6 +53,8 @@ WALKED = {
     *("README.md", "docs/install.md", "docs/upgrade.md", "docs/uninstall.md", "docs/api-keys.md"),
     *("docs/give-a-file.md", "docs/failed-segment-log.md", "docs/rest-api.md"),
 }
+# What is run there takes long, and is make's.
+MADE = {"docs/reliability.md"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +302,16 @@ def test_every_page_with_commands_is_walked() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     names = {str(page.relative_to(REPOSITORY)) for page in pages}
     commanding = {name for name in names if blocks(name, "console")}
+    commanding -= MADE
     assert commanding == WALKED, "a page with commands needs a test that walks it, and its name in WALKED"
+
+
+@pytest.mark.parametrize("page", sorted(MADE))
+def test_a_page_for_developers_has_commands_that_make_knows(page: str) -> None:
+    for command in [command.text for block in blocks(page, "console") for command in commands(block)]:
+        words = shlex.split(command, comments=True)
+        assert words[0] == "make"
+        run(["make", "--dry-run", *words[1:]], cwd=REPOSITORY)
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:
