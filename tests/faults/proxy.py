@@ -1,7 +1,8 @@
-"""A reverse proxy between a client of the API server and the API server, which does what a test says to requests.
+"""A reverse proxy between a client and a server, above all the API server, which does what a test says to requests.
 
-Plain HTTP on loopback in front, the kubeconfig's client certificate behind. A fault wraps the way to the API server:
-it may answer itself, send the request on and keep the answer, end the client in between, or never come back.
+Plain HTTP on loopback in front; the kubeconfig's client certificate behind, where that is the API server. A fault wraps
+the way to the server: it may answer itself, send the request on and keep the answer, end the client in between, or
+never come back.
 """
 
 from __future__ import annotations
@@ -199,33 +200,24 @@ def _error(status: int, *, reason: str = "", headers: dict[str, str] | None = No
 # ── the proxy ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Proxy:
-    """The proxy; use it as an async context manager.
+class ReverseProxy:
+    """Listens in front of a server and lets faults have what comes in; use it as an async context manager.
 
     Args:
-        kubeconfig: of the API server behind.
-        folder: where the kubeconfig for the client goes.
-        namespace: if given, all that the client sees: cluster-wide lists and watches of IngestionJobs and Jobs are sent
-            on for this namespace alone, so that many operators can share one API server.
+        server: URL of the server behind.
+        tls: how its certificate is checked and what it is shown; None for plain HTTP.
     """
 
-    def __init__(self, *, kubeconfig: Path, folder: Path, namespace: str = "") -> None:
-        self._server, self._tls = _connection(kubeconfig)
-        self._folder = folder
-        self._namespace = namespace
+    def __init__(self, *, server: str, tls: ssl.SSLContext | None = None) -> None:
+        self._server = server
+        self._tls = tls
         self._forwards: set[asyncio.Task[Answer]] = set()
         self.faults: list[Fault] = []
-        self.watch_fault: WatchFault | None = None
-        self.seen: Counter[str] = Counter()
-        self.calls: list[Call] = []
-        self.committed: list[Call] = []
-        self.created: Counter[str] = Counter()
-        self.deleted: set[tuple[str, str]] = set()  # resource and UID
 
     async def __aenter__(self) -> Self:
         """Listen on a free port."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0),
+            connector=aiohttp.TCPConnector(ssl=self._tls or True, limit=0),
             timeout=aiohttp.ClientTimeout(total=None),
             read_bufsize=_LONGEST_LINE,
         )
@@ -245,27 +237,70 @@ class Proxy:
         await asyncio.sleep(0.05)  # TLS connections end in the background
 
     @property
-    def kubeconfig(self) -> Path:
-        """The kubeconfig of the client in front."""
-        path = self._folder / f"proxy-{self._runner.addresses[0][1]}.kubeconfig"
-        if not path.exists():
-            server = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-            content = {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "clusters": [{"name": "proxy", "cluster": {"server": server}}],
-                "users": [{"name": "nobody", "user": {}}],
-                "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}}],
-                "current-context": "proxy",
-            }
-            path.write_text(yaml.safe_dump(content))
-        return path
+    def url(self) -> str:
+        """Where clients find it."""
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     def add(self, match: Match, act: Act, *, times: int | None = 1) -> Fault:
         """Have something done to the next requests that match."""
         fault = Fault(match=match, act=act, times=times)
         self.faults.append(fault)
         return fault
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        raise NotImplementedError
+
+    async def _answer(self, call: Any, send: Forward) -> Answer:
+        """Have a fault do what it does to a request, or send it on."""
+
+        async def forward() -> Answer:
+            # The client's end must not end a request that is under way: its effect has to be known.
+            task = asyncio.ensure_future(send())
+            self._forwards.add(task)
+            task.add_done_callback(self._forwards.discard)
+            return await asyncio.shield(task)
+
+        fault = next((fault for fault in self.faults if fault.takes(call)), None)
+        return await (fault.act(call, forward) if fault else forward())
+
+
+class Proxy(ReverseProxy):
+    """The proxy in front of the API server.
+
+    Args:
+        kubeconfig: of the API server behind.
+        folder: where the kubeconfig for the client goes.
+        namespace: if given, all that the client sees: cluster-wide lists and watches of IngestionJobs and Jobs are sent
+            on for this namespace alone, so that many operators can share one API server.
+    """
+
+    def __init__(self, *, kubeconfig: Path, folder: Path, namespace: str = "") -> None:
+        server, tls = _connection(kubeconfig)
+        super().__init__(server=server, tls=tls)
+        self._folder = folder
+        self._namespace = namespace
+        self.watch_fault: WatchFault | None = None
+        self.seen: Counter[str] = Counter()
+        self.calls: list[Call] = []
+        self.committed: list[Call] = []
+        self.created: Counter[str] = Counter()
+        self.deleted: set[tuple[str, str]] = set()  # resource and UID
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig of the client in front."""
+        path = self._folder / f"proxy-{self._runner.addresses[0][1]}.kubeconfig"
+        if not path.exists():
+            content = {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "proxy", "cluster": {"server": self.url}}],
+                "users": [{"name": "nobody", "user": {}}],
+                "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}}],
+                "current-context": "proxy",
+            }
+            path.write_text(yaml.safe_dump(content))
+        return path
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         call = self._read(request)
@@ -275,19 +310,10 @@ class Proxy:
         body = await request.read()
         if call.number:
             self.calls.append(call)
-
-        async def forward() -> Answer:
-            # The client's end must not end a request that is under way: its effect has to be known.
-            task = asyncio.create_task(self._forward(call, request, body))
-            self._forwards.add(task)
-            task.add_done_callback(self._forwards.discard)
-            return await asyncio.shield(task)
-
-        fault = next((fault for fault in self.faults if fault.takes(call)), None)
         try:
-            answer = await (fault.act(call, forward) if fault else forward())
+            answer = await self._answer(call, lambda: self._forward(call, request, body))
         except (InjectedResetError, aiohttp.ClientError):
-            return _reset(request)
+            return reset_connection(request)
         return web.Response(
             status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type, **answer.headers}
         )
@@ -312,7 +338,7 @@ class Proxy:
             try:
                 answer = await fault.act(call, forward)
             except InjectedResetError:
-                return _reset(request)
+                return reset_connection(request)
             return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
         url, headers = self._target(call, request)
         try:
@@ -323,7 +349,7 @@ class Proxy:
                 async for line in self.watch_fault(call, lines) if self.watch_fault else lines:
                     await response.write(line)
         except (InjectedResetError, aiohttp.ClientError):
-            return _reset(request)
+            return reset_connection(request)
         return response
 
     def _read(self, request: web.Request) -> Call:
@@ -367,7 +393,7 @@ class Proxy:
             self.deleted |= {(call.resource, item["metadata"]["uid"]) for item in answer.json["items"]}
 
 
-def _reset(request: web.Request) -> web.Response:
+def reset_connection(request: web.Request) -> web.Response:
     """Close the client's connection with RST instead of FIN; the response that is returned reaches nobody."""
     if request.transport is not None:
         sock = request.transport.get_extra_info("socket")

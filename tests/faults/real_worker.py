@@ -1,9 +1,11 @@
-"""Pods whose containers are the real worker, over a store in a folder."""
+"""Pods whose containers are the real worker, over a store of the test's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Final
@@ -24,11 +26,13 @@ class RealWorker:
 
     Args:
         folder: where files and logs go.
-        store: the tenant's store.
+        store: the variables that say where the tenant's store is.
         failing: which pods fail at once.
     """
 
-    def __init__(self, *, folder: Path, store: Path, failing: Callable[[PodRun], bool]) -> None:
+    def __init__(
+        self, *, folder: Path, store: Mapping[str, str], failing: Callable[[PodRun], bool] = lambda pod: False
+    ) -> None:
         self._folder = folder
         self._store = store
         self._failing = failing
@@ -38,13 +42,36 @@ class RealWorker:
         """Start a pod's container, or say whether it has ended and how."""
         if self._failing(pod):
             return fails(failure("EmbeddingRejected", f"segment {pod.segment}: content rejected"))
-        folder = self._folder / pod.uid
-        process = self._processes.get(pod.uid)
-        if process is None:
-            process = self._processes[pod.uid] = self._start(pod, folder)
+        if pod.uid not in self._processes:
+            self._processes[pod.uid] = self._start(pod, self._folder / pod.uid)
+        return self.end_of(pod)
+
+    def pause(self, pod: PodRun) -> None:
+        """Stop a pod's process with SIGSTOP, as a frozen machine does; that the pod may be deleted is not its affair."""
+        self._signal(pod, signal.SIGSTOP)
+
+    def resume(self, pod: PodRun) -> None:
+        """Let a stopped process go on as if nothing had happened."""
+        self._signal(pod, signal.SIGCONT)
+
+    def end_of(self, pod: PodRun) -> Exit | None:
+        """Return how a pod's process ended, HANG while it has not; it may be one whose pod is long gone."""
+        process = self._processes[pod.uid]
         if process.exitcode is None:
             return HANG
-        return Exit(code=process.exitcode, says=json.loads((folder / "termination-log").read_bytes()))
+        said = self._folder / pod.uid / "termination-log"
+        return Exit(code=process.exitcode, says=json.loads(said.read_bytes()) if said.exists() else None)
+
+    def end(self) -> None:
+        """End the processes that still run."""
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+
+    def _signal(self, pod: PodRun, number: int) -> None:
+        pid = self._processes[pod.uid].pid
+        assert pid is not None
+        os.kill(pid, number)
 
     def _start(self, pod: PodRun, folder: Path) -> ForkServerProcess:
         folder.mkdir()
@@ -52,11 +79,11 @@ class RealWorker:
         environment = dict(pod.env)
         environment |= {
             names.ENV_ATTEMPT_FILE: str(folder / "attempt.json"),
-            names.ENV_STORE_URL: f"file://{self._store}",
             names.ENV_JOB_INDEX: str(pod.index),
             "INGESTION_TERMINATION_LOG": str(folder / "termination-log"),
         }
         environment.pop("AWS_ENDPOINT_URL", None)
+        environment |= self._store
         return start_worker(command=pod.command, environment=environment)
 
 
@@ -67,7 +94,7 @@ async def really_ingested(run: Run, api: Api | None) -> None:
     (store / "uploads" / "handbook.txt").write_text(sentences(count=60))
     run.kubelet.script = RealWorker(
         folder=run.folder,
-        store=store,
+        store={names.ENV_STORE_URL: f"file://{store}"},
         failing=lambda pod: pod.stage == SEGMENTS and pod.generation == 0 and pod.segment in (1, 2),
     )
     document = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncIterator
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.proxy import lose_answer, reset
+from faults.store_proxy import StoreProxy
 from hypothesis import given
 from hypothesis import strategies as st
 from ingestion_worker import layout
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store, StoreConfig, put_upload
+from support.s3_server import S3Server
 
 
 async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -53,6 +57,22 @@ def test_one_creator_wins_and_a_repeated_request_is_the_same_one(any_store: Stor
     assert len(won) == 1
     assert any_store.get(key="race.json") == b"%d" % won[0]
     assert any_store.create(key="race.json", data=b"%d" % won[0])
+
+
+async def test_a_creation_that_is_not_answered_is_repeated(s3_server: S3Server) -> None:
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        config = replace(s3_server.config(bucket="unanswered"), endpoint=proxy.url)
+        store = Store(config=config)
+        for name, act in {"reset": reset, "torn": proxy.tear, "lost": lose_answer}.items():
+            fault = proxy.add(lambda call: call.verb == "PUT", act, times=2)
+            assert await asyncio.to_thread(store.create, key=f"{name}.json", data=name.encode())
+            assert fault.injected == 2
+            assert await asyncio.to_thread(store.get, key=f"{name}.json") == name.encode()
+        proxy.add(lambda call: call.verb == "PUT", lose_answer)
+        assert not await asyncio.to_thread(store.create, key="reset.json", data=b"another's")
+        proxy.add(lambda call: call.verb == "PUT", reset, times=None)
+        with pytest.raises(WorkerError, match="StoreUnavailable"):
+            await asyncio.to_thread(store.create, key="never.json", data=b"x")
 
 
 def test_large_files_go_up_and_down_in_pieces(any_store: Store, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,13 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from ingestion_crds.constants import ENV_STORE_URL
-from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    GenericError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, S3Store
 
 from ingestion_worker import layout
@@ -30,6 +37,9 @@ from ingestion_worker.outcome import WorkerError
 PIECE_BYTES: Final = 8 * 2**20
 _MESSAGE_CHARACTERS: Final = 300
 _REFUSED: Final = re.compile(r"status code: 40[13]\b")
+# Instead of an answer the connection broke, or time ran out.
+_UNANSWERED: Final = re.compile(r"HTTP error: ")
+_FIRST_PAUSE_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,7 @@ class Store:
 
     def __init__(self, *, config: StoreConfig) -> None:
         parts = urlsplit(config.url)
+        self._retry_seconds = config.retry_seconds
         self._backend: Any
         if parts.scheme == "s3" and parts.netloc and parts.path in ("", "/"):
             self.bucket = parts.netloc
@@ -129,16 +140,25 @@ class Store:
     def create(self, *, key: str, data: bytes) -> bool:
         """Write an object if there is none; True if this call's bytes are the object's.
 
-        A request repeated by the client after a lost answer finds its own object: equal bytes count as created, so
-        the data must hold something unique where two writers must not both win. Keep it small: a refused
-        conditional PUT of megabytes ends in a broken connection instead of an answer.
+        A request repeated after a lost answer finds its own object: equal bytes count as created, so the data must
+        hold something unique where two writers must not both win. Keep it small: a refused conditional PUT of
+        megabytes ends in a broken connection instead of an answer.
         """
+        deadline, pause = time.monotonic() + self._retry_seconds, _FIRST_PAUSE_SECONDS
         with _mapped(key):
-            try:
-                obstore.put(self._backend, key, data, mode="create", use_multipart=False)
-            except (AlreadyExistsError, PreconditionError):
-                return bytes(obstore.get(self._backend, key).bytes()) == data
-            return True
+            while True:
+                try:
+                    obstore.put(self._backend, key, data, mode="create", use_multipart=False)
+                except (AlreadyExistsError, PreconditionError):
+                    return bytes(obstore.get(self._backend, key).bytes()) == data
+                except GenericError as error:
+                    # obstore takes a conditional PUT for one that must not be repeated, but equal bytes make it safe.
+                    if not _UNANSWERED.search(str(error)) or time.monotonic() + pause > deadline:
+                        raise
+                    time.sleep(pause)
+                    pause *= 2
+                else:
+                    return True
 
     def put_file(self, *, key: str, path: Path) -> None:
         """Upload a local file, in parts if it is large; the object appears whole or not at all."""
