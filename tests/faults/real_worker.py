@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -46,13 +47,17 @@ class RealWorker:
             self._processes[pod.uid] = self._start(pod, self._folder / pod.uid)
         return self.end_of(pod)
 
-    def pause(self, pod: PodRun) -> None:
-        """Stop a pod's process with SIGSTOP, as a frozen machine does; that the pod may be deleted is not its affair."""
-        self._signal(pod, signal.SIGSTOP)
+    async def pause(self, pod: PodRun) -> None:
+        """Stop a pod's process with SIGSTOP, as on a machine that froze, and wait until it stands still."""
+        process = Path("/proc") / str(self._pid(pod))
+        os.kill(self._pid(pod), signal.SIGSTOP)
+        # One thread has to take the signal before all of them stop; on a busy machine the others go on until then.
+        while any(stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in process.glob("task/*/stat")):
+            await asyncio.sleep(0.005)
 
     def resume(self, pod: PodRun) -> None:
         """Let a stopped process go on as if nothing had happened."""
-        self._signal(pod, signal.SIGCONT)
+        os.kill(self._pid(pod), signal.SIGCONT)
 
     def end_of(self, pod: PodRun) -> Exit | None:
         """Return how a pod's process ended, HANG while it has not; it may be one whose pod is long gone."""
@@ -68,10 +73,10 @@ class RealWorker:
             process.kill()
             process.join()
 
-    def _signal(self, pod: PodRun, number: int) -> None:
+    def _pid(self, pod: PodRun) -> int:
         pid = self._processes[pod.uid].pid
         assert pid is not None
-        os.kill(pid, number)
+        return pid
 
     def _start(self, pod: PodRun, folder: Path) -> ForkServerProcess:
         folder.mkdir()
