@@ -1,4 +1,5 @@
-"""Does the fast suite notice a broken operator? Each mutation breaks one safeguard in a copy; a survivor is a failure.
+"""Do the fast tests notice a broken operator or worker? Each mutation breaks one safeguard in a copy; one that survives
+is a failure.
 
 `python -m simulation.mutations` (with `tests/` on the path) runs all of them and prints a table; names as arguments
 run only those; `--write` puts the table into docs/reliability.md.
@@ -23,19 +24,34 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "reliability.md"
-SUITE: Final = (
-    "tests/simulation/test_safeguards.py",
-    "tests/simulation/test_regressions.py",
-    "tests/pure",
-    "tests/simulation/test_every_write.py",
-    "tests/simulation/test_convergence.py",
-)
+# The tests that have to notice, the quick ones first, by what is broken.
+SUITES: Final = {
+    "operator": (
+        "tests/simulation/test_safeguards.py",
+        "tests/simulation/test_regressions.py",
+        "tests/pure",
+        "tests/simulation/test_every_write.py",
+        "tests/simulation/test_convergence.py",
+    ),
+    "worker": (
+        "tests/worker/test_history.py",
+        "tests/worker/test_stages.py",
+        "tests/worker/test_store.py",
+        "tests/worker/test_main.py",
+    ),
+}
 LIMIT_SECONDS: Final = 900.0
-HEADING: Final = "## Mutations"
+HEADING: Final = "## Mutations: what catches a broken safeguard"
 INTRODUCTION: Final = """\
-Each row breaks one safeguard of the operator in a copy of its code and runs the simulation and the pure tests on it,
-as `make test` runs them, up to the first failure. `make mutations` does it again; a mutation that nobody notices
-makes it fail.
+Each row breaks one safeguard in a copy of the code and runs tests on it up to the first failure: for the operator the
+simulation and the pure tests, for the worker its own, each as in `make test`. A mutation that nobody notices makes the
+run fail.
+
+```console
+$ make mutations                                # all of them; `ARGS="--workers 4"` for a larger machine
+$ make mutations ARGS='"no tombstone"'          # those whose names contain this
+$ make mutations ARGS=--write                   # and put the table here
+```
 """
 
 
@@ -45,15 +61,17 @@ class Mutation:
 
     Args:
         name: in words.
-        file: in operator/ingestion_operator.
+        file: in the package that is broken.
         changes: pairs of a text that stands there exactly once, and what replaces it.
         harmless: why nothing can notice it; empty when something must.
+        part: of the product: `operator` or `worker`.
     """
 
     name: str
     file: str
     changes: tuple[tuple[str, str], ...]
     harmless: str = ""
+    part: str = "operator"
 
 
 MUTATIONS: Final = (
@@ -96,6 +114,40 @@ MUTATIONS: Final = (
 
 
 def _dispatch_of(""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="the Job before its ConfigMap",
+        file="reconcile.py",
+        changes=(
+            (
+                """            await self._create_config_map(namespace, action.config_map)
+            try:
+                created""",
+                """            try:
+                created""",
+            ),
+            (
+                """name=action.job["metadata"]["name"])
+        except ApiError""",
+                """name=action.job["metadata"]["name"])
+            await self._create_config_map(namespace, action.config_map)
+        except ApiError""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="the Job removed before its ConfigMap",
+        file="reconcile.py",
+        changes=(
+            (
+                """                await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+                await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+""",
+                """                await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+                await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+""",
             ),
         ),
     ),
@@ -279,6 +331,88 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
             ),
         ),
     ),
+    Mutation(
+        name="a publish that looks at no fence",
+        part="worker",
+        file="history.py",
+        changes=(("        if fence > version.generation:\n", "        if fence < 0:\n"),),
+    ),
+    Mutation(
+        name="an attempt that raises no fence",
+        part="worker",
+        file="history.py",
+        changes=(("        if fence == generation or _settled(", "        if True or _settled("),),
+    ),
+    Mutation(
+        name="a publish over a newer version",
+        part="worker",
+        file="history.py",
+        changes=(("live.number >= version.number:", "live.number < 0:"),),
+    ),
+    Mutation(
+        name="the pointer written over what is there",
+        part="worker",
+        file="store.py",
+        changes=(('mode="create", use_multipart=False', 'mode="overwrite", use_multipart=False'),),
+    ),
+    Mutation(
+        name="a lost answer taken for a lost race",
+        part="worker",
+        file="store.py",
+        changes=(("return bytes(obstore.get(self._backend, key).bytes()) == data", "return False"),),
+    ),
+    Mutation(
+        name="an unanswered creation is not repeated",
+        part="worker",
+        file="store.py",
+        changes=(("if not _UNANSWERED.search(str(error)) or", "if True or"),),
+    ),
+    Mutation(
+        name="a publish with outputs missing",
+        part="worker",
+        file="publish.py",
+        changes=(
+            ("    if len(missing):\n", "    if len(missing) < 0:\n"),
+            ("for index in range(segments)),\n            title", "for index in found),\n            title"),
+        ),
+    ),
+    Mutation(
+        name="a segment under another pipeline",
+        part="worker",
+        file="segment.py",
+        changes=(("    check_pipeline(plan=plan, attempt=context.attempt)\n", ""),),
+    ),
+    Mutation(
+        name="the attempt's file believed whatever its digest",
+        part="worker",
+        file="attempt.py",
+        changes=(("    _check_digest(raw=raw, env=env)\n", ""),),
+    ),
+    Mutation(
+        name="a job claims a number again each time",
+        part="worker",
+        file="versions.py",
+        changes=(
+            (
+                """    for _ in range(MAX_TRIES):
+        held = _held(store=store, claim=claim)
+        if held is not None:
+            return held
+        newest""",
+                """    for _ in range(MAX_TRIES):
+        newest""",
+            ),
+            ("        if newest == 0 or store.get(key=newest_key) != owner:\n", "        if newest_key:\n"),
+            (
+                """        held = _held(store=store, claim=claim)
+        if held is not None:
+            return held
+    raise""",
+                """        return number
+    raise""",
+            ),
+        ),
+    ),
 )
 
 
@@ -302,7 +436,7 @@ def mutate(folder: Path, mutation: Mutation) -> None:
     Raises:
         ValueError: when a text is not found exactly once: the code has moved on, and the mutation must follow.
     """
-    path = folder / "ingestion_operator" / mutation.file
+    path = folder / f"ingestion_{mutation.part}" / mutation.file
     text = path.read_text()
     for old, new in mutation.changes:
         if text.count(old) != 1:
@@ -313,25 +447,31 @@ def mutate(folder: Path, mutation: Mutation) -> None:
 
 @contextmanager
 def mutant(mutation: Mutation) -> Iterator[Path]:
-    """Make a copy of operator/ with the mutation, for as long as the block runs."""
+    """Make a copy of the mutation's part of the product, with the mutation, for as long as the block runs."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as place:
-        folder = Path(place) / "operator"
-        shutil.copytree(ROOT / "operator", folder, ignore=shutil.ignore_patterns("__pycache__"))
+        folder = Path(place) / mutation.part
+        shutil.copytree(ROOT / mutation.part, folder, ignore=shutil.ignore_patterns("__pycache__"))
         mutate(folder, mutation)
         yield folder
 
 
 def try_out(mutation: Mutation) -> Verdict:
-    """Run the fast suite on a mutant."""
+    """Run the tests of its part on a mutant."""
     begun = time.monotonic()
     with mutant(mutation) as folder:
         env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT / 'tests'}", "INGESTION_SIMULATION_SHRINK": "no"}
         env.pop("INGESTION_FAULTS", None)
         env.pop("INGESTION_FAULTS_RESULTS", None)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short", *SUITE]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short"]
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+                [*command, *SUITES[mutation.part]],
+                cwd=ROOT,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return Verdict(caught="the time limit", words="", seconds=time.monotonic() - begun)
@@ -360,7 +500,7 @@ def table(verdicts: dict[Mutation, Verdict]) -> str:
     for mutation, verdict in verdicts.items():
         by = f"`{verdict.caught}`" if verdict.caught else f"nothing: {mutation.harmless or 'SURVIVED'}"
         words = verdict.words.replace("|", "\\|")
-        lines.append(f"| {mutation.name} | `{mutation.file}` | {by} | {words} |")
+        lines.append(f"| {mutation.name} | `{mutation.part}/{mutation.file}` | {by} | {words} |")
     return "\n".join(lines)
 
 
