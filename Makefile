@@ -12,7 +12,7 @@ WORKERS ?= 2
 FAULTS := tests/simulation tests/faults tests/fuzz tests/api/test_bad_inputs.py tests/api/test_replicas.py tests/controlplane/test_leader.py
 SAY := printf '\033[1m== %s\033[0m\n'
 
-.PHONY: help check test test-fast faults demo cluster cluster-down generate format clean venv mutations
+.PHONY: help check test test-fast faults bench demo cluster cluster-down generate format clean venv mutations
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ venv: $(UV) ## Install the locked dependencies into .venv
 
 check: venv ## Format, lint, types, layers, generated files
 	@$(SAY) "format and lint"; $(RUN) ruff format --check . && $(RUN) ruff check .
-	@$(SAY) "types"; $(RUN) mypy crds/ingestion_crds operator/ingestion_operator api/ingestion_api worker/ingestion_worker cluster/local_cluster demo/ingestion_demo
+	@$(SAY) "types"; $(RUN) mypy crds/ingestion_crds operator/ingestion_operator api/ingestion_api worker/ingestion_worker cluster/local_cluster demo/ingestion_demo bench/ingestion_bench
 	@$(SAY) "layers"; $(RUN) lint-imports
 	@$(SAY) "generated files"; $(RUN) python -m ingestion_crds.generate --check
 
@@ -52,6 +52,12 @@ faults: venv ## Inject every fault, and count what is survived (docs/reliability
 	$(RUN) pytest -n $(WORKERS) --dist worksteal --durations=40 --durations-min=5 $(FAULTS) $(ARGS) || outcome=$$?; \
 	$(SAY) "what was injected, and survived"; PYTHONPATH=tests $(RUN) python -m support.campaign .make/faults.jsonl || outcome=$$?; \
 	exit $$outcome
+
+bench: venv ## Measure everything beside its baseline; single ones with CASE="retry-3-of-50 requests-*"
+	@$(UV) sync --frozen --all-extras --group bench --quiet
+	@$(SAY) "programs of the control plane (built once, then cached)"
+	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kwok
+	@$(SAY) "cases and their baselines"; $(RUN) python -m ingestion_bench $(CASE) $(ARGS)
 
 cluster: venv ## Start a local Kubernetes and print its KUBECONFIG
 	@$(RUN) python -m local_cluster up

@@ -85,6 +85,7 @@ class ControlPlane:
         self._ports: dict[str, int] = {}
         self._processes: dict[str, Process] = {}
         self._client: Client | None = None
+        self._authority: pki.Authority | None = None
 
     @property
     def folder(self) -> Path:
@@ -193,6 +194,16 @@ class ControlPlane:
         for number in range(first, first + count):
             self.client.request(method="POST", path="/api/v1/nodes", body=_node(name=f"node-{number}"))
 
+    def administrator(self, *, user: str) -> Path:
+        """Write a kubeconfig of one more administrator, whom the API server knows as `user`; returns the file."""
+        file = self.folder / f"{user.replace(':', '-')}.kubeconfig"
+        if not file.exists():
+            if self._authority is None:
+                raise LocalClusterError("the control plane is not started")
+            certificate, key = self._authority.client(user=user, groups=("system:masters",))
+            kubeconfig.write(file=file, url=self.url, authority=self.authority, certificate=certificate, key=key)
+        return file
+
     def _process(self, name: str) -> Process:
         if name not in self._processes:
             raise LocalClusterError(f"no component {name!r}; there are: {', '.join(self._processes) or 'none'}")
@@ -223,7 +234,7 @@ class ControlPlane:
             self._wait(process=self._processes[KWOK], until=self._nodes_ready)
 
     def _write_credentials(self) -> None:
-        authority = pki.Authority(folder=self.folder)
+        authority = self._authority = pki.Authority(folder=self.folder)
         authority.server(file="apiserver")
         certificate, key = authority.client(user="admin", groups=("system:masters",))
         users = {CONTROLLER_MANAGER: "system:kube-controller-manager", SCHEDULER: "system:kube-scheduler"}

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +20,18 @@ _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-cluster-s
 
 
 class Process:
-    """A program that can be started, stopped, killed and started again with the same arguments."""
+    """A program that can be started, stopped, killed and started again with the same arguments.
 
-    def __init__(self, *, name: str, command: Sequence[str], log: Path) -> None:
+    `environment` is added to the inherited one, from which KUBECONFIG is left out.
+    """
+
+    def __init__(
+        self, *, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.command = list(command)
         self.log = log
+        self._environment = dict(environment or {})
         self.started = False
         """Whether it should be running: started, and neither stopped nor killed through this object since."""
         self._running: subprocess.Popen[bytes] | None = None
@@ -74,7 +80,7 @@ class Process:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C in a terminal must not reach it before its parent decides
-                env={**os.environ, "KUBECONFIG": ""},
+                env={**os.environ, "KUBECONFIG": "", **self._environment},
             )
 
     def _end(self, how: signal.Signals) -> None:

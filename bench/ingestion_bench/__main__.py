@@ -1,0 +1,62 @@
+"""`python -m ingestion_bench [CASE …]`: run cases, print the table, write JSON, draw the plots."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from local_cluster.progress import say
+
+from ingestion_bench import cases, report
+from ingestion_bench.case import CASES, Case, chosen
+from ingestion_bench.result import Result
+from ingestion_bench.run import run
+
+REPOSITORY = Path(__file__).parents[2]
+RESULTS = REPOSITORY / ".make" / "bench.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line says; return 1 when a budget is not met, 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="ingestion_bench", description=__doc__)
+    parser.add_argument("case", nargs="*", help="names or shell patterns; none means all but the longest")
+    parser.add_argument("--list", action="store_true", help="say which cases there are")
+    parser.add_argument("--pairs", type=int, help="pairs of runs, instead of each case's own number")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the results go (%(default)s)")
+    parser.add_argument("--docs", action="store_true", help="write table and plots of the stored results into docs/")
+    options = parser.parse_args(arguments)
+    assert cases.__all__
+    if options.list:
+        for case in CASES.values():
+            print(f"{case.name:28} {case.about}{' (by name only)' if case.on_request else ''}")
+        return 0
+    if options.docs:
+        from ingestion_bench import docs
+
+        docs.write(options.json)
+        return 0
+    try:
+        wanted = chosen(options.case)
+    except ValueError as error:
+        say(str(error))
+        return 2
+    results = asyncio.run(_run_all(wanted, pairs=options.pairs, path=options.json))
+    print(report.tables(results))
+    return int(any(result.verdict == "over" for result in results))
+
+
+async def _run_all(wanted: Sequence[Case], *, pairs: int | None, path: Path) -> list[Result]:
+    """Run cases one after the other; each is stored as soon as it is done."""
+    results: list[Result] = []
+    for case in wanted:
+        found = await run(case, pairs=pairs)
+        report.store(path, {case.name: found})
+        results += found
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

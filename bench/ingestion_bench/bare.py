@@ -1,0 +1,37 @@
+"""What a retry comes to without the product: the same ConfigMap and the same Indexed Job, created by hand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Final
+
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import JsonObject
+from ingestion_operator.plan import CreateChildren
+
+from ingestion_bench.past import next_children
+from ingestion_bench.stand import Stand, fresh_name
+
+LABEL: Final = "bench"
+
+
+def bare_children(stand: Stand, job: IngestionJob) -> CreateChildren:
+    """Return what the next retry of a failed job would create, under a new name and nobody's.
+
+    The operator does not see it: it has neither its labels nor an owner, but the label `bench` with its name.
+    """
+    children = copy.deepcopy(next_children(job, config=stand.config))
+    name = fresh_name("bare")
+    for body in (children.config_map, children.job):
+        _disown(body["metadata"], name)
+        del body["metadata"]["ownerReferences"]
+        body["metadata"]["name"] = name
+    template = children.job["spec"]["template"]
+    _disown(template["metadata"], name)
+    (volume,) = (volume for volume in template["spec"]["volumes"] if "configMap" in volume)
+    volume["configMap"]["name"] = name
+    return children
+
+
+def _disown(metadata: JsonObject, name: str) -> None:
+    metadata["labels"] = {LABEL: name}

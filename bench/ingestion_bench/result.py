@@ -1,0 +1,127 @@
+"""What came out of a case, as it is printed, stored and drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Self
+
+from ingestion_bench.case import Budget, Measure
+
+EXPONENT_AT_MOST = 1.1
+"""Linear, with room for what a fit over a few sizes cannot know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All values of one measure of one case.
+
+    Args:
+        case: its name.
+        baseline: the baseline in a few words; empty for none.
+        ours: the product's values.
+        theirs: the baseline's, pair by pair; empty for none.
+    """
+
+    case: str
+    what: str
+    unit: str
+    baseline: str
+    budget: Budget | None
+    growth: Mapping[str, float]
+    ours: Sequence[float]
+    theirs: Sequence[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, case: str, baseline: str, measure: Measure, ours: Sequence[float], theirs: Sequence[float]) -> Self:
+        """Return the result of a measure."""
+        return cls(
+            case=case,
+            what=measure.what,
+            unit=measure.unit,
+            baseline=baseline if theirs else "",
+            budget=measure.budget,
+            growth=measure.growth,
+            ours=ours,
+            theirs=theirs,
+        )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return a result that `to_json` wrote."""
+        budget = value["budget"]
+        return cls(**{**value, "budget": Budget(**budget) if budget else None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return asdict(self)
+
+    @property
+    def ratios(self) -> list[float]:
+        """ours/theirs, pair by pair."""
+        return [own / other for own, other in zip(self.ours, self.theirs, strict=bool(self.theirs))]
+
+    @property
+    def verdict(self) -> str:
+        """`ok` or `over`; empty without a budget. The median decides."""
+        if self.budget is None:
+            return ""
+        values = [own - self.budget.plus for own in self.ours]
+        if self.theirs:
+            values = [own / other for own, other in zip(values, self.theirs, strict=True)]
+        return "ok" if self.budget.holds(median(values)) else "over"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How a measure grows with one size, as a power of it.
+
+    Args:
+        what: the measure.
+        over: the size.
+        points: how many sizes.
+        ours, theirs: the exponents; None without a baseline.
+    """
+
+    what: str
+    over: str
+    points: int
+    ours: float
+    theirs: float | None
+
+    @property
+    def verdict(self) -> str:
+        """`over` above linear."""
+        return "ok" if self.ours <= EXPONENT_AT_MOST else "over"
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Return b of y = a·x^b by least squares over the logarithms.
+
+    Args:
+        points: (x, y), both positive, of at least two different x.
+    """
+    logs = [(math.log(x), math.log(y)) for x, y in points]
+    mean_x = sum(x for x, _ in logs) / len(logs)
+    mean_y = sum(y for _, y in logs) / len(logs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
+
+
+def growths(results: Sequence[Result]) -> list[Growth]:
+    """Fit an exponent for each measure that was taken at three sizes or more."""
+    series: dict[tuple[str, str], list[tuple[float, Result]]] = {}
+    for result in results:
+        for over, size in result.growth.items():
+            series.setdefault((result.what, over), []).append((size, result))
+    found = []
+    for (what, over), taken in series.items():
+        if len({size for size, _ in taken}) < 3:
+            continue
+        ours = [(size, median(result.ours)) for size, result in taken]
+        theirs = [(size, median(result.theirs)) for size, result in taken if result.theirs]
+        if all(value > 0 for _, value in ours):
+            other = exponent(theirs) if len(theirs) == len(ours) else None
+            found.append(Growth(what=what, over=over, points=len(taken), ours=exponent(ours), theirs=other))
+    return found
