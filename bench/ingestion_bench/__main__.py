@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{case.name:28} {case.about}{' (by name only)' if case.on_request else ''}")
         return 0
     if options.docs:
-        from ingestion_bench import docs
+        from ingestion_bench import page
 
-        docs.write(options.json)
+        page.write(options.json)
         return 0
     try:
         wanted = chosen(options.case)

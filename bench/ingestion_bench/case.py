@@ -39,6 +39,13 @@ class Budget:
     at_least: float | None = None
     plus: float = 0.0
 
+    @property
+    def limit(self) -> float:
+        """The number itself."""
+        limit = self.at_least if self.at_most is None else self.at_most
+        assert limit is not None
+        return limit
+
     def holds(self, value: float) -> bool:
         """True when a ratio, or a value without a baseline, is within the budget."""
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)

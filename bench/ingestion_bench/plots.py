@@ -57,7 +57,7 @@ def draw_ratios(path: Path, results: Sequence[Result]) -> None:
     axes.boxplot([result.ratios for result in shown], orientation="horizontal", whis=(0, 100), tick_labels=labels)
     for row, result in enumerate(shown, start=1):
         assert result.budget is not None
-        limit = result.budget.at_most if result.budget.at_most is not None else result.budget.at_least
+        limit = result.budget.limit
         axes.plot([limit, limit], [row - 0.4, row + 0.4], color="#cf222e")
     axes.invert_yaxis()
     axes.set(xlabel="ours / baseline; red: the budget, without what it allows beside", title="Ratios, pair by pair")

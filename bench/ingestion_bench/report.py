@@ -94,9 +94,8 @@ def _growth_row(growth: Growth) -> tuple[str, ...]:
 def _budget(budget: Budget | None, unit: str, *, against: bool) -> str:
     if budget is None:
         return ""
-    sign, limit = ("≤", budget.at_most) if budget.at_most is not None else ("≥", budget.at_least)
-    assert limit is not None
-    text = f"{sign} {limit:g} ×" if against else f"{sign} {_number(limit, unit)}"
+    sign = "≥" if budget.at_most is None else "≤"
+    text = f"{sign} {budget.limit:g} ×" if against else f"{sign} {_number(budget.limit, unit)}"
     return f"{text} + {_number(budget.plus, unit)}" if budget.plus else text
 
 

@@ -1,0 +1,82 @@
+"""Counts the product's requests as the API server sees them: its audit log, one line for each."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from local_cluster.control_plane import APISERVER
+
+from ingestion_bench.stand import API_USER, OPERATOR_USER, Plane
+
+_POLICY: Final = f"""\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+  users: ["{OPERATOR_USER}", "{API_USER}"]
+- level: None
+"""
+
+
+def audited(*, nodes: int) -> Plane:
+    """Return a control plane that keeps an audit log of the product's requests."""
+    return Plane(
+        nodes=nodes,
+        files={"audit-policy.yaml": _POLICY},
+        flags={APISERVER: ["--audit-policy-file={folder}/audit-policy.yaml", "--audit-log-path={folder}/audit.log"]},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A request of the product.
+
+    Args:
+        what: verb and resource, such as `patch ingestionjobs/status`.
+    """
+
+    what: str
+    user: str
+
+
+class Audit:
+    """Reads the audit log on from where it was read last.
+
+    Args:
+        folder: the stand's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "audit.log"
+        self._at = 0
+
+    def read(self) -> list[Request]:
+        """Return the requests since the last call: neither watches nor Events, nor what looks for the API's parts."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as log:
+            log.seek(self._at)
+            lines = log.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return [request for line in whole.splitlines() if (request := _request(json.loads(line))) is not None]
+
+
+def counts(requests: list[Request]) -> Counter[str]:
+    """Return how many there are of each kind."""
+    return Counter(request.what for request in requests)
+
+
+def _request(entry: dict[str, object]) -> Request | None:
+    reference = entry.get("objectRef")
+    user = entry["user"]
+    assert isinstance(user, dict)
+    if not isinstance(reference, dict) or entry["verb"] == "watch" or reference["resource"] == "events":
+        return None
+    resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
+    return Request(what=f"{entry['verb']} {resource}", user=str(user["username"]))
