@@ -189,7 +189,7 @@ class Operator:
                 while True:
                     items, page = await self._cluster.list_ingestion_jobs(page=page)
                     for item in items:
-                        self.see(item)
+                        self.see(item, listed=True)
                     if not page:
                         break
             except ApiError as error:
@@ -202,11 +202,18 @@ class Operator:
         if self._leading:
             self.queue.add(key)
 
-    def see(self, body: Mapping[str, Any]) -> None:
-        """Queue an IngestionJob unless its body alone shows that it is settled."""
+    def see(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
+        """Queue an IngestionJob unless its body alone shows that it is settled, or an event tells what is known.
+
+        Args:
+            body: the IngestionJob.
+            listed: it comes from the full list, which is there for lost events: of its Jobs too.
+        """
         if not self._leading:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+        if not listed and self._reconciler.knows(key, body["metadata"]["resourceVersion"]):
+            return
         try:
             if settled(IngestionJob.model_validate(body)):
                 return
@@ -216,7 +223,10 @@ class Operator:
         self.wake(key)
 
     def see_job(self, body: Mapping[str, Any], *, deleted: bool) -> None:
-        """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled."""
+        """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled.
+
+        That a Job runs on is not urgent: its parent is looked at so often that counts are fresh, and no oftener.
+        """
         child = read_job(dict(body))
         owner = body["metadata"].get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
         if not owner or not _NAME.fullmatch(owner):
@@ -230,7 +240,9 @@ class Operator:
             return
         if runs:
             self._reconciler.suspect(key)
-        self.wake(key)
+            self.queue.add_after(key, self._reconciler.rest(key))
+        else:
+            self.wake(key)
 
     @property
     def _healthy(self) -> bool:

@@ -41,6 +41,11 @@ from ingestion_operator.summary import only_counts_changed
 _ROUNDS: Final = 12
 _COUNTS_EVERY_SECONDS: Final = 1.0
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
+# Pods that start are ordinary while others end; pods that do not are found when nothing ends any more, or now.
+_DIAGNOSE_MOVING_SECONDS: Final = 30.0
+# A little more than a second, so that with a diagnosis now and then there is at most one read a second.
+_LOOK_EVERY_SECONDS: Final = 1.2
+_CONFIRM_EVERY_SECONDS: Final = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +57,25 @@ def utc_now() -> datetime:
 
 @dataclass(slots=True)
 class _Pace:
-    """When a job's counts were last written and its pods last diagnosed, in seconds of a monotonic clock."""
+    """What is remembered of a job that is not settled; to lose it costs requests, and nothing else.
 
+    Args:
+        looked, counted, diagnosed: when it was looked at, its counts were written, its pods were diagnosed, in seconds
+            of a monotonic clock.
+        done, moved: how many of its Job's indexes had ended, and since when.
+        version: the resourceVersion that was last read or written.
+        kept: the IngestionJob as it was then, while its Job runs.
+        confirmed: when that was.
+    """
+
+    looked: float
+    diagnosed: float
     counted: float = 0.0
-    diagnosed: float = 0.0
+    done: int = 0
+    moved: float = 0.0
+    version: str = ""
+    kept: JsonObject | None = None
+    confirmed: float = 0.0
 
 
 class ConflictError(Exception):
@@ -94,6 +114,16 @@ class Reconciler:
         """
         self._suspects.add(key)
 
+    def knows(self, key: str, resource_version: str) -> bool:
+        """True when a state of an IngestionJob is no news: the last look read it, or wrote it itself."""
+        pace = self._paces.get(key)
+        return pace is not None and pace.version == resource_version
+
+    def rest(self, key: str) -> float:
+        """Return for how many seconds it need not be looked at that a job's Job runs on."""
+        pace = self._paces.get(key)
+        return 0.0 if pace is None else max(0.0, pace.looked + _LOOK_EVERY_SECONDS - self._monotonic())
+
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
 
@@ -108,6 +138,9 @@ class Reconciler:
             ConflictError: when something changed meanwhile; look again.
         """
         namespace, _, name = key.partition("/")
+        wait = await self._count(key)
+        if wait is not None:
+            return wait
         try:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
@@ -116,6 +149,7 @@ class Reconciler:
                 self._suspects.discard(key)
                 return None
             raise
+        self._remember(key, raw)
         job = IngestionJob.model_validate(raw)
         if settled(job) and key not in self._suspects:
             self._paces.pop(key, None)
@@ -127,18 +161,69 @@ class Reconciler:
             decided = plan(snapshot, now=self._now())
             raw, wait = await self._write(key, raw, snapshot.job, decided)
             if wait is not None:
-                return wait
+                return self._keep(key, raw, snapshot, wait)
             written = raw["metadata"]["resourceVersion"] != snapshot.job.metadata.resource_version
             snapshot = replace(snapshot, job=IngestionJob.model_validate(raw))
             for action in decided.actions:
                 raw, snapshot = await self._apply(action, raw, snapshot)
+            self._remember(key, raw)
             await self._tell(raw, decided.events)
             if settled(snapshot.job):
                 self._paces.pop(key, None)
                 return None
             if not written and not _moves_on(decided.actions):
-                return decided.look_again
+                return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
+
+    # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _count(self, key: str) -> float | None:
+        """Write a running Job's counts, from the IngestionJob as it was last read or written: one read, not two.
+
+        Counts are all that is ever decided from it. Its resourceVersion stands in the write, so an outdated one is
+        refused; and anything else that is to be done is decided by a full look.
+
+        Returns:
+            Seconds after which to look again; None when a full look has to be taken.
+        """
+        pace = self._pace(key)
+        pace.looked = self._monotonic()
+        raw, pace.kept = pace.kept, None
+        if raw is None or self._monotonic() - pace.confirmed >= _CONFIRM_EVERY_SECONDS:
+            return None
+        job = IngestionJob.model_validate(raw)
+        snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(job))
+        child = _running(snapshot)
+        if child is None or self._diagnosis_due(pace, child):
+            return None
+        snapshot = await self._read_pods(key, snapshot)
+        decided = plan(snapshot, now=self._now())
+        if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
+            return None
+        raw, wait = await self._write(key, raw, job, decided)
+        return self._keep(key, raw, snapshot, wait or decided.look_again)
+
+    def _pace(self, key: str) -> _Pace:
+        now = self._monotonic()
+        return self._paces.setdefault(key, _Pace(looked=now, diagnosed=now))
+
+    def _remember(self, key: str, raw: JsonObject) -> None:
+        pace = self._pace(key)
+        pace.version, pace.confirmed = raw["metadata"]["resourceVersion"], self._monotonic()
+
+    def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
+        """Keep the IngestionJob for the next look if its Job runs; return the delay."""
+        self._pace(key).kept = raw if _running(snapshot) is not None else None
+        return wait
+
+    def _diagnosis_due(self, pace: _Pace, child: ChildJob) -> bool:
+        """True when it is time to ask why pods do not start: often when nothing ends, now and then when others do."""
+        now, done = self._monotonic(), child.succeeded + len(child.failed)
+        if done != pace.done:
+            pace.done, pace.moved = done, now
+        moving = now - pace.moved < _DIAGNOSE_EVERY_SECONDS
+        every = _DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS
+        return wants_diagnosis(child) and now - pace.diagnosed >= every
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,8 +262,8 @@ class Reconciler:
             failed_only = record.stage is Stage.SEGMENTS
             pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
             return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
-        pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
-        if wants_diagnosis(child) and self._monotonic() - pace.diagnosed >= _DIAGNOSE_EVERY_SECONDS:
+        pace = self._pace(key)
+        if self._diagnosis_due(pace, child):
             pace.diagnosed = self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
@@ -214,7 +299,7 @@ class Reconciler:
         patch = merge_diff(raw.get("status", {}), dump_status(decided.status))
         if not patch:
             return raw, None
-        pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
+        pace = self._pace(key)
         if only_counts_changed(job.status, decided.status) and not decided.actions:
             left = pace.counted + _COUNTS_EVERY_SECONDS - self._monotonic()
             if left > 0:
@@ -233,6 +318,7 @@ class Reconciler:
                 raise ConflictError(str(error)) from error
             raise
         metrics.STATUS_WRITES.inc()
+        self._remember(key, raw)
         await self._tell(raw, tuple(_transitions(job.status, decided.status)))
         return raw, None
 
@@ -340,6 +426,14 @@ class Reconciler:
                 )
             except ApiError as error:
                 log.warning("event not sent: %s", error, extra=fields)
+
+
+def _running(snapshot: Snapshot) -> ChildJob | None:
+    """Return the Job of the running stage, if its UID is recorded and it has not ended."""
+    record = current(snapshot.job)
+    if record is None or record.uid is None:
+        return None
+    return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

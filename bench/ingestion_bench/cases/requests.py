@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -27,6 +28,7 @@ TO_COMPLETED_AT_MOST: Final = 25
 EACH_SECOND: Final = 2
 """One read and one status write."""
 _RUNS: Final = 3
+_SILENT_SECONDS: Final = 1.0
 
 
 class Counting:
@@ -53,7 +55,7 @@ class Counting:
         async with Feed(stand.kube, ingestion_path(stand.namespace)) as jobs:
             recorded = jobs.expect(_seen(job, _uid_recorded))
             completed = jobs.expect(_seen(job, lambda body: body["status"]["phase"] == Phase.COMPLETED))
-            self._audit.read()
+            await self._silence()
             answer = await self._api.post(f"/ingestion-jobs/{job.job_id}/retry")
             assert answer.status_code == 202, answer.text
             begun = await recorded
@@ -68,6 +70,11 @@ class Counting:
             TO_COMPLETED: len(rest) - EACH_SECOND * seconds,
             _TO_COMPLETED_ALL: len(rest),
         }
+
+    async def _silence(self) -> None:
+        """Wait until the product sends nothing more about how the job was stored."""
+        while self._audit.read():
+            await asyncio.sleep(_SILENT_SECONDS)
 
 
 def _seen(job: IngestionJob, wish: Callable[[JsonObject], bool]) -> Callable[[JsonObject], bool]:
