@@ -17,7 +17,7 @@ import httpx
 import yaml
 from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
 from ingestion_crds import constants as names
-from ingestion_crds.config import Config
+from ingestion_crds.config import Config, Store, Tenant
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
@@ -28,11 +28,6 @@ OPERATOR_USER: Final = "bench:operator"
 API_USER: Final = "bench:api"
 PATIENCE_SECONDS: Final = 600.0
 _CRD: Final = Path(__file__).parents[2] / "crds" / "ingestionjobs.yaml"
-_CONFIG: Final = {
-    "workerImage": "worker:bench",
-    "store": {"endpoint": "http://store.invalid:7070"},
-    "tenants": [{"namespace": NAMESPACE, "bucket": NAMESPACE}],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +56,21 @@ class Stand:
         control_plane: etcd, API server, controllers, scheduler, and fake nodes.
         kube: an administrator's client, the one that the product uses too.
         folder: for logs and other files of this case.
+        namespace: of the tenant.
     """
 
-    def __init__(self, *, control_plane: ControlPlane, kube: KubeClient, folder: Path) -> None:
+    def __init__(
+        self, *, control_plane: ControlPlane, kube: KubeClient, folder: Path, namespace: str = NAMESPACE
+    ) -> None:
         self.control_plane = control_plane
         self.kube = kube
         self.folder = folder
-        self.namespace = NAMESPACE
-        self.config = Config.model_validate(_CONFIG)
+        self.namespace = namespace
+        self.config = Config(
+            worker_image="worker:bench",
+            store=Store(endpoint="http://store.invalid:7070"),
+            tenants=[Tenant(namespace=namespace, bucket=namespace)],
+        )
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[Process]:
@@ -115,7 +117,7 @@ class Stand:
             environment: variables besides KUBECONFIG and INGESTION_CONFIG.
         """
         config = self.folder / "config.yaml"
-        config.write_text(yaml.safe_dump(_CONFIG))
+        config.write_text(yaml.safe_dump(self.config.model_dump(mode="json", by_alias=True, exclude_none=True)))
         process = Process(
             name=module,
             command=[sys.executable, "-m", module],

@@ -212,7 +212,7 @@ class Operator:
         if not self._leading:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-        if not listed and self._reconciler.knows(key, body["metadata"]["resourceVersion"]):
+        if not listed and not self._reconciler.hear(key, body["metadata"]["resourceVersion"]):
             return
         try:
             if settled(IngestionJob.model_validate(body)):
@@ -242,6 +242,7 @@ class Operator:
             self._reconciler.suspect(key)
             self.queue.add_after(key, self._reconciler.rest(key))
         else:
+            self._reconciler.hear_of_end(key)
             self.wake(key)
 
     @property

@@ -64,8 +64,10 @@ class _Pace:
             of a monotonic clock.
         done, moved: how many of its Job's indexes had ended, and since when.
         version: the resourceVersion that was last read or written.
-        kept: the IngestionJob as it was then, while its Job runs.
+        heard: the one that the watch has shown last, unless it was `version` then.
+        kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
+        ended: one of its Jobs has ended since the last look, or is gone.
     """
 
     looked: float
@@ -74,8 +76,10 @@ class _Pace:
     done: int = 0
     moved: float = 0.0
     version: str = ""
+    heard: str = ""
     kept: JsonObject | None = None
     confirmed: float = 0.0
+    ended: bool = False
 
 
 class ConflictError(Exception):
@@ -114,10 +118,20 @@ class Reconciler:
         """
         self._suspects.add(key)
 
-    def knows(self, key: str, resource_version: str) -> bool:
-        """True when a state of an IngestionJob is no news: the last look read it, or wrote it itself."""
+    def hear(self, key: str, resource_version: str) -> bool:
+        """Take in that the watch shows a state of an IngestionJob; False when the last look read or wrote that one."""
         pace = self._paces.get(key)
-        return pace is not None and pace.version == resource_version
+        if pace is None:
+            return True
+        if pace.version == resource_version:
+            return False
+        pace.heard = resource_version  # it may still be the answer to a write that is under way
+        return True
+
+    def hear_of_end(self, key: str) -> None:
+        """Take in that a Job of a job has ended, or is gone: the next look is a full one."""
+        if key in self._paces:
+            self._paces[key].ended = True
 
     def rest(self, key: str) -> float:
         """Return for how many seconds it need not be looked at that a job's Job runs on."""
@@ -186,10 +200,14 @@ class Reconciler:
         Returns:
             Seconds after which to look again; None when a full look has to be taken.
         """
-        pace = self._pace(key)
+        pace, rest = self._pace(key), self.rest(key)
+        news = pace.ended or pace.heard not in ("", pace.version)
+        raw, pace.kept, pace.heard, pace.ended = pace.kept, None, "", False
+        if raw is not None and not news and rest > 0:
+            pace.kept = raw  # woken by what it wrote itself
+            return rest
         pace.looked = self._monotonic()
-        raw, pace.kept = pace.kept, None
-        if raw is None or self._monotonic() - pace.confirmed >= _CONFIRM_EVERY_SECONDS:
+        if raw is None or news or self._monotonic() - pace.confirmed >= _CONFIRM_EVERY_SECONDS:
             return None
         job = IngestionJob.model_validate(raw)
         snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(job))

@@ -73,8 +73,10 @@ class Counting:
 
     async def _silence(self) -> None:
         """Wait until the product sends nothing more about how the job was stored."""
-        while self._audit.read():
+        while True:
             await asyncio.sleep(_SILENT_SECONDS)
+            if not self._audit.read():
+                return
 
 
 def _seen(job: IngestionJob, wish: Callable[[JsonObject], bool]) -> Callable[[JsonObject], bool]:

@@ -1,0 +1,103 @@
+"""How often a job is looked at while its Job runs, and what must not wait for the next look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Stage
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
+from simulation.controllers import GOOD, Verdict
+
+PATH = ingestion_path(NAMESPACE, "handbook")
+SEGMENTS = 40
+HANGS = Verdict(hangs=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=SEGMENTS)
+    yield found
+    assert not found.broken.found
+    found.close()
+
+
+def live(cluster: SimulatedCluster) -> JsonObject:
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
+    assert found is not None
+    return found
+
+
+def start(cluster: SimulatedCluster) -> RunningOperator:
+    """Begin a job whose segments all hang, and let it run for a while."""
+    for segment in range(SEGMENTS):
+        cluster.verdicts[Stage.SEGMENTS, segment] = HANGS
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=20)
+    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
+    return only
+
+
+def test_a_job_that_moves_costs_one_read_and_one_write_a_second(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(cluster)
+    sent: list[Call] = []
+    commit = cluster.commit
+
+    def noting(call: Call) -> JsonObject | Exception:
+        sent.append(call)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", noting)
+    begun = cluster.seconds
+    for segment in range(SEGMENTS - 1):
+        cluster.verdicts[Stage.SEGMENTS, segment] = GOOD
+        cluster.pass_until(lambda: False, seconds=1.5)
+    seconds = cluster.seconds - begun
+    counted = live(cluster)["status"]["segments"]["completedCount"]
+    reads, writes = (sum(call.writes is wanted and not call.tells for call in sent) for wanted in (False, True))
+    assert seconds > 40
+    assert counted >= SEGMENTS - 3
+    assert 10 < reads <= seconds
+    assert 10 < writes <= seconds
+
+
+def test_the_end_of_a_job_does_not_wait(cluster: SimulatedCluster) -> None:
+    start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.pass_until(lambda: live(cluster)["status"]["segments"]["completedCount"] == 1, seconds=10)
+    cluster.verdicts.clear()
+
+    def over() -> bool:
+        jobs = [
+            job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS
+        ]
+        return any(item["type"] == "Complete" for job in jobs for item in job["status"].get("conditions", []))
+
+    while not over():
+        if not cluster.step(0):
+            cluster.pass_time(cluster.next_time() or 1.0)
+    cluster.settle_down()  # no time passes
+    assert live(cluster)["status"]["stage"] == Stage.PUBLISH
+
+
+def test_a_cancellation_whose_event_is_lost_is_found_with_the_next_count(cluster: SimulatedCluster) -> None:
+    """Invariant 5: counts are decided from the job as it was last read, nothing else is."""
+    only = start(cluster)
+    body = {"spec": {"cancelGeneration": 0}}
+    cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
+    cluster.deliver(only, INGESTION_JOBS, lose=True)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+
+    def cancelled() -> bool:
+        attempt = live(cluster)["status"]["attempts"][0]
+        return attempt.get("reason") == "Cancelled" and live(cluster)["status"]["phase"] in names.TERMINAL_PHASES
+
+    assert cluster.pass_until(cancelled, seconds=30)
