@@ -26,7 +26,7 @@ from local_cluster.process import Process
 NAMESPACE: Final = "bench"
 OPERATOR_USER: Final = "bench:operator"
 API_USER: Final = "bench:api"
-PATIENCE_SECONDS: Final = 600.0
+PATIENCE_SECONDS: Final = 3600.0
 _CRD: Final = Path(__file__).parents[2] / "crds" / "ingestionjobs.yaml"
 
 

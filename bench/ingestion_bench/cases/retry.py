@@ -26,6 +26,11 @@ DONE: Final = "retry: POST → segments finished, seen in status"
 _BUDGET: Final = Budget(at_most=1.5, plus=0.080)
 
 
+def parallelism(past: Past) -> int:
+    """Return how many segments run at the same time: all of a retry, as far as the CRD allows."""
+    return min(len(past.failed), 10_000)
+
+
 class Retry:
     """One size of retry, and the bare Job of the same size.
 
@@ -40,11 +45,12 @@ class Retry:
         self._api = api
         self._past = past
         self._k = len(past.failed)
+        self._parallelism = parallelism(past)
 
     async def ours(self) -> Sample:
         """POST a retry of a failed job and see it through."""
         stand = self._stand
-        job = await failed.store(stand, self._past, parallelism=self._k)
+        job = await failed.store(stand, self._past, parallelism=self._parallelism)
         ours = f"{names.LABEL_JOB_UID}={job.metadata.uid},{names.LABEL_STAGE}={Stage.SEGMENTS}"
         async with (
             Feed(stand.kube, ingestion_path(stand.namespace)) as jobs,
@@ -101,7 +107,7 @@ def _complete(body: JsonObject) -> bool:
 
 async def _duel(stand: Stand, *, past: Past) -> AsyncIterator[Duel]:
     async with stand.operator(), stand.api() as api:
-        spare = await failed.store(stand, past, with_last_job=False, parallelism=len(past.failed))
+        spare = await failed.store(stand, past, with_last_job=False, parallelism=parallelism(past))
         retry = Retry(stand=stand, api=api, past=past)
         yield Duel(ours=retry.ours, theirs=partial(retry.theirs, spare))
 
@@ -116,6 +122,7 @@ for _k, _n, _pairs in (
     (250, 5_000, PAIRS),
     (500, 10_000, PAIRS),
     (5_000, 100_000, 1),
+    (100_000, 100_000, 1),  # all of a large job
 ):
     register(
         name=f"retry-{_k}-of-{_n}",
