@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ingestion_bench import plots, report
+from ingestion_bench.case import CASES
 from ingestion_bench.result import Result
 
 _DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -23,7 +24,8 @@ def write(path: Path) -> None:
     Raises:
         ValueError: the page has no place for them.
     """
-    results = report.load(path)
+    order = list(CASES)
+    results = sorted(report.load(path), key=lambda result: order.index(result.case))
     page = _PAGE.read_text()
     before, found, rest = page.partition(_BEGIN)
     _, ended, after = rest.partition(_END)

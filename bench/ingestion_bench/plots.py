@@ -54,13 +54,16 @@ def draw_ratios(path: Path, results: Sequence[Result]) -> None:
     figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(shown)), layout="constrained")
     axes = figure.subplots()
     labels = [f"{result.case}: {result.what.rpartition(': ')[2]}" for result in shown]
-    axes.boxplot([result.ratios for result in shown], orientation="horizontal", whis=(0, 100), tick_labels=labels)
+    axes.boxplot([result.judged for result in shown], orientation="horizontal", whis=(0, 100), tick_labels=labels)
     for row, result in enumerate(shown, start=1):
         assert result.budget is not None
         limit = result.budget.limit
         axes.plot([limit, limit], [row - 0.4, row + 0.4], color="#cf222e")
     axes.invert_yaxis()
-    axes.set(xlabel="ours / baseline; red: the budget, without what it allows beside", title="Ratios, pair by pair")
+    axes.set(
+        xlabel="ours, less the milliseconds that the budget allows, / baseline; red: the budget",
+        title="Ratios, pair by pair",
+    )
     axes.tick_params(axis="y", labelsize="x-small")
     axes.grid(visible=True, axis="x", alpha=0.3)
     figure.savefig(path, metadata={"Date": None})

@@ -64,14 +64,17 @@ class Result:
         return [own / other for own, other in zip(self.ours, self.theirs, strict=bool(self.theirs))]
 
     @property
+    def judged(self) -> list[float]:
+        """What the budget is about: ratios, or values without a baseline, less what is allowed whatever the size."""
+        own = [value - (self.budget.plus if self.budget else 0.0) for value in self.ours]
+        return [value / other for value, other in zip(own, self.theirs, strict=True)] if self.theirs else own
+
+    @property
     def verdict(self) -> str:
         """`ok` or `over`; empty without a budget. The median decides."""
         if self.budget is None:
             return ""
-        values = [own - self.budget.plus for own in self.ours]
-        if self.theirs:
-            values = [own / other for own, other in zip(values, self.theirs, strict=True)]
-        return "ok" if self.budget.holds(median(values)) else "over"
+        return "ok" if self.budget.holds(median(self.judged)) else "over"
 
 
 @dataclass(frozen=True, kw_only=True)
