@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,6 +18,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
 from ingestion_operator.outcome import Waiting, read_pods, read_waiting
+from ingestion_operator.pace import Pace
 from ingestion_operator.plan import (
     Action,
     CreateChildren,
@@ -39,13 +40,6 @@ from ingestion_operator.plan import (
 from ingestion_operator.summary import only_counts_changed
 
 _ROUNDS: Final = 12
-_COUNTS_EVERY_SECONDS: Final = 1.0
-_DIAGNOSE_EVERY_SECONDS: Final = 5.0
-# Pods that start are ordinary while others end; pods that do not are found when nothing ends any more, or now.
-_DIAGNOSE_MOVING_SECONDS: Final = 30.0
-# A little more than a second, so that with a diagnosis now and then there is at most one read a second.
-_LOOK_EVERY_SECONDS: Final = 1.2
-_CONFIRM_EVERY_SECONDS: Final = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -53,33 +47,6 @@ log = logging.getLogger(__name__)
 def utc_now() -> datetime:
     """Return the time in UTC, whole seconds, as Kubernetes stores it."""
     return datetime.now(UTC).replace(microsecond=0)
-
-
-@dataclass(slots=True)
-class _Pace:
-    """What is remembered of a job that is not settled; to lose it costs requests, and nothing else.
-
-    Args:
-        looked, counted, diagnosed: when it was looked at, its counts were written, its pods were diagnosed, in seconds
-            of a monotonic clock.
-        done, moved: how many of its Job's indexes had ended, and since when.
-        version: the resourceVersion that was last read or written.
-        heard: the one that the watch has shown last, unless it was `version` then.
-        kept: the IngestionJob as it was last read or written, while its Job runs.
-        confirmed: when that was.
-        ended: one of its Jobs has ended since the last look, or is gone.
-    """
-
-    looked: float
-    diagnosed: float
-    counted: float = 0.0
-    done: int = 0
-    moved: float = 0.0
-    version: str = ""
-    heard: str = ""
-    kept: JsonObject | None = None
-    confirmed: float = 0.0
-    ended: bool = False
 
 
 class ConflictError(Exception):
@@ -108,7 +75,7 @@ class Reconciler:
         self._config = config
         self._now = now
         self._monotonic = monotonic
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, Pace] = {}
         self._suspects: set[str] = set()
 
     def suspect(self, key: str) -> None:
@@ -120,13 +87,7 @@ class Reconciler:
 
     def hear(self, key: str, resource_version: str) -> bool:
         """Take in that the watch shows a state of an IngestionJob; False when the last look read or wrote that one."""
-        pace = self._paces.get(key)
-        if pace is None:
-            return True
-        if pace.version == resource_version:
-            return False
-        pace.heard = resource_version  # it may still be the answer to a write that is under way
-        return True
+        return key not in self._paces or self._paces[key].hear(resource_version)
 
     def hear_of_end(self, key: str) -> None:
         """Take in that a Job of a job has ended, or is gone: the next look is a full one."""
@@ -135,8 +96,7 @@ class Reconciler:
 
     def rest(self, key: str) -> float:
         """Return for how many seconds it need not be looked at that a job's Job runs on."""
-        pace = self._paces.get(key)
-        return 0.0 if pace is None else max(0.0, pace.looked + _LOOK_EVERY_SECONDS - self._monotonic())
+        return self._paces[key].rest(self._monotonic()) if key in self._paces else 0.0
 
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
@@ -180,7 +140,6 @@ class Reconciler:
             snapshot = replace(snapshot, job=IngestionJob.model_validate(raw))
             for action in decided.actions:
                 raw, snapshot = await self._apply(action, raw, snapshot)
-            self._remember(key, raw)
             await self._tell(raw, decided.events)
             if settled(snapshot.job):
                 self._paces.pop(key, None)
@@ -200,19 +159,16 @@ class Reconciler:
         Returns:
             Seconds after which to look again; None when a full look has to be taken.
         """
-        pace, rest = self._pace(key), self.rest(key)
-        news = pace.ended or pace.heard not in ("", pace.version)
-        raw, pace.kept, pace.heard, pace.ended = pace.kept, None, "", False
-        if raw is not None and not news and rest > 0:
-            pace.kept = raw  # woken by what it wrote itself
-            return rest
-        pace.looked = self._monotonic()
-        if raw is None or news or self._monotonic() - pace.confirmed >= _CONFIRM_EVERY_SECONDS:
+        pace, now = self._pace(key), self._monotonic()
+        if (idle := pace.idle(now)) > 0:
+            return idle
+        raw = pace.look(now)
+        if raw is None:
             return None
         job = IngestionJob.model_validate(raw)
         snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(job))
         child = _running(snapshot)
-        if child is None or self._diagnosis_due(pace, child):
+        if child is None or pace.diagnosis_due(child, self._monotonic()):
             return None
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
@@ -221,27 +177,17 @@ class Reconciler:
         raw, wait = await self._write(key, raw, job, decided)
         return self._keep(key, raw, snapshot, wait or decided.look_again)
 
-    def _pace(self, key: str) -> _Pace:
+    def _pace(self, key: str) -> Pace:
         now = self._monotonic()
-        return self._paces.setdefault(key, _Pace(looked=now, diagnosed=now))
+        return self._paces.setdefault(key, Pace(looked=now, diagnosed=now))
 
     def _remember(self, key: str, raw: JsonObject) -> None:
-        pace = self._pace(key)
-        pace.version, pace.confirmed = raw["metadata"]["resourceVersion"], self._monotonic()
+        self._pace(key).remember(raw, self._monotonic())
 
     def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay."""
         self._pace(key).kept = raw if _running(snapshot) is not None else None
         return wait
-
-    def _diagnosis_due(self, pace: _Pace, child: ChildJob) -> bool:
-        """True when it is time to ask why pods do not start: often when nothing ends, now and then when others do."""
-        now, done = self._monotonic(), child.succeeded + len(child.failed)
-        if done != pace.done:
-            pace.done, pace.moved = done, now
-        moving = now - pace.moved < _DIAGNOSE_EVERY_SECONDS
-        every = _DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS
-        return wants_diagnosis(child) and now - pace.diagnosed >= every
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,7 +227,7 @@ class Reconciler:
             pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
             return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
         pace = self._pace(key)
-        if self._diagnosis_due(pace, child):
+        if pace.diagnosis_due(child, self._monotonic()):
             pace.diagnosed = self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
@@ -317,12 +263,10 @@ class Reconciler:
         patch = merge_diff(raw.get("status", {}), dump_status(decided.status))
         if not patch:
             return raw, None
-        pace = self._pace(key)
         if only_counts_changed(job.status, decided.status) and not decided.actions:
-            left = pace.counted + _COUNTS_EVERY_SECONDS - self._monotonic()
+            left = self._pace(key).counts_wait(self._monotonic())
             if left > 0:
                 return raw, left
-            pace.counted = self._monotonic()
         try:
             raw = await self._cluster.patch_status(
                 namespace=job.metadata.namespace,
@@ -379,6 +323,7 @@ class Reconciler:
                     if error.conflict or error.not_found or error.status == 422:
                         raise ConflictError(str(error)) from error
                     raise
+                self._remember(snapshot.job.key, raw)
                 return raw, replace(snapshot, job=IngestionJob.model_validate(raw))
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
