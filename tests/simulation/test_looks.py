@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -101,3 +101,16 @@ def test_a_cancellation_whose_event_is_lost_is_found_with_the_next_count(cluster
         return attempt.get("reason") == "Cancelled" and live(cluster)["status"]["phase"] in names.TERMINAL_PHASES
 
     assert cluster.pass_until(cancelled, seconds=30)
+
+
+def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) -> None:
+    """Invariant 1: what a look at counts finds besides them is acted on at once."""
+    start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.pass_until(lambda: False, seconds=3)
+    (own,) = (job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS)
+    metadata = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
+    late = {"metadata": {**metadata, "name": "late"}, "spec": {**own["spec"], "suspend": True}}
+    cluster.api.request("POST", job_path(NAMESPACE), body=late)
+    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=3)
+    assert cluster.api.all("jobs")[0]["metadata"]["uid"] == own["metadata"]["uid"]
