@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from ingestion_demo import provider
 from ingestion_demo.rest import TERMINAL, Rest
+from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import install
 from local_cluster.errors import LocalClusterError
@@ -147,6 +148,21 @@ class Tenant:
         )
         return Store(config=config)
 
+    def wait_for_store(self) -> None:
+        """Wait until the store answers: a test that was alone may have replaced its pod, and with it ended the forward.
+
+        Nobody notices that before a connection is tried, which fails then.
+        """
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                self.store().ping()
+                return
+            except WorkerError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
     def put(self, name: str, content: bytes) -> str:
         """Put an object into the bucket and return its URI."""
         self.store().put(key=f"given/{name}", data=content)
@@ -228,7 +244,9 @@ def make_tenant(installation: Installation, shared: Path, tmp_path: Path) -> Ite
             rest = Rest(url=installation.url, key=key)
             ends.callback(rest.close)
             rest.wait_for_key()
-            return Tenant(installation=installation, namespace=namespace, rest=rest, documents=tmp_path)
+            tenant = Tenant(installation=installation, namespace=namespace, rest=rest, documents=tmp_path)
+            tenant.wait_for_store()
+            return tenant
 
         yield make
 

@@ -15,6 +15,7 @@ from .conftest import LIAR, RELEASE, SYSTEM, Tenant
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 PDF = "application/pdf"
+DAMAGED_PDF = b"%PDF-1.7\nnothing that a PDF has\nstartxref\n7\n%%EOF"
 GOOD_PDF = pdf(pages=[sentences(count=10)] * 3)
 LIES = f"http://{LIAR}.{provider.NAMESPACE}.svc:8080"
 
@@ -41,7 +42,7 @@ class Bad:
 
 
 DOCUMENTS = {
-    "damaged.pdf": Bad(code="DocumentUnreadable", names="damaged.pdf", content=b"%PDF-1.7\nnothing that a PDF has"),
+    "damaged.pdf": Bad(code="DocumentUnreadable", names="damaged.pdf", content=DAMAGED_PDF),
     "truncated.pdf": Bad(code="DocumentTruncated", names="truncated.pdf", content=GOOD_PDF[: len(GOOD_PDF) // 2]),
     "encrypted.pdf": Bad(code="DocumentEncrypted", names="encrypted.pdf", content=pdf(pages=["x"], password="secret")),
     "empty.pdf": Bad(code="DocumentEmpty", names="empty.pdf"),

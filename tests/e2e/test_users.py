@@ -180,8 +180,8 @@ def test_a_missing_image_is_a_reason_and_can_be_cancelled(tenant: Tenant, source
 
 
 def test_a_segment_over_its_memory_limit(tenant: Tenant, source: str) -> None:
-    """Enough memory to prepare, too little for a segment with the built-in model."""
-    template = {"resources": {"limits": {"memory": "80Mi"}, "requests": {"memory": "16Mi"}}}
+    """Enough memory to prepare (some 16 MiB), too little for a segment with the built-in model (some 70 MiB)."""
+    template = {"resources": {"limits": {"memory": "48Mi"}, "requests": {"memory": "16Mi"}}}
     tenant.apply("small-memory", uri=source, template=template, **SEGMENTED)
     job = tenant.ended("small-memory", "failed")
     total = job["status"]["segments"]["total"]
