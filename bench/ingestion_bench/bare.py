@@ -1,10 +1,12 @@
-"""What a retry comes to without the product: the same ConfigMap and the same Indexed Job, created by hand."""
+"""What a retry comes to without the product: the same patch, ConfigMap and Indexed Job, sent by hand."""
 
 from __future__ import annotations
 
 import copy
+import json
 from typing import Final
 
+from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import JsonObject
 from ingestion_operator.plan import CreateChildren
@@ -31,6 +33,19 @@ def bare_children(stand: Stand, job: IngestionJob) -> CreateChildren:
     (volume,) = (volume for volume in template["spec"]["volumes"] if "configMap" in volume)
     volume["configMap"]["name"] = name
     return children
+
+
+def retry_patch(live: JsonObject) -> JsonObject:
+    """Return what the API sends for a retry of a job as it is now."""
+    generation = live["spec"]["retryGeneration"] + 1
+    origin = json.dumps({"generation": generation, "trigger": "REST", "requestedBy": "key:abcdefghij"})
+    return {
+        "metadata": {
+            "resourceVersion": live["metadata"]["resourceVersion"],
+            "annotations": {names.ANNOTATION_RETRY_ORIGIN: origin},
+        },
+        "spec": {"retryGeneration": generation, "retrySegments": None},
+    }
 
 
 def _disown(metadata: JsonObject, name: str) -> None:

@@ -78,7 +78,7 @@ class Stand:
         port = ports.free(count=1)[0]
         environment = {"INGESTION_HEALTH_PORT": str(port)}
         async with self.process("ingestion_operator.main", user=OPERATOR_USER, environment=environment) as process:
-            await _ready(process, f"http://127.0.0.1:{port}/readyz")
+            await answering(process, f"http://127.0.0.1:{port}/readyz")
             yield process
 
     @asynccontextmanager
@@ -96,7 +96,7 @@ class Stand:
             "INGESTION_API_PORT": str(port),
         }
         async with self.process("ingestion_api.main", user=API_USER, environment=environment) as process:
-            await _ready(process, f"{url}/readyz")
+            await answering(process, f"{url}/readyz")
             async with httpx.AsyncClient(
                 base_url=f"{url}/v1/knowledge-base",
                 headers={"x-api-key": key},
@@ -149,7 +149,8 @@ class Stand:
                 await asyncio.sleep(0.1)
 
 
-async def _ready(process: Process, url: str) -> None:
+async def answering(process: Process, url: str) -> None:
+    """Wait until a process answers 200 at a URL."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     async with httpx.AsyncClient(trust_env=False) as client:
         while True:

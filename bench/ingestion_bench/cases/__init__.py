@@ -1,5 +1,5 @@
 """The cases; importing this package registers them, in the order of the table."""
 
-from ingestion_bench.cases import latency, requests, retry, size
+from ingestion_bench.cases import api, latency, requests, retry, size
 
-__all__ = ["latency", "requests", "retry", "size"]
+__all__ = ["api", "latency", "requests", "retry", "size"]

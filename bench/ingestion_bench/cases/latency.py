@@ -12,11 +12,11 @@ from typing import Final
 import httpx
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
 from local_cluster.control_plane import CONTROLLER_MANAGER
 
 from ingestion_bench import failed
-from ingestion_bench.bare import LABEL, bare_children
+from ingestion_bench.bare import LABEL, bare_children, retry_patch
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.feed import Feed, Wish
@@ -58,18 +58,6 @@ async def _gone(kube: KubeClient, path: str) -> None:
             raise
 
 
-def _retry_patch(job: IngestionJob) -> JsonObject:
-    """Return what the API sends for a retry."""
-    origin = '{"generation": 1, "trigger": "REST", "requestedBy": "key:abcdefghij"}'
-    return {
-        "metadata": {
-            "resourceVersion": job.metadata.resource_version,
-            "annotations": {names.ANNOTATION_RETRY_ORIGIN: origin},
-        },
-        "spec": {"retryGeneration": job.spec.retry_generation + 1, "retrySegments": None},
-    }
-
-
 # ── POST → 202 ────────────────────────────────────────────────────────────────────────────────────────────────
 
 _ANSWER: Final = "POST retry → 202"
@@ -91,8 +79,8 @@ async def _gets_and_patches(stand: Stand) -> Sample:
     for job in jobs:
         path = ingestion_path(stand.namespace, job.metadata.name)
         begun = time.perf_counter()
-        live = IngestionJob.model_validate(await stand.kube.request("GET", path))
-        await stand.kube.request("PATCH", path, body=_retry_patch(live), content_type=MERGE_PATCH)
+        live = await stand.kube.request("GET", path)
+        await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
         seconds.append(time.perf_counter() - begun)
     await _remove(stand, jobs)
     return _percentiles(_ANSWER, seconds)
