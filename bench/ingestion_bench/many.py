@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
-from ingestion_crds.kube import MERGE_PATCH, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
 from ingestion_operator.plan import settled
 
 from ingestion_bench.failed import body, scattered
 from ingestion_bench.past import Past, play
-from ingestion_bench.stand import Stand, fresh_name
+from ingestion_bench.stand import PATIENCE_SECONDS, Stand, fresh_name
 
 _AT_ONCE: Final = 16
 
@@ -79,3 +79,10 @@ async def remove(stand: Stand, jobs: Sequence[IngestionJob]) -> None:
             await stand.kube.request("DELETE", ingestion_path(stand.namespace, job.metadata.name))
 
     await asyncio.gather(*(one(job) for job in jobs))
+
+
+async def clear(stand: Stand) -> None:
+    """Delete all IngestionJobs, Jobs and ConfigMaps of the namespace, for where no garbage collector runs."""
+    paths = (ingestion_path(stand.namespace), job_path(stand.namespace), core_path("configmaps", stand.namespace))
+    for path in paths:
+        await stand.kube.request("DELETE", path, body={"propagationPolicy": "Background"}, timeout=PATIENCE_SECONDS)

@@ -73,9 +73,13 @@ class Stand:
         )
 
     @asynccontextmanager
-    async def operator(self) -> AsyncIterator[Process]:
-        """Run the operator as a process of its own; the block begins when it is ready."""
-        port = ports.free(count=1)[0]
+    async def operator(self, *, port: int | None = None) -> AsyncIterator[Process]:
+        """Run the operator as a process of its own; the block begins when it is ready.
+
+        Args:
+            port: where it serves its probes and metrics; any free port when None.
+        """
+        port = port or ports.free(count=1)[0]
         environment = {"INGESTION_HEALTH_PORT": str(port)}
         async with self.process("ingestion_operator.main", user=OPERATOR_USER, environment=environment) as process:
             await answering(process, f"http://127.0.0.1:{port}/readyz")

@@ -91,7 +91,7 @@ class Operator:
         self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
         self._reconciler = Reconciler(cluster=self._cluster, config=config)
-        self.queue = WorkQueue()
+        self.queue = WorkQueue(waited=metrics.QUEUE_WAIT.observe)
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
         self._election: list[asyncio.Task[None]] = []
@@ -279,6 +279,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     """Return the kopf handlers: each does one thing, it puts a key on the queue."""
     registry = kopf.OperatorRegistry()
     holder: list[Operator] = []
+    events_of_ingestion_jobs, events_of_jobs = (metrics.WATCH_EVENTS.labels(kind=kind) for kind in (names.KIND, "Job"))
 
     @kopf.on.startup(registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -314,11 +315,13 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
+        events_of_ingestion_jobs.inc()
         if type != "DELETED":
             holder[0].see(body)
 
     @kopf.on.event(*_JOBS, registry=registry)
     async def job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
+        events_of_jobs.inc()
         holder[0].see_job(body, deleted=type == "DELETED")
 
     return registry

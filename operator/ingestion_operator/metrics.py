@@ -9,6 +9,13 @@ from prometheus_client import Counter, Gauge, Histogram
 LEADER: Final = Gauge("ingestion_leader", "1 while this replica leads, 0 while it stands by.")
 QUEUE_DEPTH: Final = Gauge("ingestion_queue_depth", "Keys that wait to be looked at.")
 QUEUE_AGE: Final = Gauge("ingestion_queue_oldest_age_seconds", "How long the first key has waited.")
+QUEUE_WAIT: Final = Histogram(
+    "ingestion_queue_wait_seconds",
+    "How long a key waited until a worker took it.",
+    # Close together, as what is asked is how unequal waits are.
+    buckets=[step * 10.0**power for power in range(-3, 2) for step in (1, 1.5, 2, 3, 5, 7)],
+)
+WATCH_EVENTS: Final = Counter("ingestion_watch_events", "Events taken in, objects of first lists among them.", ["kind"])
 RECONCILE_SECONDS: Final = Histogram("ingestion_reconcile_seconds", "Duration of one look at a job.")
 RECONCILE_ERRORS: Final = Counter("ingestion_reconcile_errors", "Looks that ended in an error.", ["reason"])
 STATUS_WRITES: Final = Counter("ingestion_status_writes", "Status writes that the API server accepted.")

@@ -24,11 +24,19 @@ class WorkQueue:
     Args:
         clock: seconds that only grow; for tests.
         jitter: a factor around 1 for each delay after an error; for tests.
+        waited: is told how many seconds each key has waited when a worker takes it.
     """
 
-    def __init__(self, *, clock: Callable[[], float] | None = None, jitter: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] | None = None,
+        jitter: Callable[[], float] | None = None,
+        waited: Callable[[float], None] | None = None,
+    ) -> None:
         self._clock = clock or asyncio.get_running_loop().time
         self._jitter = jitter or (lambda: random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
+        self._waited = waited
         self._waiting: dict[str, float] = {}  # key → when it was added; a dict keeps the order
         self._working: set[str] = set()
         self._again: set[str] = set()
@@ -82,8 +90,10 @@ class WorkQueue:
         while True:
             self._move_due()
             if self._waiting:
-                key = next(iter(self._waiting))
+                key, since = next(iter(self._waiting.items()))
                 del self._waiting[key]
+                if self._waited is not None:
+                    self._waited(self._clock() - since)
                 self._working.add(key)
                 return key
             self._wake.clear()

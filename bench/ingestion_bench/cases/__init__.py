@@ -1,5 +1,5 @@
 """The cases; importing this package registers them, in the order of the table."""
 
-from ingestion_bench.cases import api, latency, requests, retry, size
+from ingestion_bench.cases import api, idle, latency, requests, retry, running, size, storm
 
-__all__ = ["api", "latency", "requests", "retry", "size"]
+__all__ = ["api", "idle", "latency", "requests", "retry", "running", "size", "storm"]

@@ -1,0 +1,150 @@
+"""What jobs cost that are at rest: memory, the time to be ready after a restart, processor time, writes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import count as counting
+from typing import Final
+
+import httpx
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path
+from local_cluster import ports
+from local_cluster.process import Process
+
+from ingestion_bench import many
+from ingestion_bench.audit import Audit, audited
+from ingestion_bench.case import Budget, Duel, Measure, Sample, register
+from ingestion_bench.load import per_second
+from ingestion_bench.scrape import scrape
+from ingestion_bench.stand import PATIENCE_SECONDS, Stand
+from ingestion_bench.usage import calm, usage
+
+_READY: Final = "idle: start → all objects seen"
+_RESTARTED: Final = "idle: memory after a restart"
+_TOUCHED: Final = "idle: memory after touching each"
+_CPU: Final = "idle: CPU at rest"
+_WRITES: Final = "idle: writes at rest"
+_REST_SECONDS: Final = 150.0
+"""Longer than from one of the operator's full lists to the next."""
+_TOLERANCE: Final = 0.005
+"""Half a percent of a core: a full list now and then is what it costs that no lost event loses a job."""
+_LANES: Final = 16
+_RUNS: Final = 3
+
+Seen = Callable[[], Awaitable[float]]
+
+
+class Idle:
+    """So many jobs at rest, each with its last Job.
+
+    Args:
+        stand: where; the API server keeps an audit log.
+        jobs: the jobs.
+    """
+
+    def __init__(self, *, stand: Stand, jobs: Sequence[IngestionJob]) -> None:
+        self._stand = stand
+        self._jobs = jobs
+        self._audit = Audit(stand.folder)
+        self._touches = counting()
+
+    async def ours(self) -> Sample:
+        """Run the operator."""
+        port = ports.free(count=1)[0]
+        begun = time.perf_counter()
+        async with (
+            self._stand.operator(port=port) as process,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60.0) as client,
+        ):
+
+            async def seen() -> float:
+                metrics = await scrape(client)
+                return sum(value for name, value in metrics.items() if name.startswith("ingestion_watch_events_total"))
+
+            sample = await self._measure(process, begun, seen)
+            self._audit.read()
+            cpu = await self._rest(process)
+            writes = [request for request in self._audit.read() if request.what.split()[0] not in ("get", "list")]
+        return {**sample, _CPU: cpu, _WRITES: len(writes)}
+
+    async def theirs(self) -> Sample:
+        """Run the minimal operator."""
+        log = self._stand.folder / "seen"
+        log.unlink(missing_ok=True)
+        environment = {"BENCH_SEEN": str(log)}
+        begun = time.perf_counter()
+        async with self._stand.process(
+            "ingestion_bench.minimal_operator", user="bench:minimal", environment=environment
+        ) as process:
+
+            async def seen() -> float:
+                return log.stat().st_size if log.exists() else 0.0
+
+            sample = await self._measure(process, begun, seen)
+            return {**sample, _CPU: await self._rest(process)}
+
+    async def _measure(self, process: Process, begun: float, seen: Seen) -> Sample:
+        objects = 2 * len(self._jobs)
+        await _until(process, seen, objects)
+        ready = time.perf_counter() - begun
+        await calm(process.pid)
+        restarted = usage(process.pid).resident_bytes
+        before = await seen()
+        await self._touch()
+        await _until(process, seen, before + len(self._jobs))
+        await calm(process.pid)
+        return {_READY: ready, _RESTARTED: restarted, _TOUCHED: usage(process.pid).resident_bytes}
+
+    async def _touch(self) -> None:
+        patch = {"metadata": {"labels": {"bench/touched": str(next(self._touches))}}}
+
+        async def touch(_: int, job: IngestionJob) -> None:
+            path = ingestion_path(self._stand.namespace, job.metadata.name)
+            await self._stand.kube.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
+
+        await per_second(self._jobs, lanes=_LANES, do=touch)
+
+    async def _rest(self, process: Process) -> float:
+        """Return the share of a core that the process takes while nothing happens."""
+        before, begun = usage(process.pid).cpu_seconds, time.perf_counter()
+        await asyncio.sleep(_REST_SECONDS)
+        return (usage(process.pid).cpu_seconds - before) / (time.perf_counter() - begun)
+
+
+async def _until(process: Process, seen: Seen, count: float) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while await seen() < count:
+        process.check()
+        assert time.monotonic() < deadline, f"{await seen():.0f} of {count:.0f} objects seen"
+        await asyncio.sleep(0.1)
+
+
+def _run(count: int) -> Callable[[Stand], AsyncIterator[Duel]]:
+    async def duel(stand: Stand) -> AsyncIterator[Duel]:
+        idle = Idle(stand=stand, jobs=await many.store(stand, count=count))
+        yield Duel(ours=idle.ours, theirs=idle.theirs)
+
+    return duel
+
+
+for _count in (1_000, 3_000, 10_000):
+    _growth = {"jobs": _count}
+    _budget = Budget(at_most=1.2)
+    register(
+        name=f"idle-{_count}",
+        about=f"{_count:,} jobs at rest, each with its last Job",
+        baseline="a minimal kopf operator that watches the same and does nothing",
+        measures=[
+            Measure(what=_READY, unit="s", budget=_budget, growth=_growth),
+            Measure(what=_RESTARTED, unit="bytes", budget=_budget, growth=_growth),
+            Measure(what=_TOUCHED, unit="bytes", budget=_budget, growth=_growth),
+            Measure(what=_CPU, unit="of a core", budget=Budget(at_most=1.0, plus=_TOLERANCE)),
+            Measure(what=_WRITES, unit="", budget=Budget(at_most=0)),
+        ],
+        run=_run(_count),
+        pairs=_RUNS,
+        plane=audited(nodes=0),
+    )

@@ -1,0 +1,118 @@
+"""What running jobs cost the operator: processor time for each segment that ends, and how long keys wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from itertools import repeat
+from typing import Final
+
+import httpx
+from ingestion_crds.constants import Phase
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from local_cluster import ports
+
+from ingestion_bench import many
+from ingestion_bench.bare import retry_patch
+from ingestion_bench.case import Budget, Duel, Measure, Sample, register
+from ingestion_bench.feed import Feed
+from ingestion_bench.load import per_second
+from ingestion_bench.past import Past
+from ingestion_bench.scrape import scrape, spread
+from ingestion_bench.stand import Plane, Stand
+from ingestion_bench.usage import calm, usage
+
+_SEGMENTS: Final = 20
+_PAST: Final = Past(segments=_SEGMENTS, failed=IndexSet.span(_SEGMENTS))
+_LANES: Final = 32
+_WAIT: Final = "ingestion_queue_wait_seconds"
+_RUNS: Final = 3
+
+
+def _cpu(count: int) -> str:
+    return f"running: operator's CPU for each segment, {count:,} jobs"
+
+
+_FALLING: Final = "running: the same, many / few jobs"
+_SPREAD: Final = "running: longest / median wait of a key"
+_LONGEST: Final = "running: longest wait of a key"
+
+
+class Running:
+    """Jobs whose segments all run.
+
+    Args:
+        stand: where; kwok ends the pods.
+        few, many: two numbers of jobs.
+    """
+
+    def __init__(self, *, stand: Stand, few: int, many: int) -> None:
+        self._stand = stand
+        self._few = few
+        self._many = many
+
+    async def ours(self) -> Sample:
+        """Let few jobs run, then many."""
+        few, _ = await self._run(self._few)
+        sample, waits = await self._run(self._many)
+        return {_cpu(self._few): few, _cpu(self._many): sample, _FALLING: sample / few, **waits}
+
+    async def _run(self, count: int) -> tuple[float, Sample]:
+        """Return the operator's CPU seconds for each segment, and how long keys waited."""
+        stand = self._stand
+        jobs = await many.store(stand, count=count, pasts=repeat(_PAST))
+        left = {job.metadata.uid for job in jobs}
+
+        def seen(event: JsonObject) -> bool:
+            if event["object"]["status"]["phase"] == Phase.COMPLETED:
+                left.discard(event["object"]["metadata"]["uid"])
+            return not left
+
+        async def retry(_: int, job: IngestionJob) -> None:
+            live = {"metadata": {"resourceVersion": job.metadata.resource_version}, "spec": {"retryGeneration": 0}}
+            path = ingestion_path(stand.namespace, job.metadata.name)
+            await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+
+        port = ports.free(count=1)[0]
+        async with (
+            stand.operator(port=port) as process,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60.0) as client,
+            Feed(stand.kube, ingestion_path(stand.namespace)) as feed,
+        ):
+            await calm(process.pid)
+            before, metrics = usage(process.pid).cpu_seconds, await scrape(client)
+            completed = feed.expect(seen)
+            await per_second(jobs, lanes=_LANES, do=retry)
+            await completed
+            cpu = (usage(process.pid).cpu_seconds - before) / (count * _SEGMENTS)
+            waits = spread(metrics, await scrape(client), histogram=_WAIT)
+        await many.remove(stand, jobs)
+        await stand.quiet()
+        return cpu, {_SPREAD: waits.largest / waits.median, _LONGEST: waits.largest}
+
+
+def _run(few: int, many_: int) -> Callable[[Stand], AsyncIterator[Duel]]:
+    async def duel(stand: Stand) -> AsyncIterator[Duel]:
+        yield Duel(ours=Running(stand=stand, few=few, many=many_).ours)
+
+    return duel
+
+
+for _few, _many in ((10, 100), (100, 1_000)):
+    _budgeted = _many == 1_000
+    register(
+        name=f"running-{_many}",
+        about=f"{_few} and {_many:,} running jobs of {_SEGMENTS} segments; pods run for no time at all",
+        measures=[
+            Measure(what=_cpu(_few), unit="s"),
+            Measure(what=_cpu(_many), unit="s", budget=Budget(at_most=0.002) if _budgeted else None),
+            Measure(what=_FALLING, unit="", budget=Budget(at_most=1.0) if _budgeted else None),
+            Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
+            Measure(what=_LONGEST, unit="s"),
+        ],
+        run=_run(_few, _many),
+        pairs=_RUNS,
+        on_request=not _budgeted,
+        plane=Plane(nodes=10),
+    )

@@ -1,0 +1,56 @@
+"""The bare client of the storm: it sends what it is told on stdin, a line of requests for each job.
+
+It decides nothing and looks at nothing, but for the resourceVersion that its next write of the IngestionJob needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import orjson
+from ingestion_crds.kube import ApiError, KubeClient
+
+from ingestion_bench.record import WORKERS
+
+
+async def send(kube: KubeClient, requests: list[dict[str, Any]]) -> None:
+    """Send the requests of one job, one after the other."""
+    version = ""
+    for request in requests:
+        body = request.get("body")
+        if isinstance(body, dict) and "resourceVersion" in body.get("metadata", {}):
+            body["metadata"]["resourceVersion"] = version
+        try:
+            answer = await kube.request(**request)
+        except ApiError as error:
+            if request["method"] == "DELETE" and error.not_found:
+                continue
+            raise
+        if "/ingestionjobs/" in request["path"]:
+            version = answer["metadata"]["resourceVersion"]
+
+
+async def work() -> None:
+    """Send line after line, so many at a time, until stdin ends."""
+    reader = asyncio.StreamReader(limit=2**22)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+
+    async def worker() -> None:
+        async with turn:
+            line = await reader.readline()
+        while line:
+            await send(kube, orjson.loads(line))
+            async with turn:
+                line = await reader.readline()
+
+    turn = asyncio.Lock()  # a stream has one reader at a time
+    async with await KubeClient.connect() as kube, asyncio.TaskGroup() as group:
+        print("ready", flush=True)
+        for _ in range(WORKERS):
+            group.create_task(worker())
+
+
+if __name__ == "__main__":
+    asyncio.run(work())
