@@ -56,7 +56,7 @@ faults: venv ## Inject every fault, and count what is survived (docs/reliability
 bench: venv ## Measure everything beside its baseline; single ones with CASE="retry-3-of-50 requests-*"
 	@$(UV) sync --frozen --all-extras --group bench --quiet
 	@$(SAY) "programs of the control plane (built once, then cached)"
-	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kwok
+	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kwok versitygw
 	@$(SAY) "cases and their baselines"; $(RUN) python -m ingestion_bench $(CASE) $(ARGS)
 
 cluster: venv ## Start a local Kubernetes and print its KUBECONFIG
