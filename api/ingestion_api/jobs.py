@@ -29,24 +29,22 @@ class Jobs:
         self._index = index
 
     async def find(self, *, namespace: str, wanted: uuid.UUID) -> IngestionJob:
-        """Return a job as it is now: by name, else by the name that the index has for the id.
+        """Return a job as it is now: by the name that the index has for the id, else by the id as its name.
 
         Raises:
             ProblemError: 404 when this namespace has no such job; 503 when that is not known yet.
             ApiError: the API server does not answer.
         """
         text = str(wanted)
-        job = await self.read(namespace=namespace, name=text)
-        if job is not None and job_id(job) == text:
-            return job
+        indexed = self._index.name_of(namespace=namespace, job_id=text)
+        # The index may be a moment old, and the name another job's by now.
+        for name in dict.fromkeys((indexed or text, text)):
+            job = await self.read(namespace=namespace, name=name)
+            if job is not None and job_id(job) == text:
+                return job
         if not self._index.synced:
             raise unavailable("the jobs are still being listed; try again")
-        name = self._index.name_of(namespace=namespace, job_id=text)
-        job = await self.read(namespace=namespace, name=name) if name else None
-        # The index may be a moment old, and the name another job's by now.
-        if job is None or job_id(job) != text:
-            raise not_found(f"there is no ingestion job {text}")
-        return job
+        raise not_found(f"there is no ingestion job {text}")
 
     async def read(self, *, namespace: str, name: str) -> IngestionJob | None:
         """Return the job of this name as it is now, None when there is none."""

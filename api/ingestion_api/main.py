@@ -11,6 +11,7 @@ from ingestion_crds.config import Config, ConfigError
 from ingestion_api import logs
 from ingestion_api.app import create_app
 from ingestion_api.options import options_from_environment
+from ingestion_api.protocol import BoundedHttp
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
         timeout_keep_alive=options.keep_alive_seconds,
         timeout_graceful_shutdown=options.shutdown_seconds,
         h11_max_incomplete_event_size=options.header_bytes,
-        http="h11",
+        http=BoundedHttp,
         ws="none",
         access_log=False,
         log_config=None,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import cast
 
-from fastapi import Depends, Request
+from fastapi import Request
 from ingestion_crds.config import Config
 
 from ingestion_api.auth import KeyRing
@@ -34,8 +34,8 @@ class Services:
 
 
 def services_of(request: Request) -> Services:
-    """Return the services of the app that a request came to."""
+    """Return the services of the app that a request came to.
+
+    For routes to call: as a dependency it would run in a thread, for each request.
+    """
     return cast(Services, request.app.state.services)
-
-
-Parts = Annotated[Services, Depends(services_of)]

@@ -5,13 +5,16 @@ A retry that is recorded but not taken up yet shows as `queued`, so that no GET 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Final, Literal, Self
 from uuid import UUID
 
 from ingestion_crds.constants import ConditionType, Mode, Phase, Stage, VersionState
 from ingestion_crds.job import Condition, Failure, IngestionJob, Model, Version, job_id_of
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
 JOB_TYPE: Final = "document"
 
@@ -60,6 +63,11 @@ class NarrowJob(Model):
     metadata: _NarrowMetadata
     spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
     status: _NarrowStatus = Field(default_factory=_NarrowStatus)
+
+    @cached_property
+    def summary_json(self) -> bytes:
+        """The job's entry in a list, made when it is first asked for: most jobs are listed often and change seldom."""
+        return summary(self).model_dump_json().encode()
 
 
 AnyJob = NarrowJob | IngestionJob
@@ -196,6 +204,13 @@ def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
         started_at=None if reset else status.start_time,
         completed_at=None if waiting else status.completion_time,
     )
+
+
+def page_json(jobs: Sequence[NarrowJob], *, next_cursor: str | None) -> bytes:
+    """Return `CursorPageIngestionJobSummaryResponse` of jobs as JSON, put together from their entries."""
+    entries = b",".join(job.summary_json for job in jobs)
+    cursor, more = to_json(next_cursor), to_json(next_cursor is not None)
+    return b'{"items":[' + entries + b'],"next_cursor":' + cursor + b',"has_more":' + more + b"}"
 
 
 def progress(job: IngestionJob) -> IngestionJobResponse:

@@ -108,6 +108,8 @@ class KubeClient:
         else:
             await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
         settings.connection_pool_maxsize = pool_size
+        # Else each request looks for a .netrc and for proxies, in two threads.
+        settings.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration=settings))
 
     @property

@@ -18,6 +18,7 @@ import yaml
 from ingestion_api import keys
 from ingestion_api.app import create_app
 from ingestion_api.options import Options
+from ingestion_api.protocol import BoundedHttp
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job
@@ -85,7 +86,7 @@ def mint(*, kubeconfig: Path, system: str, namespace: str, capsys: Any) -> str:
 def serve(options: Options, port: int) -> Iterator[None]:
     """Run uvicorn in a thread until resumed."""
     server = uvicorn.Server(
-        uvicorn.Config(create_app(options), port=port, log_config=None, access_log=False, ws="none")
+        uvicorn.Config(create_app(options), port=port, log_config=None, access_log=False, ws="none", http=BoundedHttp)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -19,7 +19,7 @@ from ingestion_api.middleware import content_length
 from ingestion_api.problems import bad_request, too_large
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
-from ingestion_api.services import Parts
+from ingestion_api.services import services_of
 from ingestion_api.stores import from_worker_error
 from ingestion_api.upload import FilePart, MultipartReader
 from ingestion_api.views import IngestResponse, IngestResultItem
@@ -95,8 +95,9 @@ _BODY: Final[dict[str, Any]] = {
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
     openapi_extra={"requestBody": _BODY},
 )
-async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller, parts: Parts) -> IngestResponse:
+async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestResponse:
     """Store an upload and make its job."""
+    parts = services_of(request)
     limit = parts.config.max_source_bytes
     announced = content_length(request.scope)
     if announced is not None and announced > limit + _FORM_BYTES:

@@ -8,7 +8,7 @@ import json
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from ingestion_crds.constants import Phase
 
 from ingestion_api.auth import Caller
@@ -16,12 +16,12 @@ from ingestion_api.job_index import Place
 from ingestion_api.problems import bad_request
 from ingestion_api.retry import key_digest
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
-from ingestion_api.services import Parts
+from ingestion_api.services import services_of
 from ingestion_api.views import (
     CursorPageIngestionJobSummaryResponse,
     IngestionJobResponse,
+    page_json,
     progress,
-    summary,
 )
 
 TAG: Final = "knowledge-base"
@@ -46,13 +46,12 @@ async def retry_ingestion_job(
     request: Request,
     job_id: UUID,
     caller: Caller,
-    parts: Parts,
 ) -> dict[str, str]:
     """Record a retry."""
     request.state.job_id = str(job_id)
     # Read here, not declared: the operation's parameters are those of the API that it is compatible with.
     key = key_digest(request.headers.get("idempotency-key"))
-    await parts.retries.accept(caller=caller, wanted=job_id, key=key)
+    await services_of(request).retries.accept(caller=caller, wanted=job_id, key=key)
     return {"job_id": str(job_id)}
 
 
@@ -63,12 +62,10 @@ async def retry_ingestion_job(
     description="The job as it is now. After a retry's 202 it shows ``queued`` until the retry begins.",
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
 )
-async def get_ingestion_job_progress(
-    request: Request, job_id: UUID, caller: Caller, parts: Parts
-) -> IngestionJobResponse:
+async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Caller) -> IngestionJobResponse:
     """Return a job's progress."""
     request.state.job_id = str(job_id)
-    return progress(await parts.jobs.find(namespace=caller.namespace, wanted=job_id))
+    return progress(await services_of(request).jobs.find(namespace=caller.namespace, wanted=job_id))
 
 
 @router.get(
@@ -76,27 +73,26 @@ async def get_ingestion_job_progress(
     operation_id="listIngestionJobs",
     summary="List the ingestion jobs of a knowledge base",
     description="Newest first. ``status`` keeps one phase; ``cursor`` is the ``next_cursor`` of the page before.",
+    response_model=CursorPageIngestionJobSummaryResponse,
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
 )
 async def list_ingestion_jobs(
+    request: Request,
     kb_id: UUID,
     caller: Caller,
-    parts: Parts,
     status: Annotated[str | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query()] = None,
-) -> CursorPageIngestionJobSummaryResponse:
+) -> Response:
     """Return one page of jobs."""
-    jobs, last = parts.index.page(
+    jobs, last = services_of(request).index.page(
         namespace=caller.namespace,
         knowledge_base=str(kb_id),
         phase=_phase(status),
         limit=limit,
         before=_place(cursor),
     )
-    return CursorPageIngestionJobSummaryResponse(
-        items=[summary(job) for job in jobs], next_cursor=_cursor(last), has_more=last is not None
-    )
+    return Response(page_json(jobs, next_cursor=_cursor(last)), media_type="application/json")
 
 
 def _phase(text: str | None) -> Phase | None:

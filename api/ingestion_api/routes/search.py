@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from ingestion_api.auth import Caller
 from ingestion_api.problems import bad_request
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, UNAUTHORIZED
-from ingestion_api.services import Parts
+from ingestion_api.services import services_of
 
 MAX_KNOWLEDGE_BASES: Final = 16
 MAX_QUERY: Final = 8192
@@ -72,7 +72,7 @@ class SearchResponse(BaseModel):
     description="Chunks of active versions, nearest to the query by vector. A version that is being made is not seen.",
     responses={**BAD_REQUEST, **UNAUTHORIZED},
 )
-async def search_knowledge_base(body: SearchRequest, caller: Caller, parts: Parts) -> SearchResponse:
+async def search_knowledge_base(request: Request, body: SearchRequest, caller: Caller) -> SearchResponse:
     """Answer a search."""
     for name, given in (
         ("rerank", body.rerank),
@@ -83,7 +83,7 @@ async def search_knowledge_base(body: SearchRequest, caller: Caller, parts: Part
             raise bad_request(f"{name}: not supported here; leave it out")
     results: list[SearchResult] = []
     for kb_id in dict.fromkeys(body.kb_ids):
-        hits = await parts.searches.run(
+        hits = await services_of(request).searches.run(
             namespace=caller.namespace, knowledge_base=str(kb_id), query=body.query, limit=body.limit
         )
         results += [
