@@ -15,6 +15,9 @@ JsonObject = dict[str, Any]
 
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2
+# Of all jobs together: a thousand that run must not keep the operator from those that begin and end.
+_LOOKS_EACH_SECOND: Final = 25
+_LOOK_AT_LEAST_EVERY_SECONDS: Final = 60.0
 _COUNTS_EVERY_SECONDS: Final = 1.0
 _CONFIRM_EVERY_SECONDS: Final = 30.0
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
@@ -34,6 +37,8 @@ class Pace:
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
+        every: how long it rests after a look while its Job runs on; see `rest_for`.
+        active: its Job had pods at the last look.
     """
 
     looked: float
@@ -46,6 +51,8 @@ class Pace:
     kept: JsonObject | None = None
     confirmed: float = 0.0
     ended: bool = False
+    every: float = _LOOK_EVERY_SECONDS
+    active: bool = False
 
     def hear(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written last."""
@@ -56,7 +63,7 @@ class Pace:
 
     def rest(self, now: float) -> float:
         """Return for how many seconds it need not be looked at that the Job runs on."""
-        return max(0.0, self.looked + _LOOK_EVERY_SECONDS - now)
+        return max(0.0, self.looked + self.every - now)
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key was woken by what the look itself wrote."""
@@ -93,3 +100,8 @@ class Pace:
     @property
     def _news(self) -> bool:
         return self.ended or self.heard not in ("", self.version)
+
+
+def rest_for(active: int) -> float:
+    """Return for how many seconds a running job rests between two looks when so many have pods."""
+    return min(_LOOK_AT_LEAST_EVERY_SECONDS, max(_LOOK_EVERY_SECONDS, active / _LOOKS_EACH_SECOND))

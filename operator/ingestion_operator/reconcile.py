@@ -18,7 +18,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
 from ingestion_operator.outcome import Waiting, read_pods, read_waiting
-from ingestion_operator.pace import Pace
+from ingestion_operator.pace import Pace, rest_for
 from ingestion_operator.plan import (
     Action,
     CreateChildren,
@@ -186,7 +186,10 @@ class Reconciler:
 
     def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay."""
-        self._pace(key).kept = raw if _running(snapshot) is not None else None
+        pace, child = self._pace(key), _running(snapshot)
+        pace.kept = None if child is None else raw
+        pace.active = child is not None and child.active > 0
+        pace.every = rest_for(sum(other.active for other in self._paces.values()))
         return wait
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from ingestion_bench.stand import PATIENCE_SECONDS, Stand
 from ingestion_bench.usage import calm, usage
 
 _READY: Final = "idle: start → all objects seen"
+_START: Final = "idle: CPU until then"
 _RESTARTED: Final = "idle: memory after a restart"
 _TOUCHED: Final = "idle: memory after touching each"
 _CPU: Final = "idle: CPU at rest"
@@ -89,14 +90,14 @@ class Idle:
     async def _measure(self, process: Process, begun: float, seen: Seen) -> Sample:
         objects = 2 * len(self._jobs)
         await _until(process, seen, objects)
-        ready = time.perf_counter() - begun
+        ready, start = time.perf_counter() - begun, usage(process.pid).cpu_seconds
         await calm(process.pid)
         restarted = usage(process.pid).resident_bytes
         before = await seen()
         await self._touch()
         await _until(process, seen, before + len(self._jobs))
         await calm(process.pid)
-        return {_READY: ready, _RESTARTED: restarted, _TOUCHED: usage(process.pid).resident_bytes}
+        return {_READY: ready, _START: start, _RESTARTED: restarted, _TOUCHED: usage(process.pid).resident_bytes}
 
     async def _touch(self) -> None:
         patch = {"metadata": {"labels": {"bench/touched": str(next(self._touches))}}}
@@ -139,6 +140,7 @@ for _count in (1_000, 3_000, 10_000):
         baseline="a minimal kopf operator that watches the same and does nothing",
         measures=[
             Measure(what=_READY, unit="s", budget=_budget, growth=_growth),
+            Measure(what=_START, unit="s", growth=_growth),
             Measure(what=_RESTARTED, unit="bytes", budget=_budget, growth=_growth),
             Measure(what=_TOUCHED, unit="bytes", budget=_budget, growth=_growth),
             Measure(what=_CPU, unit="of a core", budget=Budget(at_most=1.0, plus=_TOLERANCE)),
