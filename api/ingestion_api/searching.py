@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import OrderedDict
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestion_crds.config import Config, EmbeddingProvider
@@ -65,19 +64,29 @@ class Searches:
 
         store = await self._stores.of(namespace=namespace)
         keys = await self._provider_keys()
-        work = partial(
-            search_text,
-            store=store,
-            knowledge_base=knowledge_base,
-            text=query,
-            limit=limit,
-            embedder_for=lambda spec: self._embedder(spec, keys),
-            cache=self._cache(namespace),
-        )
+
+        async def look() -> list[Hit]:
+            return await asyncio.to_thread(
+                search_text,
+                store=store,
+                knowledge_base=knowledge_base,
+                text=query,
+                limit=limit,
+                embedder_for=lambda spec: self._embedder(spec, keys),
+                cache=self._cache(namespace),
+            )
+
         async with self._slots.one():
             try:
                 async with asyncio.timeout(self._options.search_seconds):
-                    return await asyncio.to_thread(work)
+                    try:
+                        return await look()
+                    except WorkerError as error:
+                        if error.code != "StoreForbidden":
+                            raise
+                        # The tenant's credentials may have been changed since they were read.
+                        store = await self._stores.of(namespace=namespace, refresh=True)
+                        return await look()
             except TimeoutError as error:
                 seconds = self._options.search_seconds
                 raise unavailable(f"the search took longer than {seconds:.0f} s") from error

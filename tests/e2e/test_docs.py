@@ -17,10 +17,10 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -38,6 +38,7 @@ from .test_users import SEGMENTED, document, new_word
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
+T = TypeVar("T")
 REPOSITORY = install.REPOSITORY
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEREDOC = re.compile(r"<<EOF\n.*?^EOF$", re.MULTILINE | re.DOTALL)
@@ -517,7 +518,7 @@ def test_uninstall_and_install_again(tenant: Tenant, installer: str, folder: Pat
 
         helm(*upgrade, user=installer)
         tenant.rest.wait_for_key()
-        assert tenant.rest.search(knowledge_base=knowledge_base, query="harmless")
+        assert in_the_end(lambda: tenant.rest.search(knowledge_base=knowledge_base, query="harmless"))
         tenant.installation.switch.mend(word)
         tenant.rest.retry(job)
         tenant.ended(job, "completed", generation=1)
@@ -554,16 +555,21 @@ def test_an_external_store(tenant: Tenant) -> None:
     tenant.installation.kubectl("delete", f"deployment/{EXTERNAL}", "--namespace", provider.NAMESPACE)
 
 
-def upload_in_the_end(tenant: Tenant) -> tuple[str, str]:
-    """Upload as soon as the port-forward has left the replica that ends, which may no longer read the old Secret."""
+def in_the_end(call: Callable[[], T]) -> T:
+    """Call the API until it answers, once the port-forward has left a replica that ends and may not read Secrets."""
     deadline = time.monotonic() + 240
     while True:
         try:
-            return tenant.upload("# Title\n\nHarmless.\n")
+            return call()
         except (LocalClusterError, httpx.TransportError) as error:
             if time.monotonic() > deadline:
-                raise AssertionError("the API takes no upload") from error
+                raise AssertionError("the API does not answer as it has to") from error
             time.sleep(1)
+
+
+def upload_in_the_end(tenant: Tenant) -> tuple[str, str]:
+    """Upload as soon as a replica takes it."""
+    return in_the_end(lambda: tenant.upload("# Title\n\nHarmless.\n"))
 
 
 def external_store(tenant: dict[str, str], store: dict[str, Any]) -> dict[str, Any]:
