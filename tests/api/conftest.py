@@ -86,7 +86,15 @@ def mint(*, kubeconfig: Path, system: str, namespace: str, capsys: Any) -> str:
 def serve(options: Options, port: int) -> Iterator[None]:
     """Run uvicorn in a thread until resumed."""
     server = uvicorn.Server(
-        uvicorn.Config(create_app(options), port=port, log_config=None, access_log=False, ws="none", http=BoundedHttp)
+        uvicorn.Config(
+            create_app(options),
+            port=port,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            http=BoundedHttp,
+            h11_max_incomplete_event_size=options.header_bytes,
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

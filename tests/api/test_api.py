@@ -256,6 +256,33 @@ async def test_limits_on_what_a_stranger_sends(api: Api) -> None:
     assert "rerank" in unsupported.json()["message"]
 
 
+async def test_a_head_without_an_end_is_cut_off(api: Api) -> None:
+    url = httpx.URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nhost: api\r\nx-long: ")
+    for _ in range(5):
+        writer.write(b"a" * 4096)
+    await writer.drain()
+    answer = await reader.read()  # until the API hangs up
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    writer.close()
+
+
+async def test_one_connection_takes_more_than_a_head_of_requests(api: Api) -> None:
+    """The bound is on each head, and bodies do not count."""
+    body = b"a" * 8192
+    head = b"POST /nowhere HTTP/1.1\r\nhost: api\r\ncontent-length: 8192\r\n\r\n"
+    url = httpx.URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    for _ in range(5):
+        writer.write(head + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 404 ")
+        _, _, after = answer.partition(b"content-length: ")
+        await reader.readexactly(int(after[: after.index(b"\r\n")]))
+    writer.close()
+
+
 async def test_a_search_of_an_empty_knowledge_base(api: Api) -> None:
     answer = await api.client.post("/v1/knowledge-base/search", json={"query": "what?", "kb_ids": [UNKNOWN]})
     assert answer.json() == {"results": [], "total_results": 0, "ranking_mode": "global_score"}

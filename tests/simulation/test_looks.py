@@ -114,3 +114,34 @@ def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) 
     cluster.api.request("POST", job_path(NAMESPACE), body=late)
     assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=3)
     assert cluster.api.all("jobs")[0]["metadata"]["uid"] == own["metadata"]["uid"]
+
+
+def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a finished Job, which tells nothing that the job itself does not."""
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    cluster.settle_down()
+    cluster.kill(only)
+    assert cluster.api.all("jobs")
+    sent: list[Call] = []
+    commit = cluster.commit
+
+    def noting(call: Call) -> JsonObject | Exception:
+        sent.append(call)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", noting)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=60)
+    assert not [call for call in sent if call.by != "controllers"], sent
+
+
+def test_a_job_that_ended_while_its_parent_was_seen_open_is_looked_at(cluster: SimulatedCluster) -> None:
+    """The other side of it: the operator is away while the last segment ends."""
+    only = start(cluster)
+    cluster.kill(only)
+    cluster.verdicts.clear()
+    cluster.pass_until(lambda: False, seconds=5)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
