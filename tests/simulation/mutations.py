@@ -269,9 +269,9 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="plan.py",
         changes=(
             (
-                "    return IndexSet.span(segments.total) - IndexSet.parse(segments.completed)\n",
-                "    return IndexSet.span(segments.total) if segments.failed else "
-                "IndexSet.span(segments.total) - IndexSet.parse(segments.completed)\n",
+                "    unfinished = _unfinished(segments)\n",
+                "    unfinished = _unfinished(segments) if len(draft.status.attempts) == 1 "
+                "else IndexSet.span(segments.total)\n",
             ),
         ),
     ),

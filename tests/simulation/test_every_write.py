@@ -24,6 +24,7 @@ PATH: Final = ingestion_path(NAMESPACE, "handbook")
 FULL: Final = os.environ.get("INGESTION_FAULTS") == "full"
 DEATHS: Final = ("killed before it is sent", "killed before its answer", "killed, and it arrives later")
 FATES: Final = (Fate.LOST_ANSWER, Fate.REFUSED_409, Fate.LOST_REQUEST, Fate.LATE, Fate.REFUSED_500, Fate.REFUSED_504)
+LATE: Final = (DEATHS[2], Fate.LATE)
 # A conflict and an error are looked at again at once: none of these may need the resync, two minutes later.
 PATIENCE_SECONDS: Final = 60.0
 MOST_STEPS: Final = 5_000
@@ -121,6 +122,8 @@ class Life:
             ],
             "ran": sorted((generation, -1 if segment is None else segment) for _, generation, segment in self.ran),
             "children": len(self.cluster.api.all("jobs")),
+            # One whose creation comes too late stays (docs/reliability.md).
+            "files": None if self.disaster in LATE else len(self.cluster.api.all("configmaps")),
         }
 
     @property

@@ -12,7 +12,7 @@ from ingestion_operator.cluster import KubeCluster
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, SimulatedClient, SimulatedCluster
+from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import Verdict
 from simulation.oracle import Oracle
 
@@ -127,6 +127,18 @@ def test_a_lost_event_costs_minutes_and_not_a_job(cluster: SimulatedCluster) -> 
     patch(cluster, retryGeneration=1)
     cluster.deliver(only, INGESTION_JOBS, lose=True)
     assert cluster.pass_until(lambda: ended(cluster, 1), seconds=180)
+
+
+@pytest.mark.parametrize("fate", [Fate.REFUSED_409, Fate.REFUSED_500], ids=str)
+def test_a_refused_write_is_tried_again_soon(cluster: SimulatedCluster, fate: Fate) -> None:
+    """Invariant 5: it does not wait for the next look at everything."""
+    cluster.start_operator()
+    cluster.settle_down()
+    create(cluster)
+    while not (writes := [call for call in cluster.calls if call.writes and not call.tells]):
+        assert cluster.step(0)
+    cluster.settle(writes[0], fate)
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")), seconds=20)
 
 
 def test_pods_that_a_quota_refuses_are_a_reason(cluster: SimulatedCluster) -> None:
