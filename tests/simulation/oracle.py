@@ -230,7 +230,8 @@ class Oracle:
             self._need(finished(item), f"invariant 1: {item['metadata']['name']} runs, and the job is {status.phase}")
         self._need(len(owned) <= 1, f"invariant 1: left over: {[item['metadata']['name'] for item in owned]}")
         for pod in self._cluster.api.all("pods"):
-            if pod["metadata"]["labels"].get(names.LABEL_JOB_UID) == uid:
+            # Orphans are what somebody made them by hand; the UID of their Job may never have been recorded.
+            if pod["metadata"]["labels"].get(names.LABEL_JOB_UID) == uid and owner_of(pod) is not None:
                 phase = pod["status"]["phase"]
                 self._need(phase == "Failed", f"invariant 5: a pod is left over, and it is {phase}")
         if status.segments is not None and status.version is not None:
