@@ -229,9 +229,11 @@ class Oracle:
         for item in owned:
             self._need(finished(item), f"invariant 1: {item['metadata']['name']} runs, and the job is {status.phase}")
         self._need(len(owned) <= 1, f"invariant 1: left over: {[item['metadata']['name'] for item in owned]}")
+        # A Job that somebody disowned before its UID was recorded is nobody's, and so are its pods.
+        ours = {item["metadata"]["uid"] for item in owned}
+        ours |= {record.uid for attempt in status.attempts for record in attempt.jobs}
         for pod in self._cluster.api.all("pods"):
-            # Orphans are what somebody made them by hand; the UID of their Job may never have been recorded.
-            if pod["metadata"]["labels"].get(names.LABEL_JOB_UID) == uid and owner_of(pod) is not None:
+            if (owner_of(pod) or {}).get("uid") in ours:
                 phase = pod["status"]["phase"]
                 self._need(phase == "Failed", f"invariant 5: a pod is left over, and it is {phase}")
         if status.segments is not None and status.version is not None:
