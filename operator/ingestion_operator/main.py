@@ -40,6 +40,7 @@ _RESYNC_AGAIN_SECONDS: Final = 2.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
+_KOPF_IDLE_SECONDS: Final = 0.1
 _JOBS: Final = ("batch", "v1", "jobs")
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
@@ -88,6 +89,7 @@ class Operator:
         self._client = client
         self._leadership = leadership
         self._leading = False
+        self._open: set[str] = set()  # keys of jobs that were not settled when they were last seen
         self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
         self._reconciler = Reconciler(cluster=self._cluster, config=config)
@@ -180,8 +182,10 @@ class Operator:
     async def _resync(self) -> None:
         """List everything at once and now and then, so that a lost watch event costs minutes, not a job.
 
-        The first list brings what was seen while another replica led.
+        The first list brings what was seen while another replica led; an operator that is alone has seen everything.
         """
+        if self._leadership is None:
+            await asyncio.sleep(_RESYNC_SECONDS)
         while True:
             pause = _RESYNC_SECONDS
             try:
@@ -189,7 +193,7 @@ class Operator:
                 while True:
                     items, page = await self._cluster.list_ingestion_jobs(page=page)
                     for item in items:
-                        self.see(item)
+                        self.see(item, listed=True)
                     if not page:
                         break
             except ApiError as error:
@@ -202,21 +206,37 @@ class Operator:
         if self._leading:
             self.queue.add(key)
 
-    def see(self, body: Mapping[str, Any]) -> None:
-        """Queue an IngestionJob unless its body alone shows that it is settled."""
+    def see(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
+        """Queue an IngestionJob unless its body alone shows that it is settled, or an event tells what is known.
+
+        Args:
+            body: the IngestionJob.
+            listed: it comes from the full list, which is there for lost events: of its Jobs too.
+        """
         if not self._leading:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+        if not listed and not self._reconciler.hear(key, body["metadata"]["resourceVersion"]):
+            return
         try:
             if settled(IngestionJob.model_validate(body)):
+                self._open.discard(key)
                 return
         except ValueError:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
+        self._open.add(key)
         self.wake(key)
 
+    def forget(self, body: Mapping[str, Any]) -> None:
+        """Take in that an IngestionJob is gone."""
+        self._open.discard(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
+
     def see_job(self, body: Mapping[str, Any], *, deleted: bool) -> None:
-        """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled."""
+        """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled.
+
+        That a Job runs on is not urgent: its parent is looked at so often that counts are fresh, and no oftener.
+        """
         child = read_job(dict(body))
         owner = body["metadata"].get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
         if not owner or not _NAME.fullmatch(owner):
@@ -230,7 +250,12 @@ class Operator:
             return
         if runs:
             self._reconciler.suspect(key)
-        self.wake(key)
+            self.queue.add_after(key, self._reconciler.rest(key))
+        elif key in self._open:
+            self._reconciler.hear_of_end(key)
+            self.wake(key)
+        # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and
+        # will be looked at then.
 
     @property
     def _healthy(self) -> bool:
@@ -262,6 +287,21 @@ class Operator:
         )
 
 
+class NoDiff(kopf.DiffBaseStorage):
+    """Nothing to compare objects by: for handlers that are not here, kopf else copies each object at each event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return nothing."""
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """Return nothing."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Store nothing."""
+
+
 def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     """Return the kopf handlers: each does one thing, it puts a key on the queue."""
     registry = kopf.OperatorRegistry()
@@ -275,6 +315,9 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 600
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 60
+        # So long a task and the body of each object seen are kept: with thousands of them, most of the memory.
+        settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
+        settings.persistence.diffbase_storage = NoDiff()
         settings.watching.label_selectors[_JOBS] = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
         port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
         client = await LeaderClient.connect()
@@ -303,7 +346,9 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
         events_of_ingestion_jobs.inc()
-        if type != "DELETED":
+        if type == "DELETED":
+            holder[0].forget(body)
+        else:
             holder[0].see(body)
 
     @kopf.on.event(*_JOBS, registry=registry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,6 +18,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
 from ingestion_operator.outcome import Waiting, read_pods, read_waiting
+from ingestion_operator.pace import Pace, rest_for
 from ingestion_operator.plan import (
     Action,
     CreateChildren,
@@ -39,8 +40,6 @@ from ingestion_operator.plan import (
 from ingestion_operator.summary import only_counts_changed
 
 _ROUNDS: Final = 12
-_COUNTS_EVERY_SECONDS: Final = 1.0
-_DIAGNOSE_EVERY_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +47,6 @@ log = logging.getLogger(__name__)
 def utc_now() -> datetime:
     """Return the time in UTC, whole seconds, as Kubernetes stores it."""
     return datetime.now(UTC).replace(microsecond=0)
-
-
-@dataclass(slots=True)
-class _Pace:
-    """When a job's counts were last written and its pods last diagnosed, in seconds of a monotonic clock."""
-
-    counted: float = 0.0
-    diagnosed: float = 0.0
 
 
 class ConflictError(Exception):
@@ -84,7 +75,7 @@ class Reconciler:
         self._config = config
         self._now = now
         self._monotonic = monotonic
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, Pace] = {}
         self._suspects: set[str] = set()
 
     def suspect(self, key: str) -> None:
@@ -93,6 +84,19 @@ class Reconciler:
         A request to create a Job can be so long on its way that it arrives when everything is over.
         """
         self._suspects.add(key)
+
+    def hear(self, key: str, resource_version: str) -> bool:
+        """Take in that the watch shows a state of an IngestionJob; False when the last look read or wrote that one."""
+        return key not in self._paces or self._paces[key].hear(resource_version)
+
+    def hear_of_end(self, key: str) -> None:
+        """Take in that a Job of a job has ended, or is gone: the next look is a full one."""
+        if key in self._paces:
+            self._paces[key].ended = True
+
+    def rest(self, key: str) -> float:
+        """Return for how many seconds it need not be looked at that a job's Job runs on."""
+        return self._paces[key].rest(self._monotonic()) if key in self._paces else 0.0
 
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
@@ -108,6 +112,9 @@ class Reconciler:
             ConflictError: when something changed meanwhile; look again.
         """
         namespace, _, name = key.partition("/")
+        wait = await self._count(key)
+        if wait is not None:
+            return wait
         try:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
@@ -116,6 +123,7 @@ class Reconciler:
                 self._suspects.discard(key)
                 return None
             raise
+        self._remember(key, raw)
         job = IngestionJob.model_validate(raw)
         if settled(job) and key not in self._suspects:
             self._paces.pop(key, None)
@@ -127,7 +135,7 @@ class Reconciler:
             decided = plan(snapshot, now=self._now())
             raw, wait = await self._write(key, raw, snapshot.job, decided)
             if wait is not None:
-                return wait
+                return self._keep(key, raw, snapshot, wait)
             written = raw["metadata"]["resourceVersion"] != snapshot.job.metadata.resource_version
             snapshot = replace(snapshot, job=IngestionJob.model_validate(raw))
             for action in decided.actions:
@@ -137,8 +145,52 @@ class Reconciler:
                 self._paces.pop(key, None)
                 return None
             if not written and not _moves_on(decided.actions):
-                return decided.look_again
+                return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
+
+    # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _count(self, key: str) -> float | None:
+        """Write a running Job's counts, from the IngestionJob as it was last read or written: one read, not two.
+
+        Counts are all that is ever decided from it. Its resourceVersion stands in the write, so an outdated one is
+        refused; and anything else that is to be done is decided by a full look.
+
+        Returns:
+            Seconds after which to look again; None when a full look has to be taken.
+        """
+        pace, now = self._pace(key), self._monotonic()
+        if (idle := pace.idle(now)) > 0:
+            return idle
+        raw = pace.look(now)
+        if raw is None:
+            return None
+        job = IngestionJob.model_validate(raw)
+        snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(job))
+        child = _running(snapshot)
+        if child is None or pace.diagnosis_due(child, self._monotonic()):
+            return None
+        snapshot = await self._read_pods(key, snapshot)
+        decided = plan(snapshot, now=self._now())
+        if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
+            return None
+        raw, wait = await self._write(key, raw, job, decided)
+        return self._keep(key, raw, snapshot, wait or decided.look_again)
+
+    def _pace(self, key: str) -> Pace:
+        now = self._monotonic()
+        return self._paces.setdefault(key, Pace(looked=now, diagnosed=now))
+
+    def _remember(self, key: str, raw: JsonObject) -> None:
+        self._pace(key).remember(raw, self._monotonic())
+
+    def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
+        """Keep the IngestionJob for the next look if its Job runs; return the delay."""
+        pace, child = self._pace(key), _running(snapshot)
+        pace.kept = None if child is None else raw
+        pace.active = child is not None and child.active > 0
+        pace.every = rest_for(sum(other.active for other in self._paces.values()))
+        return wait
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,8 +229,8 @@ class Reconciler:
             failed_only = record.stage is Stage.SEGMENTS
             pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
             return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
-        pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
-        if wants_diagnosis(child) and self._monotonic() - pace.diagnosed >= _DIAGNOSE_EVERY_SECONDS:
+        pace = self._pace(key)
+        if pace.diagnosis_due(child, self._monotonic()):
             pace.diagnosed = self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
@@ -214,12 +266,10 @@ class Reconciler:
         patch = merge_diff(raw.get("status", {}), dump_status(decided.status))
         if not patch:
             return raw, None
-        pace = self._paces.setdefault(key, _Pace(diagnosed=self._monotonic()))
         if only_counts_changed(job.status, decided.status) and not decided.actions:
-            left = pace.counted + _COUNTS_EVERY_SECONDS - self._monotonic()
+            left = self._pace(key).counts_wait(self._monotonic())
             if left > 0:
                 return raw, left
-            pace.counted = self._monotonic()
         try:
             raw = await self._cluster.patch_status(
                 namespace=job.metadata.namespace,
@@ -233,6 +283,7 @@ class Reconciler:
                 raise ConflictError(str(error)) from error
             raise
         metrics.STATUS_WRITES.inc()
+        self._remember(key, raw)
         await self._tell(raw, tuple(_transitions(job.status, decided.status)))
         return raw, None
 
@@ -275,6 +326,7 @@ class Reconciler:
                     if error.conflict or error.not_found or error.status == 422:
                         raise ConflictError(str(error)) from error
                     raise
+                self._remember(snapshot.job.key, raw)
                 return raw, replace(snapshot, job=IngestionJob.model_validate(raw))
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
@@ -340,6 +392,14 @@ class Reconciler:
                 )
             except ApiError as error:
                 log.warning("event not sent: %s", error, extra=fields)
+
+
+def _running(snapshot: Snapshot) -> ChildJob | None:
+    """Return the Job of the running stage, if its UID is recorded and it has not ended."""
+    record = current(snapshot.job)
+    if record is None or record.uid is None:
+        return None
+    return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

@@ -30,6 +30,7 @@ SUITES: Final = {
     "operator": (
         "tests/simulation/test_safeguards.py",
         "tests/simulation/test_regressions.py",
+        "tests/simulation/test_looks.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -85,7 +86,7 @@ MUTATIONS: Final = (
             (
                 """            raw, wait = await self._write(key, raw, snapshot.job, decided)
             if wait is not None:
-                return wait
+                return self._keep(key, raw, snapshot, wait)
 """,
                 """            acted = snapshot
             for action in decided.actions:
@@ -93,7 +94,7 @@ MUTATIONS: Final = (
             snapshot = replace(snapshot, jobs=acted.jobs, tidied=acted.tidied)
             raw, wait = await self._write(key, raw, snapshot.job, decided)
             if wait is not None:
-                return wait
+                return self._keep(key, raw, snapshot, wait)
 """,
             ),
         ),
@@ -322,7 +323,30 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="pods whose creation is refused are not spoken of",
         file="reconcile.py",
-        changes=(("            if child.active == 0:\n", "            if child.active < 0:\n"),),
+        changes=(("            if child.active:\n", "            if child.active >= 0:\n"),),
+    ),
+    Mutation(
+        name="a look at counts decides more than counts",
+        file="reconcile.py",
+        changes=(
+            (
+                "if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):",
+                "if decided.events:",
+            ),
+        ),
+    ),
+    Mutation(
+        name="the end of a Job waits for the next look",
+        file="reconcile.py",
+        changes=(("            self._paces[key].ended = True\n", "            pass\n"),),
+    ),
+    Mutation(
+        name="the operator's own writes wake it",
+        file="pace.py",
+        changes=(
+            ("        if self.version == resource_version:\n            return False\n", ""),
+            ('self.heard not in ("", self.version)', 'self.heard != ""'),
+        ),
     ),
     Mutation(
         name="an error is not tried again",

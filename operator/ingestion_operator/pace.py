@@ -1,0 +1,107 @@
+"""How often a job is looked at: what is remembered of it from one look to the next.
+
+To lose any of it costs requests, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ingestion_operator.children import ChildJob
+from ingestion_operator.plan import wants_diagnosis
+
+JsonObject = dict[str, Any]
+
+# A little more than a second, so that with a diagnosis now and then there is at most one read a second.
+_LOOK_EVERY_SECONDS: Final = 1.2
+# Of all jobs together: a thousand that run must not keep the operator from those that begin and end.
+_LOOKS_EACH_SECOND: Final = 25
+_LOOK_AT_LEAST_EVERY_SECONDS: Final = 60.0
+_COUNTS_EVERY_SECONDS: Final = 1.0
+_CONFIRM_EVERY_SECONDS: Final = 30.0
+_DIAGNOSE_EVERY_SECONDS: Final = 5.0
+# Pods that start are ordinary while others end; those that never do are found now, or when nothing ends any more.
+_DIAGNOSE_MOVING_SECONDS: Final = 30.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """The memory of one job that is not settled; all times are seconds of a monotonic clock.
+
+    Args:
+        looked, diagnosed, counted: when it was looked at, its pods were diagnosed, its counts were written.
+        done, moved: how many of its Job's indexes had ended, and since when.
+        version: the resourceVersion that was last read or written.
+        heard: the one that the watch has shown since the last look, unless it was `version` then.
+        kept: the IngestionJob as it was last read or written, while its Job runs.
+        confirmed: when that was.
+        ended: one of its Jobs has ended since the last look, or is gone.
+        every: how long it rests after a look while its Job runs on; see `rest_for`.
+        active: its Job had pods at the last look.
+    """
+
+    looked: float
+    diagnosed: float
+    counted: float = 0.0
+    done: int = 0
+    moved: float = 0.0
+    version: str = ""
+    heard: str = ""
+    kept: JsonObject | None = None
+    confirmed: float = 0.0
+    ended: bool = False
+    every: float = _LOOK_EVERY_SECONDS
+    active: bool = False
+
+    def hear(self, resource_version: str) -> bool:
+        """Take in that the watch shows a state of the IngestionJob; False when that one was read or written last."""
+        if self.version == resource_version:
+            return False
+        self.heard = resource_version  # it may still be the answer to a write that is under way
+        return True
+
+    def rest(self, now: float) -> float:
+        """Return for how many seconds it need not be looked at that the Job runs on."""
+        return max(0.0, self.looked + self.every - now)
+
+    def idle(self, now: float) -> float:
+        """Return for how many seconds there is nothing to look at: the key was woken by what the look itself wrote."""
+        return 0.0 if self.kept is None or self._news else self.rest(now)
+
+    def look(self, now: float) -> JsonObject | None:
+        """Begin a look; return the IngestionJob that counts may be decided from, None when a full look is due."""
+        fresh = not self._news and now - self.confirmed < _CONFIRM_EVERY_SECONDS
+        kept = self.kept if fresh else None
+        self.looked, self.kept, self.heard, self.ended = now, None, "", False
+        return kept
+
+    def remember(self, raw: JsonObject, now: float) -> None:
+        """Take in what the API server has just answered."""
+        self.version, self.confirmed = raw["metadata"]["resourceVersion"], now
+
+    def diagnosis_due(self, child: ChildJob, now: float) -> bool:
+        """True when it is time to ask why pods do not start: often while none ends, now and then while others do."""
+        done = child.succeeded + len(child.failed)
+        if done != self.done:
+            self.done, self.moved = done, now
+        moving = now - self.moved < _DIAGNOSE_EVERY_SECONDS
+        every = _DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS
+        return wants_diagnosis(child) and now - self.diagnosed >= every
+
+    def counts_wait(self, now: float) -> float:
+        """Return for how many seconds running counts are not to be written again; 0 when they are, as of now."""
+        left = self.counted + _COUNTS_EVERY_SECONDS - now
+        if left > 0:
+            return left
+        self.counted = now
+        return 0.0
+
+    @property
+    def _news(self) -> bool:
+        return self.ended or self.heard not in ("", self.version)
+
+
+def rest_for(active: int) -> float:
+    """Return for how many seconds a running job rests between two looks when so many have pods."""
+    return min(_LOOK_AT_LEAST_EVERY_SECONDS, max(_LOOK_EVERY_SECONDS, active / _LOOKS_EACH_SECOND))

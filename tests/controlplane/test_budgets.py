@@ -1,0 +1,98 @@
+"""Budgets that are counts: requests of a retry, bytes of a job. What takes how long is measured in `bench/`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from faults.proxy import Answer, Call, Forward
+from faults.rig import Api, Run, api_of, running
+from faults.scenarios import SEGMENTS, script
+from ingestion_bench.cases.requests import EACH_SECOND, TO_COMPLETED_AT_MOST, TO_UID_AT_MOST
+from ingestion_bench.cases.size import LARGE, LARGE_BYTES, LARGEST, LARGEST_BYTES, stored_bytes
+from ingestion_bench.failed import scattered
+from ingestion_bench.past import Past
+from ingestion_bench.stand import Stand
+from ingestion_crds.kube import JsonObject, KubeClient
+from local_cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.controlplane
+
+
+class Milestones:
+    """Notes how many requests API and operator had sent when the operator recorded something of a retry.
+
+    Args:
+        run: its proxy is told to note it.
+        api: the other sender.
+    """
+
+    def __init__(self, run: Run, api: Api) -> None:
+        self._proxies = (run.proxy, api.proxy)
+        self.at: dict[str, tuple[float, Counter[str]]] = {}
+        run.proxy.add(lambda call: str(call) == "patch ingestionjobs/status", self._note, times=None)
+
+    def requests(self) -> Counter[str]:
+        """Return the requests so far, without watches and Events."""
+        seen = sum((proxy.seen for proxy in self._proxies), Counter())
+        return Counter({what: n for what, n in seen.items() if not what.startswith("watch") and "events" not in what})
+
+    def reach(self, milestone: str) -> None:
+        self.at.setdefault(milestone, (time.monotonic(), self.requests()))
+
+    async def _note(self, call: Call, forward: Forward) -> Answer:
+        answer = await forward()
+        if answer.status == 200:
+            status: JsonObject = answer.json["status"]
+            attempt = status["attempts"][-1]
+            if attempt["generation"] == 1 and any("uid" in job for job in attempt["jobs"]):
+                self.reach("recorded")
+            if status["phase"] == "completed":
+                self.reach("completed")
+        return answer
+
+
+@pytest.mark.parametrize(("segments", "bad"), [(4, 2), (60, 25), (400, 25)])
+async def test_a_retry_takes_the_same_few_requests_whatever_its_size(
+    control_plane: ControlPlane, kube: KubeClient, tmp_path: Path, segments: int, bad: int
+) -> None:
+    async with running(control_plane=control_plane, kube=kube, folder=tmp_path) as run, api_of(run) as api:
+        run.kubelet.script = script(segments=segments, bad=frozenset(scattered(count=bad, of=segments)))
+        job_id = str((await run.create(parallelism=100))["metadata"]["uid"])
+        await run.settled("partial_failure")
+        await api.known(job_id)
+        await run.patch({"parallelism": 5})
+        await run.at_rest()
+
+        milestones = Milestones(run, api)
+        milestones.reach("asked")
+        assert (await api.retry(job_id)).status_code == 202
+        await run.settled("completed", generation=1)
+        assert sum(run.pods_run()[SEGMENTS, 1, segment] for segment in range(segments)) == bad
+
+        (_, before), (begun, recorded), (ended, completed) = (
+            milestones.at[milestone] for milestone in ("asked", "recorded", "completed")
+        )
+        first, rest = recorded - before, completed - recorded
+        assert first.total() <= TO_UID_AT_MOST, first
+        # Once in a while, and not for this retry: the API reads its keys, the operator lists all jobs.
+        assert first - Counter({"get secrets": 1, "list ingestionjobs": 1}) == {
+            "get ingestionjobs": 2,
+            "patch ingestionjobs": 1,
+            "list jobs": 1,
+            "patch ingestionjobs/status": 2,
+            "create configmaps": 1,
+            "create jobs": 1,
+        }
+        assert rest.total() <= TO_COMPLETED_AT_MOST + EACH_SECOND * (ended - begun), rest
+
+
+@pytest.mark.parametrize(("past", "most"), [(LARGE, LARGE_BYTES), (LARGEST, LARGEST_BYTES)])
+async def test_a_job_of_many_segments_stays_small(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, past: Past, most: int
+) -> None:
+    stand = Stand(control_plane=control_plane, kube=kube, folder=tmp_path, namespace=namespace)
+    size = await stored_bytes(stand, past)
+    assert most / 10 < size <= most

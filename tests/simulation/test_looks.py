@@ -1,0 +1,147 @@
+"""How often a job is looked at while its Job runs, and what must not wait for the next look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Stage
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
+from simulation.controllers import GOOD, Verdict
+
+PATH = ingestion_path(NAMESPACE, "handbook")
+SEGMENTS = 40
+HANGS = Verdict(hangs=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=SEGMENTS)
+    yield found
+    assert not found.broken.found
+    found.close()
+
+
+def live(cluster: SimulatedCluster) -> JsonObject:
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
+    assert found is not None
+    return found
+
+
+def start(cluster: SimulatedCluster) -> RunningOperator:
+    """Begin a job whose segments all hang, and let it run for a while."""
+    for segment in range(SEGMENTS):
+        cluster.verdicts[Stage.SEGMENTS, segment] = HANGS
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=20)
+    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
+    return only
+
+
+def test_a_job_that_moves_costs_one_read_and_one_write_a_second(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(cluster)
+    sent: list[Call] = []
+    commit = cluster.commit
+
+    def noting(call: Call) -> JsonObject | Exception:
+        sent.append(call)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", noting)
+    begun = cluster.seconds
+    for segment in range(SEGMENTS - 1):
+        cluster.verdicts[Stage.SEGMENTS, segment] = GOOD
+        cluster.pass_until(lambda: False, seconds=1.5)
+    seconds = cluster.seconds - begun
+    counted = live(cluster)["status"]["segments"]["completedCount"]
+    reads, writes = (sum(call.writes is wanted and not call.tells for call in sent) for wanted in (False, True))
+    assert seconds > 40
+    assert counted >= SEGMENTS - 3
+    assert 10 < reads <= seconds
+    assert 10 < writes <= seconds
+
+
+def test_the_end_of_a_job_does_not_wait(cluster: SimulatedCluster) -> None:
+    start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.pass_until(lambda: live(cluster)["status"]["segments"]["completedCount"] == 1, seconds=10)
+    cluster.verdicts.clear()
+
+    def over() -> bool:
+        jobs = [
+            job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS
+        ]
+        return any(item["type"] == "Complete" for job in jobs for item in job["status"].get("conditions", []))
+
+    while not over():
+        if not cluster.step(0):
+            cluster.pass_time(cluster.next_time() or 1.0)
+    cluster.settle_down()  # no time passes
+    assert live(cluster)["status"]["stage"] == Stage.PUBLISH
+
+
+def test_a_cancellation_whose_event_is_lost_is_found_with_the_next_count(cluster: SimulatedCluster) -> None:
+    """Invariant 5: counts are decided from the job as it was last read, nothing else is."""
+    only = start(cluster)
+    body = {"spec": {"cancelGeneration": 0}}
+    cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
+    cluster.deliver(only, INGESTION_JOBS, lose=True)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+
+    def cancelled() -> bool:
+        attempt = live(cluster)["status"]["attempts"][0]
+        return attempt.get("reason") == "Cancelled" and live(cluster)["status"]["phase"] in names.TERMINAL_PHASES
+
+    assert cluster.pass_until(cancelled, seconds=30)
+
+
+def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) -> None:
+    """Invariant 1: what a look at counts finds besides them is acted on at once."""
+    start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.pass_until(lambda: False, seconds=3)
+    (own,) = (job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS)
+    metadata = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
+    late = {"metadata": {**metadata, "name": "late"}, "spec": {**own["spec"], "suspend": True}}
+    cluster.api.request("POST", job_path(NAMESPACE), body=late)
+    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=3)
+    assert cluster.api.all("jobs")[0]["metadata"]["uid"] == own["metadata"]["uid"]
+
+
+def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a finished Job, which tells nothing that the job itself does not."""
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    cluster.settle_down()
+    cluster.kill(only)
+    assert cluster.api.all("jobs")
+    sent: list[Call] = []
+    commit = cluster.commit
+
+    def noting(call: Call) -> JsonObject | Exception:
+        sent.append(call)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", noting)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=60)
+    assert not [call for call in sent if call.by != "controllers"], sent
+
+
+def test_a_job_that_ended_while_its_parent_was_seen_open_is_looked_at(cluster: SimulatedCluster) -> None:
+    """The other side of it: the operator is away while the last segment ends."""
+    only = start(cluster)
+    cluster.kill(only)
+    cluster.verdicts.clear()
+    cluster.pass_until(lambda: False, seconds=5)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
