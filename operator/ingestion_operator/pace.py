@@ -18,6 +18,8 @@ _LOOK_EVERY_SECONDS: Final = 1.2
 # Of all jobs together: a thousand that run must not keep the operator from those that begin and end.
 _LOOKS_EACH_SECOND: Final = 25
 _LOOK_AT_LEAST_EVERY_SECONDS: Final = 60.0
+# More than the tick by which the queue may be early: a key that is due is not put off again.
+_SOON_SECONDS: Final = 0.01
 _COUNTS_EVERY_SECONDS: Final = 1.0
 _CONFIRM_EVERY_SECONDS: Final = 30.0
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
@@ -63,7 +65,8 @@ class Pace:
 
     def rest(self, now: float) -> float:
         """Return for how many seconds it need not be looked at that the Job runs on."""
-        return max(0.0, self.looked + self.every - now)
+        left = self.looked + self.every - now
+        return left if left > _SOON_SECONDS else 0.0
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key was woken by what the look itself wrote."""

@@ -14,6 +14,8 @@ from typing import Final
 
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 60.0
+# A timer may end a tick of the clock early: who then waits for the rest of it, waits again and again for nothing.
+_TICK_SECONDS: Final = 0.001
 
 
 class WorkQueue:
@@ -112,7 +114,7 @@ class WorkQueue:
 
     def _move_due(self) -> None:
         now = self._clock()
-        while self._later and self._later[0][0] <= now:
+        while self._later and self._later[0][0] <= now + _TICK_SECONDS:
             when, _, key = heapq.heappop(self._later)
             if self._due.get(key) == when:
                 del self._due[key]
