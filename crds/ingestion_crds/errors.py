@@ -321,7 +321,7 @@ _TABLE: Final = (
         "ContainerError",
         ANY,
         "The container ended with an exit code and no readable message.",
-        "Read the pod's log, then retry.",
+        "Read the pod's log, then retry. Exit code 137 is a kill: most often at the memory limit.",
     ),
     _observed(
         "ResultLost",
