@@ -6,11 +6,12 @@ import logging
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 from ingestion_crds.config import Config, ConfigError
 
 from ingestion_api import logs
 from ingestion_api.app import create_app
-from ingestion_api.options import options_from_environment
+from ingestion_api.options import Options, options_from_environment
 from ingestion_api.protocol import BoundedHttp
 
 
@@ -24,8 +25,18 @@ def main() -> None:
     except ConfigError as error:
         logging.getLogger("ingestion_api").error("%s", error)
         sys.exit(2)
+    serve(create_app(options), options)
+
+
+def serve(app: FastAPI, options: Options) -> None:
+    """Serve an app until told to stop.
+
+    Args:
+        app: from `create_app`.
+        options: of the process.
+    """
     uvicorn.run(
-        create_app(options),
+        app,
         host=options.host,
         port=options.port,
         limit_concurrency=options.connections,

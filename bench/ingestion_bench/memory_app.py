@@ -1,24 +1,33 @@
-"""The baseline of a list: an app of the API's stack with one route, whose answer is in memory."""
+"""The baseline of a list: the API with one more route, whose answer is in memory."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
-import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import Response
+from ingestion_api import logs
+from ingestion_api.app import create_app
+from ingestion_api.auth import Caller
+from ingestion_api.main import serve
+from ingestion_api.options import options_from_environment
+
+PATH: Final = "/v1/knowledge-base/from-memory"
 
 
 def main() -> None:
     """Serve the bytes of a file."""
+    logs.configure()
     content = Path(os.environ["BENCH_CONTENT"]).read_bytes()
-    app = FastAPI()
+    options = options_from_environment()
+    app = create_app(options)
 
-    @app.get("/")
-    async def answer() -> Response:
+    @app.get(PATH)
+    async def answer(caller: Caller) -> Response:
         return Response(content, media_type="application/json")
 
-    uvicorn.run(app, host="127.0.0.1", port=int(os.environ["BENCH_PORT"]), access_log=False, log_level="warning")
+    serve(app, options)
 
 
 if __name__ == "__main__":

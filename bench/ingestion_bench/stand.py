@@ -92,14 +92,30 @@ class Stand:
         entry = KeyEntry(hash=hash_key(key), namespace=self.namespace, name="bench", created=datetime.now(UTC))
         secret = {"metadata": {"name": names.API_KEYS_SECRET}, "data": {key_id: encode_entry(entry)}}
         await self.kube.request("POST", core_path("secrets", self.namespace), body=secret)
+        async with self.api_process("ingestion_api.main", key=key) as client:
+            yield client
+        await self.kube.request("DELETE", core_path("secrets", self.namespace, names.API_KEYS_SECRET))
+
+    @asynccontextmanager
+    async def api_process(
+        self, module: str, *, key: str, environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        """Run the REST API, or what is made of it, and return a client of it with a key that exists.
+
+        Args:
+            module: what `python -m` runs.
+            key: the client's.
+            environment: further variables of the process.
+        """
         port = ports.free(count=1)[0]
         url = f"http://127.0.0.1:{port}"
-        environment = {
+        options = {
             "POD_NAMESPACE": self.namespace,
             "INGESTION_API_HOST": "127.0.0.1",
             "INGESTION_API_PORT": str(port),
+            **(environment or {}),
         }
-        async with self.process("ingestion_api.main", user=API_USER, environment=environment) as process:
+        async with self.process(module, user=API_USER, environment=options) as process:
             await answering(process, f"{url}/readyz")
             async with httpx.AsyncClient(
                 base_url=f"{url}/v1/knowledge-base",
@@ -109,7 +125,6 @@ class Stand:
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             ) as client:
                 yield client
-        await self.kube.request("DELETE", core_path("secrets", self.namespace, names.API_KEYS_SECRET))
 
     @asynccontextmanager
     async def process(self, module: str, *, user: str, environment: Mapping[str, str]) -> AsyncIterator[Process]:

@@ -41,6 +41,7 @@ _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
+_KOPF_PAGE: Final = 500
 _JOBS: Final = ("batch", "v1", "jobs")
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
@@ -315,6 +316,8 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 600
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 60
+        # All objects in one answer would be the most memory that is ever needed, tens of KB for each.
+        settings.watching.chunk_size = _KOPF_PAGE
         # So long a task and the body of each object seen are kept: with thousands of them, most of the memory.
         settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
         settings.persistence.diffbase_storage = NoDiff()

@@ -96,3 +96,23 @@ async def test_a_job_of_many_segments_stays_small(
     stand = Stand(control_plane=control_plane, kube=kube, folder=tmp_path, namespace=namespace)
     size = await stored_bytes(stand, past)
     assert most / 10 < size <= most
+
+
+async def test_no_answer_holds_all_jobs_at_once(control_plane: ControlPlane, kube: KubeClient, tmp_path: Path) -> None:
+    """At a start too, where kopf lists them: an answer costs ten times its length in memory."""
+    page, count = 500, 520
+    sizes: list[int] = []
+
+    async def note(call: Call, forward: Forward) -> Answer:
+        answer = await forward()
+        if answer.status == 200:
+            sizes.append(len(answer.json["items"]))
+        return answer
+
+    async with running(control_plane=control_plane, kube=kube, folder=tmp_path) as run:
+        for number in range(count):
+            await run.create(f"job-{number}", suspend=True)
+        run.proxy.add(lambda call: str(call) == "list ingestionjobs", note, times=None)
+        run.operator.kill()
+        await run.wait(lambda: sum(sizes) >= count)
+        assert max(sizes) == page

@@ -108,19 +108,6 @@ class Supervised:
             self.kills += 1
             self._process.kill()
 
-    def pause(self) -> None:
-        """Stop the process with SIGSTOP, as a machine that is short of memory may."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let a stopped process go on as if nothing had happened."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        assert self._process is not None
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
     def check(self) -> None:
         """Raise what went wrong: a process that ended by itself."""
         if self._task.done():

@@ -142,8 +142,10 @@ class Run:
         deadline = time.monotonic() + self.patience
         while await self._changes_in_a_while():
             assert time.monotonic() < deadline, f"still writing\n{self.log_end()}"
-        changes = await self._changes_in_a_while()
-        assert not changes, f"{changes} although at rest\n{self.log_end()}"
+        while changes := await self._changes_in_a_while():
+            # On a busy machine the last event can be that late; what follows has to be silent all the same.
+            late = {call.resource for call in changes} == {"events"} and time.monotonic() < deadline
+            assert late, f"{changes} although at rest\n{self.log_end()}"
 
     async def _changes_in_a_while(self) -> list[Call]:
         proxies = [self.proxy, *self.others]

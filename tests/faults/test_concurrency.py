@@ -25,6 +25,7 @@ JOBS = 500 if FULL else 40
 SEED = 20
 LONGEST_LIFE_SECONDS = 4.0
 LEAST_KILLS = 3
+MOST_KILLS = 30  # most of the retries are through by then, and the rest has no need of more
 
 
 async def test_retries_of_one_job_at_once_make_one_generation(stand: Stand) -> None:
@@ -132,8 +133,8 @@ async def in_turn(requests: Iterable[Awaitable[Any]]) -> None:
 
 
 async def kill_again_and_again(run: Run, lives: random.Random) -> None:
-    """Kill the operator a random while after its watches are open, as often as there is time."""
-    while True:
+    """Kill the operator a random while after its watches are open, as often as there is time, but not without end."""
+    for _ in range(MOST_KILLS):
         before = run.proxy.seen["watch jobs"]
         run.operator.kill()
         while run.proxy.seen["watch jobs"] == before:

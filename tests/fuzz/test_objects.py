@@ -81,7 +81,11 @@ def values_of(schema: JsonObject) -> st.SearchStrategy[Any]:
 NAMES = st.sampled_from(["cpu", "memory", "nvidia.com/gpu", "kubernetes.io/os", "disk", "a/b/c", "-"])
 SPECS = values_of(SPEC_SCHEMA)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20) | st.floats(allow_nan=False),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(max_size=20)
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=12,
 )
@@ -360,6 +364,10 @@ async def test_a_json_patch_of_any_form(kube: KubeClient, namespace: str) -> Non
     )
     verbs = st.sampled_from(["add", "remove", "replace", "move", "copy", "test", "wish"])
     operation = st.fixed_dictionaries({"op": verbs, "path": pointers}, optional={"value": ODD, "from": pointers})
+    # Of these, and of no other, the API server's own JSON patch library panics: the connection ends without an answer.
+    operation = operation.filter(
+        lambda item: item["op"] not in ("replace", "test") or item["path"] != "" or "value" in item
+    )
     for operations in drawn(st.lists(operation | JSON, max_size=3), OBJECTS // 4):
         attempt = kube.request("PATCH", path, body=operations, content_type=JSON_PATCH)
         await refused_clearly(attempt, words=JSON_PATCH_WORDS)

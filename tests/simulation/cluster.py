@@ -150,6 +150,7 @@ class SimulatedCluster:
         self.kubelet = Kubelet(self.api, self.store, self.now, self._verdict, lambda: (self.segments, self.single))
         self.calls: list[Call] = []
         self.late: list[Call] = []
+        self.kept_pods: set[str] = set()  # UIDs of Jobs whose pods nobody was allowed to remove
         self.operators: list[RunningOperator] = []
         self.config = Config(worker_image="worker:test", tenants=[Tenant(namespace=NAMESPACE, bucket=NAMESPACE)])
         self.broken = _Broken()
@@ -258,6 +259,8 @@ class SimulatedCluster:
                 self.late.append(call)
                 self._answer(call, silence)
             case Fate.REFUSED_403:
+                if call.method == "DELETE" and call.path.endswith("/pods"):
+                    self.kept_pods.add(call.arguments["query"]["labelSelector"].partition("=")[2].partition(",")[0])
                 self._answer(call, ApiError(status=403, reason="Forbidden", message="exceeded quota: none"))
             case Fate.REFUSED_409:
                 self._answer(call, ApiError(status=409, reason="Conflict", message="the object has been modified"))

@@ -229,8 +229,8 @@ class Oracle:
         for item in owned:
             self._need(finished(item), f"invariant 1: {item['metadata']['name']} runs, and the job is {status.phase}")
         self._need(len(owned) <= 1, f"invariant 1: left over: {[item['metadata']['name'] for item in owned]}")
-        # A Job that somebody disowned is nobody's, and so are its pods.
-        ours = {item["metadata"]["uid"] for item in owned}
+        # A Job that somebody disowned is nobody's, and so are its pods; those that may not be removed stay.
+        ours = {item["metadata"]["uid"] for item in owned} - self._cluster.kept_pods
         for pod in self._cluster.api.all("pods"):
             if (owner_of(pod) or {}).get("uid") in ours:
                 phase = pod["status"]["phase"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import cycle, islice, repeat
 from typing import Final
@@ -11,15 +10,15 @@ from typing import Final
 import httpx
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ingestion_path
-from local_cluster import ports
 
 from ingestion_bench import many
 from ingestion_bench.bare import retry_patch
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.load import callers, per_second
+from ingestion_bench.memory_app import PATH as MEMORY_PATH
 from ingestion_bench.past import Past
-from ingestion_bench.stand import Plane, Stand, answering
+from ingestion_bench.stand import Plane, Stand
 
 _LANES: Final = 16
 _PAST: Final = Past(segments=1_000, failed=scattered(count=50, of=1_000))
@@ -67,21 +66,6 @@ async def _lists(client: httpx.AsyncClient, path: str) -> Sample:
         return {_LIST: await per_second(range(_LISTS), lanes=_LANES, do=get)}
 
 
-@asynccontextmanager
-async def _memory(stand: Stand, content: bytes) -> AsyncIterator[httpx.AsyncClient]:
-    """Run an app of the same stack with one route, that returns these bytes."""
-    file = stand.folder / "content.json"
-    file.write_bytes(content)
-    port = ports.free(count=1)[0]
-    environment = {"BENCH_PORT": str(port), "BENCH_CONTENT": str(file)}
-    async with (
-        stand.process("ingestion_bench.memory_app", user="bench:memory", environment=environment) as process,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
-    ):
-        await answering(process, str(client.base_url))
-        yield client
-
-
 def _list_run(count: int) -> Callable[[Stand], AsyncIterator[Duel]]:
     async def duel(stand: Stand) -> AsyncIterator[Duel]:
         (job, *_) = await many.store(stand, count=count, with_last_job=False)
@@ -90,8 +74,11 @@ def _list_run(count: int) -> Callable[[Stand], AsyncIterator[Duel]]:
             async with callers(client, count=1) as (api,):
                 _, content = await api.call("GET", path)
             assert content.count(b'"job_type"') == min(50, count), content
-            async with _memory(stand, content) as memory:
-                yield Duel(ours=partial(_lists, client, path), theirs=partial(_lists, memory, "/"))
+            file = stand.folder / "content.json"
+            file.write_bytes(content)
+            key, environment = client.headers["x-api-key"], {"BENCH_CONTENT": str(file)}
+            async with stand.api_process("ingestion_bench.memory_app", key=key, environment=environment) as memory:
+                yield Duel(ours=partial(_lists, client, path), theirs=partial(_lists, memory, MEMORY_PATH))
 
     return duel
 
@@ -146,7 +133,7 @@ for _count in (100, 1_000, 10_000):
     register(
         name=f"api-list-{_count}",
         about=f"a list of 50 out of {_count:,} jobs, {_LANES} at a time",
-        baseline="a route of the same stack that returns the same bytes from memory",
+        baseline="a route of the same API, with its key check, limits and log, that returns the same bytes from memory",
         measures=[Measure(what=_LIST, unit="1/s", budget=Budget(at_least=0.5))],
         run=_list_run(_count),
         plane=Plane(nodes=0),
