@@ -30,3 +30,17 @@ def test_tallies_of_one_fault_are_added_up(
 
 def test_a_campaign_without_results_fails(tmp_path: Path) -> None:
     assert campaign.main([str(tmp_path / "missing.jsonl")]) == 1
+
+
+def test_the_table_goes_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{campaign.BEGIN}\nold\n{campaign.END}\nafter\n")
+    monkeypatch.setattr(campaign, "PAGE", page)
+    monkeypatch.setenv(campaign.ENV_RESULTS, str(tmp_path / "results.jsonl"))
+    campaign.record("410 Gone", injected=1, survived=1, invariants=[5])
+    assert campaign.main([str(tmp_path / "results.jsonl"), "--write"]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| 410 Gone |" in text
+    assert "old" not in text

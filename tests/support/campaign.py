@@ -1,6 +1,7 @@
 """What a fault campaign counted: each test appends its tally, and the table is printed at the end.
 
-`python -m support.campaign FILE` (with `tests/` on the path) prints the table, and fails when a fault was not survived.
+`python -m support.campaign FILE` (with `tests/` on the path) prints the table, and fails when a fault was not survived;
+`--write` puts it into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Final
 
 ENV_RESULTS: Final = "INGESTION_FAULTS_RESULTS"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN: Final = "<!-- written by `python -m support.campaign FILE --write` -->"
+END: Final = "<!-- end -->"
 
 
 def record(fault: str, *, injected: int, survived: int, invariants: Iterable[int]) -> None:
@@ -75,11 +79,21 @@ def table(rows: dict[str, Row]) -> str:
     return "\n".join([show(cells[0]), rule, *map(show, cells[1:])])
 
 
+def write(rows: dict[str, Row]) -> None:
+    """Put the table into the page, between the lines that mark its place."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"{PAGE}: no lines {BEGIN} and {END}"
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
+
+
 def main(arguments: list[str]) -> int:
     """Print the table of a results file; return 1 when it is empty or a fault was not survived."""
-    path = Path(arguments[0])
-    rows = read(path) if path.exists() else {}
+    path, *options = arguments
+    rows = read(Path(path)) if Path(path).exists() else {}
     print(table(rows))
+    if options == ["--write"]:
+        write(rows)
     return 0 if rows and all(row.injected == row.survived for row in rows.values()) else 1
 
 
