@@ -7,13 +7,13 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ingestion_worker.store import StoreConfig
-from local_cluster import binaries
+from local_cluster import binaries, ports
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,42 @@ class S3Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[S3Server]:
     """Serve a folder on a free port of loopback."""
-    binary = binaries.path(name="versitygw")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    address = free_address()
     access, secret = "test-access", secrets.token_hex(16)
+    command = [str(binaries.path(name="versitygw")), "--port", address, "--quiet", "posix", str(folder)]
+    with started(command, address=address, environment={"ROOT_ACCESS_KEY": access, "ROOT_SECRET_KEY": secret}):
+        yield S3Server(endpoint=f"http://{address}", folder=folder, access=access, secret=secret)
+
+
+def free_address() -> str:
+    """Return an address of loopback that nobody listens at, and that stays free while a server is restarted."""
+    return f"127.0.0.1:{ports.free(count=1)[0]}"
+
+
+@contextmanager
+def started(command: Sequence[str], *, address: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a server; the block begins when it answers at its address.
+
+    Args:
+        command: that becomes the server.
+        address: host and port that it listens at.
+        environment: variables besides the inherited ones.
+    """
+    host, port = address.split(":")
     process = subprocess.Popen(
-        [binary, "--port", f"127.0.0.1:{port}", "--quiet", "posix", str(folder)],
-        env={**os.environ, "ROOT_ACCESS_KEY": access, "ROOT_SECRET_KEY": secret},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                probe.settimeout(0.2)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield S3Server(endpoint=f"http://127.0.0.1:{port}", folder=folder, access=access, secret=secret)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+                assert time.monotonic() < deadline, f"nobody answers at {address}"
+                time.sleep(0.05)
+        yield
     finally:
         process.terminate()
         process.wait(timeout=10)
