@@ -70,6 +70,8 @@ async def test_a_retry_takes_the_same_few_requests_whatever_its_size(
         milestones.reach("asked")
         assert (await api.retry(job_id)).status_code == 202
         await run.settled("completed", generation=1)
+        # The cluster shows what the operator wrote a moment before the proxy has the answer.
+        await run.wait(lambda: "completed" in milestones.at)
         assert sum(run.pods_run()[SEGMENTS, 1, segment] for segment in range(segments)) == bad
 
         (_, before), (begun, recorded), (ended, completed) = (
