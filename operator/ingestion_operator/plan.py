@@ -513,10 +513,15 @@ def _follow(draft: _Draft) -> None:
         return
     child = _child_of(draft, record)
     if record.uid is None:
+        other = child is None or child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest
+        if other and draft.cancelled(attempt.generation):
+            draft.set_record(completion_time=draft.now)
+            _fail(draft, record.stage, _CANCELLED)
+            return
         if child is None:
             _launch(draft, record)
             return
-        if child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest:
+        if other:
             draft.block(
                 Reason.NAME_CONFLICT,
                 f"the Job {child.name} exists and is not this attempt's: delete it, or find out who made it",
@@ -540,12 +545,6 @@ def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
 
 def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
-    attempt = draft.attempt
-    assert attempt is not None
-    if draft.cancelled(attempt.generation):
-        draft.set_record(completion_time=draft.now)
-        _fail(draft, record.stage, _CANCELLED)
-        return
     if draft.snapshot.rejection is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
         return
@@ -819,11 +818,12 @@ def _close(draft: _Draft, reason: Reason) -> None:
 def _finish(draft: _Draft) -> None:
     attempt, job = draft.attempt, draft.snapshot.job
     assert attempt is not None
-    record = attempt.jobs[-1] if attempt.jobs else None
+    # The last one that was made: when the next stage's Job never was, nothing else tidies up after it.
+    uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
-    if record is not None and record.uid is not None and record.uid not in draft.snapshot.tidied:
+    if uid is not None and uid not in draft.snapshot.tidied:
         # Only once the harvest is durable: pods are the only place where it can be read again.
-        draft.actions.append(RemovePods(job_uid=record.uid, keep=_kept_indexes(draft, record)))
+        draft.actions.append(RemovePods(job_uid=uid, keep=_kept_indexes(draft, uid)))
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
@@ -836,8 +836,8 @@ def _finish(draft: _Draft) -> None:
     draft.set(phase=phase, version=version, completion_time=draft.now)
 
 
-def _kept_indexes(draft: _Draft, record: AttemptJob) -> tuple[int, ...]:
-    child = _child_of(draft, record)
+def _kept_indexes(draft: _Draft, uid: str) -> tuple[int, ...]:
+    child = next((child for child in draft.snapshot.jobs if child.uid == uid), None)
     if child is None:
         return ()
     return tuple(index for _, index in zip(range(_KEPT_FAILED_PODS), child.failed, strict=False))

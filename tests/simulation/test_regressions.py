@@ -78,6 +78,24 @@ def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: Si
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
 
 
+def test_pods_of_a_stage_whose_successor_was_never_made_are_removed(cluster: SimulatedCluster) -> None:
+    """Invariant 5: the Job of another has the name that the segments want, and the attempt is cancelled."""
+    create(cluster)
+    job = IngestionJob.model_validate(live(cluster))
+    name = child_name(job=job, stage=Stage.SEGMENTS, generation=0)
+    body = {
+        "metadata": {"name": name},
+        "spec": {"completions": 1, "suspend": True, "template": {"spec": {}}, "completionMode": "Indexed"},
+    }
+    cluster.api.request("POST", job_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: stalled(cluster) == "NameConflict", seconds=30)
+    assert [pod["status"]["phase"] for pod in cluster.api.all("pods")] == ["Succeeded"]
+    cluster.api.request("PATCH", PATH, body={"spec": {"cancelGeneration": 0}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.FAILED), seconds=120)
+    assert not cluster.api.all("pods")
+
+
 def test_a_config_map_of_another_under_the_name_is_said_once_and_waited_for(cluster: SimulatedCluster) -> None:
     """Invariants 5, 7, 8."""
     name = create(cluster)
