@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from typing import Final
 
 from ingestion_crds.constants import Phase
+from ingestion_crds.follow import follow
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
 from pydantic import ValidationError
 
@@ -22,9 +22,6 @@ from ingestion_api.metrics import Metrics
 from ingestion_api.views import NarrowJob, job_id, retry_waiting
 
 LOG: Final = logging.getLogger("ingestion_api.job_index")
-PAGE: Final = 500
-FIRST_PAUSE_SECONDS: Final = 0.2
-LONGEST_PAUSE_SECONDS: Final = 30.0
 _TOMBSTONES: Final = 4096
 
 Place = tuple[float, str]
@@ -58,19 +55,8 @@ class JobIndex:
         await self._synced.wait()
 
     async def run(self) -> None:
-        """Keep the index up to date until cancelled: list, watch, and after an error list again, ever less often."""
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                version = await self._list()
-                pause = FIRST_PAUSE_SECONDS
-                while True:
-                    version = await self._watch(version)
-            except ApiError as error:
-                self._metrics.index_failures.inc()
-                LOG.warning("the watch of jobs ended", extra={"fields": {"error": str(error), "pause": pause}})
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas, guards nothing
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        """Keep the index up to date until cancelled."""
+        await follow(self._kube, ingestion_path(), take=self._take, listed=self._take_list, failed=self._take_failure)
 
     def name_of(self, *, namespace: str, job_id: str) -> str | None:
         """Return the name of the job with this id in this namespace, None when the index has none."""
@@ -127,39 +113,25 @@ class JobIndex:
         insort(self._lists.setdefault((namespace, job.spec.knowledge_base), []), _place(job))
         self._metrics.indexed_jobs.set(len(self._jobs))
 
-    async def _list(self) -> str:
-        """Replace the index by a full list; return the version to watch from."""
-        seen: set[str] = set()
-        query: dict[str, str | int] = {"limit": PAGE}
-        while True:
-            page = await self._kube.request("GET", ingestion_path(), query=query)
-            for item in page.get("items", []):
-                seen.add(item["metadata"]["uid"])
-                self.put(item)
-            version: str = page["metadata"]["resourceVersion"]
-            more = page["metadata"].get("continue")
-            if not more:
-                break
-            query = {"limit": PAGE, "continue": more}
+    def _take(self, body: JsonObject, deleted: bool) -> None:
+        if deleted:
+            self._delete(body["metadata"]["uid"])
+        else:
+            self.put(body)
+
+    def _take_list(self, uids: frozenset[str], version: int) -> None:
+        """Drop what a full list does not have."""
         for uid, job in list(self._jobs.items()):
             # A job made while the list was under way is newer than the list.
-            if uid not in seen and _version(job) <= int(version):
+            if uid not in uids and _version(job) <= version:
                 self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
         self._metrics.index_lists.inc()
         self._synced.set()
-        return version
 
-    async def _watch(self, version: str) -> str:
-        """Follow one watch to its regular end; return the version to go on from."""
-        async for event in self._kube.watch(ingestion_path(), resource_version=version):
-            body = event["object"]
-            version = body["metadata"]["resourceVersion"]
-            if event["type"] == "DELETED":
-                self._delete(body["metadata"]["uid"])
-            elif event["type"] in ("ADDED", "MODIFIED"):
-                self.put(body)
-        return version
+    def _take_failure(self, error: ApiError, pause: float) -> None:
+        self._metrics.index_failures.inc()
+        LOG.warning("the watch of jobs ended", extra={"fields": {"error": str(error), "pause": pause}})
 
     def _delete(self, uid: str) -> None:
         self._forget(uid)

@@ -61,9 +61,10 @@ def core_path(resource: str, namespace: str, name: str = "") -> str:
     return _join(f"/api/v1/namespaces/{quote(namespace)}/{resource}", name)
 
 
-def job_path(namespace: str, name: str = "") -> str:
-    """Return the path of batch/v1 Jobs."""
-    return _join(f"/apis/batch/v1/namespaces/{quote(namespace)}/jobs", name)
+def job_path(namespace: str = "", name: str = "") -> str:
+    """Return the path of batch/v1 Jobs; of all namespaces when none is given."""
+    scope = f"namespaces/{quote(namespace)}/" if namespace else ""
+    return _join(f"/apis/batch/v1/{scope}jobs", name)
 
 
 def lease_path(namespace: str, name: str = "") -> str:
@@ -198,7 +199,7 @@ class KubeClient:
                     if event["type"] == "ERROR":
                         raise _status_error(event["object"])
                     yield event
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
             raise _no_answer(error) from error
         finally:
             stream.close()

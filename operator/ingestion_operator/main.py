@@ -1,4 +1,4 @@
-"""The operator process: kopf watches, the queue works. The only module that imports kopf.
+"""The operator process: kopf runs it and watches IngestionJobs, the queue works. The only module that imports kopf.
 
 kopf's change handlers, indexes and daemons stay unused: they copy the spec into annotations, add finalizers that block
 deletion while the operator is down, and start slowly with thousands of objects (docs/decisions/0002-kopf-as-shell.md).
@@ -23,8 +23,9 @@ import kopf
 import prometheus_client
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, ConfigError
+from ingestion_crds.follow import PAGE, follow
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient, job_path
 
 from ingestion_operator import metrics
 from ingestion_operator.children import read_job
@@ -41,8 +42,6 @@ _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
-_KOPF_PAGE: Final = 500
-_JOBS: Final = ("batch", "v1", "jobs")
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -97,11 +96,12 @@ class Operator:
         self.queue = WorkQueue(waited=metrics.QUEUE_WAIT.observe)
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
+        self._watch: list[asyncio.Task[None]] = []
         self._election: list[asyncio.Task[None]] = []
         self._work: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start the health endpoint, and the work as soon as this replica leads."""
+        """Start the health endpoint, the watch of Jobs, and the work as soon as this replica leads."""
         app = aiohttp.web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -113,10 +113,11 @@ class Operator:
             self._begin()
         else:
             self._election = [asyncio.create_task(self._lead(self._leadership), name="lead")]
+        self._watch = [asyncio.create_task(self._watch_jobs(), name="watch Jobs")]
 
     async def stop(self) -> None:
         """Stop everything; what is half done is gone on with at the next start."""
-        await self._end([*self._election, *self._work])
+        await self._end([*self._watch, *self._election, *self._work])
         if self._leadership is not None:
             await self._leadership.release()
             await self._leadership.close()
@@ -202,6 +203,27 @@ class Operator:
                 pause = _RESYNC_AGAIN_SECONDS
             await asyncio.sleep(pause)
 
+    async def _watch_jobs(self) -> None:
+        """Hear of all Jobs that were made for IngestionJobs.
+
+        By hand, as there are many events for each: through kopf one costs several times the processor time.
+        """
+        events = metrics.WATCH_EVENTS.labels(kind="Job")
+
+        def take(body: JsonObject, deleted: bool) -> None:
+            events.inc()
+            try:
+                self.see_job(body, deleted=deleted)
+            except Exception:
+                # One broken object must not stop the watch of the others.
+                log.exception("a Job that is not understood: %s", body["metadata"].get("name"))
+
+        def failed(error: ApiError, pause: float) -> None:
+            log.warning("the watch of Jobs ended, it begins again in %.1f s: %s", pause, error)
+
+        query = {"labelSelector": f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"}
+        await follow(self._client, job_path(), query=query, take=take, failed=failed)
+
     def wake(self, key: str) -> None:
         """Queue a key. A replica that stands by forgets it: its list at the takeover brings what is not settled."""
         if self._leading:
@@ -261,7 +283,7 @@ class Operator:
     @property
     def _healthy(self) -> bool:
         """True while the tasks run and the queue moves; a replica that stands by has nothing to move."""
-        dead = any(task.done() for task in (*self._election, *self._work))
+        dead = any(task.done() for task in (*self._watch, *self._election, *self._work))
         return not dead and self.queue.oldest_age < _UNHEALTHY_AGE_SECONDS
 
     async def _healthz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
@@ -304,10 +326,10 @@ class NoDiff(kopf.DiffBaseStorage):
 
 
 def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
-    """Return the kopf handlers: each does one thing, it puts a key on the queue."""
+    """Return the kopf handlers: they start and stop the operator, and tell it of each change of an IngestionJob."""
     registry = kopf.OperatorRegistry()
     holder: list[Operator] = []
-    events_of_ingestion_jobs, events_of_jobs = (metrics.WATCH_EVENTS.labels(kind=kind) for kind in (names.KIND, "Job"))
+    events = metrics.WATCH_EVENTS.labels(kind=names.KIND)
 
     @kopf.on.startup(registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -317,11 +339,10 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 60
         # All objects in one answer would be the most memory that is ever needed, tens of KB for each.
-        settings.watching.chunk_size = _KOPF_PAGE
+        settings.watching.chunk_size = PAGE
         # So long a task and the body of each object seen are kept: with thousands of them, most of the memory.
         settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
         settings.persistence.diffbase_storage = NoDiff()
-        settings.watching.label_selectors[_JOBS] = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
         port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
         client = await LeaderClient.connect()
         if lease is not None:
@@ -333,7 +354,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
-        # When one watch has failed while another was being opened, kopf waits for the other one for ever.
+        # kopf may wait for ever for what it stops: for a watch that is being opened, for one.
         timer = threading.Timer(_END_SECONDS, leave, ["what was to be stopped goes on"])
         timer.daemon = True
         timer.start()
@@ -348,16 +369,11 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
-        events_of_ingestion_jobs.inc()
+        events.inc()
         if type == "DELETED":
             holder[0].forget(body)
         else:
             holder[0].see(body)
-
-    @kopf.on.event(*_JOBS, registry=registry)
-    async def job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
-        events_of_jobs.inc()
-        holder[0].see_job(body, deleted=type == "DELETED")
 
     return registry
 

@@ -1,0 +1,96 @@
+"""A list and then a watch, without end: what a view of a collection is fed by.
+
+Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+
+PAGE: Final = 500
+"""Objects of one answer: all in one would take tens of KB of memory for each, where there may be thousands."""
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 30.0
+
+Take = Callable[[JsonObject, bool], None]
+"""Is told of an object, and whether it was deleted."""
+
+
+async def follow(
+    kube: KubeClient,
+    path: str,
+    *,
+    query: Mapping[str, Any] | None = None,
+    take: Take,
+    listed: Callable[[frozenset[str], int], None] | None = None,
+    failed: Callable[[ApiError, float], None],
+) -> NoReturn:
+    """Tell of each object of a collection as it is and as it changes, until cancelled.
+
+    After an error everything is listed again, ever less often while watches do not last.
+
+    Args:
+        kube: the API server.
+        path: the collection's.
+        query: parameters of list and watch, such as `labelSelector`.
+        take: is told of each listed object, and of each change.
+        listed: is told, after each list, the UIDs in it and its resourceVersion: what else is known is gone, or newer.
+        failed: is told what ended list or watch, and after how many seconds it is tried again.
+    """
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        begun = time.monotonic()
+        try:
+            version = await _list(kube, path, query or {}, take, listed)
+            while True:
+                version = await _watch(kube, path, query, take, version)
+                # A watch that ends at once each time must not become a loop without a pause.
+                await asyncio.sleep(FIRST_PAUSE_SECONDS)
+        except ApiError as error:
+            if time.monotonic() - begun > LONGEST_PAUSE_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads replicas, guards nothing
+            failed(error, wait)
+        await asyncio.sleep(wait)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+async def _list(
+    kube: KubeClient,
+    path: str,
+    query: Mapping[str, Any],
+    take: Take,
+    listed: Callable[[frozenset[str], int], None] | None,
+) -> str:
+    """List page by page; return the version to watch from."""
+    seen: set[str] = set()
+    following = ""
+    while True:
+        page = {"limit": PAGE, **query, **({"continue": following} if following else {})}
+        answer = await kube.request("GET", path, query=page)
+        for item in answer["items"]:
+            seen.add(item["metadata"]["uid"])
+            take(item, False)
+        following = answer["metadata"].get("continue", "")
+        if not following:
+            break
+    version: str = answer["metadata"]["resourceVersion"]
+    if listed is not None:
+        listed(frozenset(seen), int(version))
+    return version
+
+
+async def _watch(kube: KubeClient, path: str, query: Mapping[str, Any] | None, take: Take, version: str) -> str:
+    """Follow one watch to its regular end; return the version to go on from."""
+    async for event in kube.watch(path, resource_version=version, query=query):
+        body: JsonObject = event["object"]
+        version = body["metadata"]["resourceVersion"]
+        if event["type"] != "BOOKMARK":
+            take(body, event["type"] == "DELETED")
+    return version

@@ -1,0 +1,108 @@
+"""A list and then a watch, without end, of a real API server, with what may happen to the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from faults.proxy import Proxy
+from faults.watch_faults import Ended, Failing, WatchFault
+from ingestion_crds import follow as following
+from ingestion_crds.follow import follow
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient, core_path
+from local_cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.controlplane
+
+
+class View:
+    """What was told of the ConfigMaps of a namespace."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bool]] = []
+        self.lists: list[frozenset[str]] = []
+        self.failures: list[ApiError] = []
+
+    def take(self, body: JsonObject, deleted: bool) -> None:
+        self.told.append((body["metadata"]["name"], deleted))
+
+    async def until(self, name: str, *, deleted: bool = False) -> None:
+        async with asyncio.timeout(30):
+            while (name, deleted) not in self.told:
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def viewing(
+    *, control_plane: ControlPlane, folder: Path, namespace: str, fault: WatchFault | None = None
+) -> AsyncIterator[tuple[View, Proxy]]:
+    view = View()
+    async with Proxy(kubeconfig=control_plane.kubeconfig, folder=folder) as proxy:
+        proxy.watch_fault = fault
+        async with await KubeClient.connect(kubeconfig=str(proxy.kubeconfig)) as kube:
+            work = follow(
+                kube,
+                core_path("configmaps", namespace),
+                query={"labelSelector": "seen=yes"},
+                take=view.take,
+                listed=lambda uids, _: view.lists.append(uids),
+                failed=lambda error, _: view.failures.append(error),
+            )
+            task = asyncio.create_task(work)
+            yield view, proxy
+            assert not task.done()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def create(kube: KubeClient, namespace: str, name: str, *, seen: str = "yes") -> str:
+    body = {"metadata": {"name": name, "labels": {"seen": seen}}}
+    made = await kube.request("POST", core_path("configmaps", namespace), body=body)
+    return str(made["metadata"]["uid"])
+
+
+async def test_it_lists_page_by_page_and_goes_on_with_each_change(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAGE", 2)
+    uids = {await create(kube, namespace, f"old-{number}") for number in range(5)}
+    await create(kube, namespace, "another", seen="no")
+    async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace) as (view, proxy):
+        await view.until("old-4")
+        await create(kube, namespace, "new")
+        await view.until("new")
+        await kube.request("DELETE", core_path("configmaps", namespace, "old-2"))
+        await view.until("old-2", deleted=True)
+        assert proxy.seen["list configmaps"] == 3
+    assert view.lists == [uids]
+    old = {(f"old-{number}", False) for number in range(5)}
+    assert set(view.told) == {*old, ("new", False), ("old-2", True)}
+    assert len(view.told) == 7
+
+
+async def test_after_an_error_in_the_stream_it_lists_again(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path
+) -> None:
+    await create(kube, namespace, "old")
+    fault = Failing(resource="configmaps", times=2, code=410, reason="Expired")
+    async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace, fault=fault) as (view, proxy):
+        for name in ("first", "second", "third"):
+            await view.until("old")
+            await create(kube, namespace, name)
+            await view.until(name)
+        assert proxy.seen["list configmaps"] == len(view.lists) == 3
+    assert [error.status for error in view.failures] == [410, 410]
+
+
+async def test_half_an_event_at_the_end_of_a_stream_is_told_by_the_next_one(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path
+) -> None:
+    fault = Ended(resource="configmaps", times=2)
+    async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace, fault=fault) as (view, _):
+        for name in ("first", "second", "third"):
+            await create(kube, namespace, name)
+            await view.until(name)
+    assert fault.injected == 2
