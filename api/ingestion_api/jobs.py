@@ -36,13 +36,15 @@ class Jobs:
             ApiError: the API server does not answer.
         """
         text = str(wanted)
+        # Asked before the look-up: what is listed while the reads are under way was not known to it.
+        synced = self._index.synced
         indexed = self._index.name_of(namespace=namespace, job_id=text)
         # The index may be a moment old, and the name another job's by now.
         for name in dict.fromkeys((indexed or text, text)):
             job = await self.read(namespace=namespace, name=name)
             if job is not None and job_id(job) == text:
                 return job
-        if not self._index.synced:
+        if not synced:
             raise unavailable("the jobs are still being listed; try again")
         raise not_found(f"there is no ingestion job {text}")
 
