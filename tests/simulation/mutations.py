@@ -217,8 +217,28 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                "if child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest:",
-                "if child.name != record.name:",
+                "child is None or child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest",
+                "child is None or child.name != record.name",
+            ),
+        ),
+    ),
+    Mutation(
+        name="an attempt whose name is taken cannot be cancelled",
+        file="plan.py",
+        changes=(
+            (
+                "if other and draft.cancelled(attempt.generation):",
+                "if child is None and draft.cancelled(attempt.generation):",
+            ),
+        ),
+    ),
+    Mutation(
+        name="only the last stage's pods are removed",
+        file="plan.py",
+        changes=(
+            (
+                "uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)",
+                "uid = attempt.jobs[-1].uid if attempt.jobs else None",
             ),
         ),
     ),
@@ -461,15 +481,23 @@ def mutate(folder: Path, mutation: Mutation) -> None:
     """Apply a mutation to a copy.
 
     Raises:
-        ValueError: when a text is not found exactly once: the code has moved on, and the mutation must follow.
+        ValueError: as `mutated`.
     """
     path = folder / f"ingestion_{mutation.part}" / mutation.file
-    text = path.read_text()
+    path.write_text(mutated(path.read_text(), mutation))
+
+
+def mutated(text: str, mutation: Mutation) -> str:
+    """Return a file's text with the mutation.
+
+    Raises:
+        ValueError: when a text is not found exactly once: the code has moved on, and the mutation must follow.
+    """
     for old, new in mutation.changes:
         if text.count(old) != 1:
             raise ValueError(f"{mutation.name}: found {text.count(old)} times in {mutation.file}: {old!r}")
         text = text.replace(old, new)
-    path.write_text(text)
+    return text
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import Verdict
+from simulation.mutations import MUTATIONS, ROOT, Mutation, mutated
 from simulation.oracle import Oracle
 
 PATH = ingestion_path(NAMESPACE, "handbook")
@@ -165,3 +166,9 @@ def test_a_job_deleted_by_hand_ends_the_attempt(cluster: SimulatedCluster) -> No
     cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
     assert cluster.pass_until(lambda: ended(cluster), seconds=130)
     assert live(cluster)["status"]["failureSummary"] == {"JobLost": 4}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_what_the_mutations_take_away_is_there(mutation: Mutation) -> None:
+    """`make mutations` takes long and is run now and then: that it still can be run is seen here."""
+    mutated((ROOT / mutation.part / f"ingestion_{mutation.part}" / mutation.file).read_text(), mutation)
