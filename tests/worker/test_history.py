@@ -76,6 +76,16 @@ def test_racing_publishers_are_monotone_and_the_highest_wins(store_config: Store
     assert set(results.values()) <= {"live", "VersionSuperseded"}
 
 
+def test_an_attempt_below_the_fence_publishes_nothing(store_config: StoreConfig) -> None:
+    store = Store(config=store_config)
+    history.raise_fence(store=store, knowledge_base=KB, document_id=DOCUMENT, job_uid="job-7", number=7, generation=1)
+    late = version(number=7, generation=0, plan="plan-0")
+    assert outcome(lambda: history.publish(store=store, knowledge_base=KB, version=late)) == "Fenced"
+    assert history.read_state(store=store, knowledge_base=KB, document_id=DOCUMENT).live is None
+    retried = version(number=7, generation=1, plan="plan-1")
+    assert history.publish(store=store, knowledge_base=KB, version=retried).generation == 1
+
+
 def test_racing_attempts_of_one_job_publish_once_and_none_below_a_fence(store_config: StoreConfig) -> None:
     store = Store(config=store_config)
     order: list[tuple[str, int]] = []
