@@ -15,8 +15,8 @@ from ingestion_crds.kube import ApiError, JsonObject, KubeClient
 
 PAGE: Final = 500
 """Objects of one answer: all in one would take tens of KB of memory for each, where there may be thousands."""
-FIRST_PAUSE_SECONDS: Final = 0.2
-LONGEST_PAUSE_SECONDS: Final = 30.0
+_FIRST_PAUSE_SECONDS: Final = 0.2
+_LONGEST_PAUSE_SECONDS: Final = 30.0
 
 Take = Callable[[JsonObject, bool], None]
 """Is told of an object, and whether it was deleted."""
@@ -43,7 +43,7 @@ async def follow(
         listed: is told, after each list, the UIDs in it and its resourceVersion: what else is known is gone, or newer.
         failed: is told what ended list or watch, and after how many seconds it is tried again.
     """
-    pause = FIRST_PAUSE_SECONDS
+    pause = _FIRST_PAUSE_SECONDS
     while True:
         begun = time.monotonic()
         try:
@@ -51,14 +51,14 @@ async def follow(
             while True:
                 version = await _watch(kube, path, query, take, version)
                 # A watch that ends at once each time must not become a loop without a pause.
-                await asyncio.sleep(FIRST_PAUSE_SECONDS)
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
         except ApiError as error:
-            if time.monotonic() - begun > LONGEST_PAUSE_SECONDS:
-                pause = FIRST_PAUSE_SECONDS
+            if time.monotonic() - begun > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
             wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads replicas, guards nothing
             failed(error, wait)
-        await asyncio.sleep(wait)
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
 async def _list(

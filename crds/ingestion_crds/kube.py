@@ -63,8 +63,7 @@ def core_path(resource: str, namespace: str, name: str = "") -> str:
 
 def job_path(namespace: str = "", name: str = "") -> str:
     """Return the path of batch/v1 Jobs; of all namespaces when none is given."""
-    scope = f"namespaces/{quote(namespace)}/" if namespace else ""
-    return _join(f"/apis/batch/v1/{scope}jobs", name)
+    return _join(f"/apis/batch/v1/{_scope(namespace)}jobs", name)
 
 
 def lease_path(namespace: str, name: str = "") -> str:
@@ -74,9 +73,12 @@ def lease_path(namespace: str, name: str = "") -> str:
 
 def ingestion_path(namespace: str = "", name: str = "", subresource: str = "") -> str:
     """Return the path of IngestionJobs; of all namespaces when none is given."""
-    scope = f"namespaces/{quote(namespace)}/" if namespace else ""
-    path = _join(f"/apis/{GROUP}/{VERSION}/{scope}{PLURAL}", name)
+    path = _join(f"/apis/{GROUP}/{VERSION}/{_scope(namespace)}{PLURAL}", name)
     return f"{path}/{subresource}" if subresource else path
+
+
+def _scope(namespace: str) -> str:
+    return f"namespaces/{quote(namespace)}/" if namespace else ""
 
 
 def _join(path: str, name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
+from ingestion_crds.follow import PAGE
 from ingestion_crds.kube import (
     JSON_PATCH,
     MERGE_PATCH,
@@ -66,7 +67,7 @@ class KubeCluster:
 
     async def list_ingestion_jobs(self, *, page: str = "") -> tuple[list[JsonObject], str]:
         """Return one page of all IngestionJobs, and the token of the next (empty at the end)."""
-        query = {"limit": _POD_PAGE, **({"continue": page} if page else {})}
+        query = {"limit": PAGE, **({"continue": page} if page else {})}
         answer = await self._client.request("GET", ingestion_path(), query=query)
         return answer["items"], answer["metadata"].get("continue", "")
 
