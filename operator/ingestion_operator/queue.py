@@ -14,7 +14,7 @@ from typing import Final
 
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 60.0
-# A timer may end a tick of the clock early: who then waits for the rest of it, waits again and again for nothing.
+# A timer may end a tick of the clock early: who then sets one for the rest of it, sets it again and again for nothing.
 _TICK_SECONDS: Final = 0.001
 
 
@@ -46,7 +46,9 @@ class WorkQueue:
         self._due: dict[str, float] = {}
         self._errors: dict[str, int] = {}
         self._order = itertools.count()
-        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        # As many permits as keys wait: each key wakes one worker, where an event would wake them all.
+        self._ready = asyncio.Semaphore(0)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -62,7 +64,7 @@ class WorkQueue:
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting[key] = self._clock()
-            self._wake.set()
+            self._ready.release()
 
     def add_after(self, key: str, delay: float) -> None:
         """Have a key looked at after so many seconds, or sooner if that was wished before."""
@@ -74,7 +76,8 @@ class WorkQueue:
             return
         self._due[key] = when
         heapq.heappush(self._later, (when, next(self._order), key))
-        self._wake.set()
+        if self._later[0][0] == when:
+            self._set_timer()
 
     def retry(self, key: str) -> float:
         """Have a key looked at again after an error, doubling the delay each time; return the delay in seconds."""
@@ -89,21 +92,13 @@ class WorkQueue:
 
     async def get(self) -> str:
         """Wait for a key and take it; the worker calls `done` with it."""
-        while True:
-            self._move_due()
-            if self._waiting:
-                key, since = next(iter(self._waiting.items()))
-                del self._waiting[key]
-                if self._waited is not None:
-                    self._waited(self._clock() - since)
-                self._working.add(key)
-                return key
-            self._wake.clear()
-            timeout = self._later[0][0] - self._clock() if self._later else None
-            try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
-            except TimeoutError:
-                continue
+        await self._ready.acquire()
+        key, since = next(iter(self._waiting.items()))
+        del self._waiting[key]
+        if self._waited is not None:
+            self._waited(self._clock() - since)
+        self._working.add(key)
+        return key
 
     def done(self, key: str) -> None:
         """Give a key back."""
@@ -112,6 +107,15 @@ class WorkQueue:
             self._again.discard(key)
             self.add(key)
 
+    def _set_timer(self) -> None:
+        """Have what is due first moved when it is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._later:
+            delay = max(0.0, self._later[0][0] - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._move_due)
+
     def _move_due(self) -> None:
         now = self._clock()
         while self._later and self._later[0][0] <= now + _TICK_SECONDS:
@@ -119,6 +123,7 @@ class WorkQueue:
             if self._due.get(key) == when:
                 del self._due[key]
                 self.add(key)
+        self._set_timer()
 
     async def work(self, handle: Callable[[str], Awaitable[None]], *, workers: int) -> None:
         """Let so many workers call `handle` with keys until cancelled. `handle` must not raise."""
