@@ -45,6 +45,7 @@ def serve(app: FastAPI, options: Options) -> None:
         h11_max_incomplete_event_size=options.header_bytes,
         http=BoundedHttp,
         ws="none",
+        loop="asyncio",  # uvloop buys nothing here, whether it is installed or not
         access_log=False,
         log_config=None,
         server_header=False,

@@ -7,6 +7,7 @@ deletion while the operator is down, and start slowly with thousands of objects 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from typing import Any, Final
 import aiohttp.web
 import kopf
 import prometheus_client
+import uvloop
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import PAGE, follow
@@ -395,7 +397,9 @@ def main() -> None:
     except ConfigError as error:
         log.error("%s", error)
         raise SystemExit(2) from error
-    kopf.run(registry=registry_for(config, lease), clusterwide=True, standalone=True)
+    running = kopf.operator(registry=registry_for(config, lease), clusterwide=True, standalone=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(asyncio.CancelledError):
+        runner.run(running)
 
 
 if __name__ == "__main__":

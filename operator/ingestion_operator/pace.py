@@ -16,8 +16,8 @@ JsonObject = dict[str, Any]
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2
 # Of all jobs together: a thousand that run must not keep the operator from those that begin and end.
-_LOOKS_EACH_SECOND: Final = 25
-_LOOK_AT_LEAST_EVERY_SECONDS: Final = 60.0
+_LOOKS_EACH_SECOND: Final = 10
+_LOOK_AT_LEAST_EVERY_SECONDS: Final = 120.0
 # More than the tick by which the queue may be early: a key that is due is not put off again.
 _SOON_SECONDS: Final = 0.01
 _COUNTS_EVERY_SECONDS: Final = 1.0

@@ -540,4 +540,4 @@ def run(*, examples: int, steps: int) -> None:
 @pytest.mark.timeout(3_600)
 def test_everything_comes_to_rest_whatever_breaks() -> None:
     """Invariants 1 to 8."""
-    run(examples=int(os.environ.get("INGESTION_SIMULATION_EXAMPLES", "1000" if FULL else "120")), steps=12)
+    run(examples=int(os.environ.get("INGESTION_SIMULATION_EXAMPLES", "500" if FULL else "120")), steps=12)
