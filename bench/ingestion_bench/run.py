@@ -9,7 +9,7 @@ from statistics import median
 
 from local_cluster.progress import say
 
-from ingestion_bench.case import Case, Duel, Sample
+from ingestion_bench.case import PAIRS, Case, Duel, Sample
 from ingestion_bench.result import Result
 from ingestion_bench.stand import standing
 
@@ -25,8 +25,9 @@ async def run(case: Case, *, pairs: int | None = None) -> list[Result]:
     say(f"{case.name}: {case.about}" + (f", against {case.baseline}" if case.baseline else ""))
     with tempfile.TemporaryDirectory(prefix=f"bench-{case.name}-") as folder:
         async with standing(case.plane, folder=Path(folder)) as stand, case.open(stand) as duel:
-            if count > 1:
-                await _pair(duel, first=True)  # connections, caches and compiled rules: nobody's first run counts
+            if count >= PAIRS:
+                # Connections, caches and compiled rules: where runs are short, nobody's first one counts.
+                await _pair(duel, first=True)
             samples = []
             for number in range(count):
                 begun = time.perf_counter()

@@ -317,9 +317,7 @@ class Attempt(Model):
     completed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, completed.")
     failed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, failed.")
     codes: dict[str, Count] | None = Field(None, max_length=MAX_CODES, description="Failures by code.")
-    reason: str | None = Field(
-        None, max_length=63, pattern=NAME_PATTERN, description="How it ended; absent while it runs."
-    )
+    reason: Reason | None = Field(None, description="How it ended; absent while it runs.")
     jobs: list[AttemptJob] = Field(default_factory=list, max_length=3, description="Its Jobs, in order.")
     start_time: Time = Field(description="When the operator took it up.")
     completion_time: Time | None = Field(None, description="When it ended.")

@@ -214,11 +214,7 @@ class Operator:
 
         def take(body: JsonObject, deleted: bool) -> None:
             events.inc()
-            try:
-                self.see_job(body, deleted=deleted)
-            except Exception:
-                # One broken object must not stop the watch of the others.
-                log.exception("a Job that is not understood: %s", body["metadata"].get("name"))
+            self.see_job(body, deleted=deleted)
 
         def failed(error: ApiError, pause: float) -> None:
             log.warning("the watch of Jobs ended, it begins again in %.1f s: %s", pause, error)
@@ -262,7 +258,12 @@ class Operator:
 
         That a Job runs on is not urgent: its parent is looked at so often that counts are fresh, and no oftener.
         """
-        child = read_job(dict(body))
+        try:
+            child = read_job(dict(body))
+        except ValueError:
+            # One broken object must not stop the watch of the others.
+            log.exception("a Job that is not understood: %s", body["metadata"]["name"])
+            return
         owner = body["metadata"].get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
         if not owner or not _NAME.fullmatch(owner):
             return

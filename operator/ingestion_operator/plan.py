@@ -811,7 +811,7 @@ def _failure(generation: int, stage: Stage, result: PodResult, segment: int | No
 
 def _close(draft: _Draft, reason: Reason) -> None:
     """Record how the attempt ended. It is over only when its pods are gone, which `_finish` sees to."""
-    draft.set_attempt(reason=reason.value)
+    draft.set_attempt(reason=reason)
     _finish(draft)
 
 
@@ -827,7 +827,7 @@ def _finish(draft: _Draft) -> None:
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
-    reason = Reason(attempt.reason or Reason.SUCCEEDED)
+    reason = attempt.reason or Reason.SUCCEEDED
     phase = _phase(draft.status, reason)
     version = draft.status.version
     if version is not None and phase is not Phase.COMPLETED:

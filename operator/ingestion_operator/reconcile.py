@@ -433,7 +433,7 @@ def _transitions(before: Status, after: Status) -> list[Event]:
             text = f"Attempt {attempt.generation} begins at {stage} ({attempt.trigger.value})"
             events.append(Event(reason=Reason.ATTEMPT_STARTED, message=text))
         if attempt.completion_time is not None and (earlier is None or earlier.completion_time is None):
-            reason = Reason(attempt.reason or Reason.SUCCEEDED)
+            reason = attempt.reason or Reason.SUCCEEDED
             metrics.ATTEMPTS_ENDED.labels(reason=reason.value).inc()
             for code, count in (attempt.codes or {}).items():
                 metrics.FAILURES.labels(code=code).inc(count)

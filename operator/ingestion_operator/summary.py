@@ -102,7 +102,7 @@ def _conditions(
     processed = status.segments is not None and 0 < status.segments.total == status.segments.completed_count
     published = status.version is not None and status.version.state is VersionState.ACTIVE
     stalled = failed or blocked is not None
-    ended = Reason(attempt.reason) if attempt is not None and attempt.reason is not None else reason
+    ended = attempt.reason if attempt is not None and attempt.reason is not None else reason
     values: list[tuple[ConditionType, bool | None, Reason, str]] = [
         (ConditionType.READY, True if done else False if failed else None, Reason.ACTIVE if done else reason, message),
         (ConditionType.RECONCILING, open_ and not stalled and held is None, reason, message),
@@ -123,7 +123,7 @@ def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tu
     if status.phase is Phase.COMPLETED:
         return Reason.SUCCEEDED, "The version is active"
     if status.phase in RETRYABLE_PHASES and attempt is not None and attempt.reason is not None:
-        return Reason(attempt.reason), why(status)
+        return attempt.reason, why(status)
     if blocked is not None:
         return blocked.reason, blocked.message
     if held is not None:

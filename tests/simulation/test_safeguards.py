@@ -16,6 +16,7 @@ from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluste
 from simulation.controllers import Verdict
 from simulation.mutations import MUTATIONS, ROOT, Mutation, mutated
 from simulation.oracle import Oracle
+from simulation.test_convergence import foreign_job
 
 PATH = ingestion_path(NAMESPACE, "handbook")
 ANOTHER = "11111111-1111-1111-1111-111111111111"
@@ -71,6 +72,20 @@ def a_job(cluster: SimulatedCluster) -> JsonObject:
     cluster.kill(only)
     (found,) = cluster.api.all("jobs")
     return found
+
+
+def test_a_job_that_is_not_understood_does_not_stop_the_watch_of_the_others(cluster: SimulatedCluster) -> None:
+    labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    cluster.start_operator()
+    cluster.api.request(
+        "POST", job_path(NAMESPACE), body=foreign_job("odd") | {"metadata": {"name": "odd", "labels": labels}}
+    )
+    status = {"status": {"completionTime": "soon"}}
+    cluster.api.request("PATCH", f"{job_path(NAMESPACE, 'odd')}/status", body=status, content_type=MERGE_PATCH)
+    cluster.pass_until(lambda: False, seconds=1)
+    assert cluster.broken.found
+    assert all(line.startswith("a Job that is not understood: odd") for line in cluster.broken.found)
+    cluster.broken.found.clear()
 
 
 @pytest.mark.parametrize("method", ["delete", "patch"])

@@ -28,7 +28,6 @@ _SEGMENTS: Final = 20
 _PAST: Final = Past(segments=_SEGMENTS, failed=IndexSet.span(_SEGMENTS))
 _LANES: Final = 32
 _WAIT: Final = "ingestion_queue_wait_seconds"
-_RUNS: Final = 3
 _NOTICED: Final = 0.1
 """Seconds: shorter waits are counted as this long, or a median of a millisecond would forbid any hiccup."""
 
@@ -123,7 +122,7 @@ for _few, _many in ((10, 100), (100, 1_000)):
             Measure(what=_LONGEST, unit="s"),
         ],
         run=_run(_few, _many),
-        pairs=_RUNS,
+        pairs=1 if _budgeted else 3,
         on_request=not _budgeted,
         plane=Plane(nodes=10),
     )
