@@ -260,7 +260,7 @@ class Operator:
         """
         try:
             child = read_job(dict(body))
-        except ValueError:
+        except Exception:
             # One broken object must not stop the watch of the others.
             log.exception("a Job that is not understood: %s", body["metadata"]["name"])
             return

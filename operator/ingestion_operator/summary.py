@@ -94,7 +94,6 @@ def _percent(status: Status, segments: Segments | None) -> int:
 def _conditions(
     job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
 ) -> list[Condition]:
-    attempt = status.attempts[-1] if status.attempts else None
     reason, message = _course(status, blocked, held)
     done, failed = status.phase is Phase.COMPLETED, status.phase in RETRYABLE_PHASES
     open_ = status.phase not in TERMINAL_PHASES
@@ -102,13 +101,12 @@ def _conditions(
     processed = status.segments is not None and 0 < status.segments.total == status.segments.completed_count
     published = status.version is not None and status.version.state is VersionState.ACTIVE
     stalled = failed or blocked is not None
-    ended = attempt.reason if attempt is not None and attempt.reason is not None else reason
     values: list[tuple[ConditionType, bool | None, Reason, str]] = [
         (ConditionType.READY, True if done else False if failed else None, Reason.ACTIVE if done else reason, message),
         (ConditionType.RECONCILING, open_ and not stalled and held is None, reason, message),
         (ConditionType.STALLED, stalled, reason, message if stalled else ""),
         (ConditionType.COMPLETE, done, Reason.SUCCEEDED if done else reason, ""),
-        (ConditionType.FAILED, failed, ended if failed else reason, ""),
+        (ConditionType.FAILED, failed, reason, ""),
         (ConditionType.PREPARED, prepared, Reason.SUCCEEDED if prepared else reason, ""),
         (ConditionType.SEGMENTS_PROCESSED, processed, Reason.SUCCEEDED if processed else reason, ""),
         (ConditionType.PUBLISHED, published, Reason.ACTIVE if published else Reason.NOT_ACTIVE, ""),

@@ -28,7 +28,7 @@ from ingestion_crds.constants import Stage
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
 from ingestion_operator.children import child_name
-from support.builders import ingestion_job
+from support.builders import foreign_job, ingestion_job
 from support.campaign import record
 
 from simulation.api import INGESTION_JOBS, owner_of
@@ -500,21 +500,6 @@ class Convergence(RuleBasedStateMachine):
                     raise ViolationError(f"invariant 4: 202, and generation {least} is not recorded")
             elif not isinstance(error, ProblemError | ApiError):
                 raise error
-
-
-def foreign_job(name: str) -> JsonObject:
-    """Return somebody else's Job, which never runs."""
-    container = {"name": "worker", "image": "another"}
-    return {
-        "metadata": {"name": name},
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": 1,
-            "suspend": True,
-            "backoffLimitPerIndex": 0,
-            "template": {"spec": {"restartPolicy": "Never", "containers": [container]}},
-        },
-    }
 
 
 def run(*, examples: int, steps: int) -> None:

@@ -9,14 +9,13 @@ import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
 from ingestion_operator.cluster import KubeCluster
-from support.builders import ingestion_job
+from support.builders import foreign_job, ingestion_job
 
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import Verdict
 from simulation.mutations import MUTATIONS, ROOT, Mutation, mutated
 from simulation.oracle import Oracle
-from simulation.test_convergence import foreign_job
 
 PATH = ingestion_path(NAMESPACE, "handbook")
 ANOTHER = "11111111-1111-1111-1111-111111111111"
@@ -75,11 +74,10 @@ def a_job(cluster: SimulatedCluster) -> JsonObject:
 
 
 def test_a_job_that_is_not_understood_does_not_stop_the_watch_of_the_others(cluster: SimulatedCluster) -> None:
-    labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
     cluster.start_operator()
-    cluster.api.request(
-        "POST", job_path(NAMESPACE), body=foreign_job("odd") | {"metadata": {"name": "odd", "labels": labels}}
-    )
+    odd = foreign_job("odd")
+    odd["metadata"]["labels"] = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    cluster.api.request("POST", job_path(NAMESPACE), body=odd)
     status = {"status": {"completionTime": "soon"}}
     cluster.api.request("PATCH", f"{job_path(NAMESPACE, 'odd')}/status", body=status, content_type=MERGE_PATCH)
     cluster.pass_until(lambda: False, seconds=1)

@@ -26,6 +26,21 @@ def ingestion_job(*, name: str = "handbook", namespace: str = "team-a", **spec: 
     }
 
 
+def foreign_job(name: str) -> JsonObject:
+    """Return somebody else's Job, which never runs."""
+    container = {"name": "worker", "image": "another"}
+    return {
+        "metadata": {"name": name},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": 1,
+            "suspend": True,
+            "backoffLimitPerIndex": 0,
+            "template": {"spec": {"restartPolicy": "Never", "containers": [container]}},
+        },
+    }
+
+
 def prepared(*, segments: int, mode: str = "Segmented", version: str | None = None) -> JsonObject:
     """Return what `prepare_document` says."""
     said: JsonObject = {

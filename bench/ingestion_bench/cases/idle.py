@@ -33,7 +33,6 @@ _REST_SECONDS: Final = 150.0
 _TOLERANCE: Final = 0.005
 """Half a percent of a core: a full list now and then is what it costs that no lost event loses a job."""
 _LANES: Final = 16
-_COUNTS: Final = (1_000, 3_000, 10_000)
 _RUNS: Final = 2
 
 Seen = Callable[[], Awaitable[float]]
@@ -128,15 +127,15 @@ async def _until(process: Process, seen: Seen, count: float) -> None:
         await asyncio.sleep(0.1)
 
 
-def _run(count: int) -> Callable[[Stand], AsyncIterator[Duel]]:
+def _run(count: int, *, rests: bool) -> Callable[[Stand], AsyncIterator[Duel]]:
     async def duel(stand: Stand) -> AsyncIterator[Duel]:
-        idle = Idle(stand=stand, jobs=await many.store(stand, count=count), rests=count == max(_COUNTS))
+        idle = Idle(stand=stand, jobs=await many.store(stand, count=count), rests=rests)
         yield Duel(ours=idle.ours, theirs=idle.theirs)
 
     return duel
 
 
-for _count in _COUNTS:
+for _count, _rests in ((1_000, False), (3_000, False), (10_000, True)):
     _growth = {"jobs": _count}
     _budget = Budget(at_most=1.2)
     _at_rest = [
@@ -152,9 +151,9 @@ for _count in _COUNTS:
             Measure(what=_START, unit="s", growth=_growth),
             Measure(what=_RESTARTED, unit="bytes", budget=_budget, growth=_growth),
             Measure(what=_TOUCHED, unit="bytes", budget=_budget, growth=_growth),
-            *(_at_rest if _count == max(_COUNTS) else []),
+            *(_at_rest if _rests else []),
         ],
-        run=_run(_count),
+        run=_run(_count, rests=_rests),
         pairs=_RUNS,
         plane=audited(nodes=0),
     )
