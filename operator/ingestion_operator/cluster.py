@@ -181,7 +181,7 @@ class KubeCluster:
         try:
             await self._client.request("DELETE", path, body=body)
         except ApiError as error:
-            if not error.not_found and not (uid is not None and error.status == 409):
+            if not error.not_found:
                 raise
 
 

@@ -7,7 +7,6 @@ deletion while the operator is down, and start slowly with thousands of objects 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -247,6 +246,8 @@ class Operator:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
         self._open.add(key)
+        if listed:
+            self._reconciler.suspect(key)
         self.wake(key)
 
     def forget(self, body: Mapping[str, Any]) -> None:
@@ -274,9 +275,11 @@ class Operator:
             if runs:
                 self._unfinished[child.uid] = key
             return
-        if runs:
-            self._reconciler.suspect(key)
+        if runs and self._reconciler.expects(key, child.name):
             self.queue.add_after(key, self._reconciler.rest(key))
+        elif runs:
+            self._reconciler.suspect(key)
+            self.wake(key)
         elif key in self._open:
             self._reconciler.hear_of_end(key)
             self.wake(key)
@@ -398,9 +401,10 @@ def main() -> None:
     except ConfigError as error:
         log.error("%s", error)
         raise SystemExit(2) from error
-    running = kopf.operator(registry=registry_for(config, lease), clusterwide=True, standalone=True)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(asyncio.CancelledError):
-        runner.run(running)
+    # In a loop that is given to it, kopf leaves watches that are half closed alone; asyncio complains of them.
+    loop = uvloop.new_event_loop()
+    kopf.run(registry=registry_for(config, lease), clusterwide=True, standalone=True, loop=loop)
+    loop.close()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Pace:
         ended: one of its Jobs has ended since the last look, or is gone.
         every: how long it rests after a look while its Job runs on; see `rest_for`.
         active: its Job had pods at the last look.
+        recorded: names of the Jobs that a look reads.
     """
 
     looked: float
@@ -55,6 +56,7 @@ class Pace:
     ended: bool = False
     every: float = _LOOK_EVERY_SECONDS
     active: bool = False
+    recorded: tuple[str, ...] = ()
 
     def hear(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written last."""

@@ -218,6 +218,26 @@ def current(job: IngestionJob) -> AttemptJob | None:
     return None if record.completion_time is not None else record
 
 
+def at_rest(job: IngestionJob) -> bool:
+    """True when an attempt was made and the last one is over: nothing of it was left when that was recorded."""
+    return bool(job.status.attempts) and job.status.attempts[-1].completion_time is not None
+
+
+def recorded(job: IngestionJob) -> tuple[str, ...]:
+    """Return the names of the Jobs that exist if nothing has gone wrong: the last one, and one that is to replace it.
+
+    Others are a leftover of a request that was lost or late, or somebody's own.
+    """
+    records = _records(job.status)
+    made = [record.name for record in records if record.uid is not None]
+    intended = [record.name for record in records[-1:] if record.uid is None]
+    return tuple(dict.fromkeys(made[-1:] + intended))
+
+
+def _records(status: Status) -> list[AttemptJob]:
+    return [record for attempt in status.attempts for record in attempt.jobs]
+
+
 def wants_harvest(child: ChildJob) -> bool:
     """True when the pods of a Job have to be read: it is finished, and its counts do not say everything."""
     return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
@@ -858,7 +878,7 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
     """True for a tombstone that a newer recorded Job replaces, and for a Job that nobody recorded."""
     if child.deleting:
         return False
-    records = [record for attempt in draft.status.attempts for record in attempt.jobs]
+    records = _records(draft.status)
     newest = next((record for record in reversed(records) if record.uid is not None), None)
     if newest is not None and child.uid == newest.uid:
         return False

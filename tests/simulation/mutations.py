@@ -356,6 +356,26 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         ),
     ),
     Mutation(
+        name="a Job that nobody recorded is not read",
+        file="reconcile.py",
+        changes=(("jobs = await self._read_all_jobs(job)", "jobs = await self._read_recorded_jobs(job)"),),
+    ),
+    Mutation(
+        name="a Job that nobody recorded is no news",
+        file="reconcile.py",
+        changes=(("return key in self._paces and job_name in self._paces[key].recorded", "return key in self._paces"),),
+    ),
+    Mutation(
+        name="after trouble only recorded Jobs are read",
+        file="reconcile.py",
+        changes=(
+            (
+                "            self.suspect(key)  # what was to be deleted, for one, may still be there\n            raise",
+                "            raise",
+            ),
+        ),
+    ),
+    Mutation(
         name="the end of a Job waits for the next look",
         file="reconcile.py",
         changes=(("            self._paces[key].ended = True\n", "            pass\n"),),

@@ -92,8 +92,10 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
     job = a_job(cluster)
     name = job["metadata"]["name"]
     if method == "delete":
-        send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=ANOTHER))
-        send(cluster, lambda kube: kube.delete_ingestion_job(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
+        with pytest.raises(ApiError):
+            send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=ANOTHER))
+        with pytest.raises(ApiError):
+            send(cluster, lambda kube: kube.delete_ingestion_job(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
     else:
         with pytest.raises(ApiError):
             send(
