@@ -117,11 +117,15 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
+        suspected = key in self._suspects
         try:
             wait = await self._count(key)
             return wait if wait is not None else await self._look(key)
         except Exception:
-            self.suspect(key)  # what was to be deleted, for one, may still be there
+            # Forgotten, so that all Jobs are read at the next look: one that was to be deleted may still be there.
+            self._paces.pop(key, None)
+            if suspected:
+                self._suspects.add(key)
             raise
 
     async def _look(self, key: str) -> float | None:
