@@ -7,6 +7,7 @@ deletion while the operator is down, and start slowly with thousands of objects 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -46,6 +47,8 @@ _KOPF_IDLE_SECONDS: Final = 0.1
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+# JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
+_GARBAGE_THRESHOLDS: Final = (10_000, 20, 50)
 _LOG_FIELDS: Final = ("job", "jobID", "generation", "reason", "seconds")
 
 log = logging.getLogger("ingestion_operator")
@@ -280,8 +283,7 @@ class Operator:
         elif runs:
             self._reconciler.suspect(key)
             self.wake(key)
-        elif key in self._open:
-            self._reconciler.hear_of_end(key)
+        elif key in self._open and self._reconciler.hear_of_end(key, child.name):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and
         # will be looked at then.
@@ -401,6 +403,8 @@ def main() -> None:
     except ConfigError as error:
         log.error("%s", error)
         raise SystemExit(2) from error
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
     # In a loop that is given to it, kopf leaves watches that are half closed alone; asyncio complains of them.
     loop = uvloop.new_event_loop()
     kopf.run(registry=registry_for(config, lease), clusterwide=True, standalone=True, loop=loop)

@@ -5,7 +5,9 @@ To lose any of it costs requests, and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from ingestion_operator.children import ChildJob
@@ -25,6 +27,8 @@ _CONFIRM_EVERY_SECONDS: Final = 30.0
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
 # Pods that start are ordinary while others end; those that never do are found now, or when nothing ends any more.
 _DIAGNOSE_MOVING_SECONDS: Final = 30.0
+# More than a look and the one after it write.
+_VERSIONS: Final = 12
 
 
 @dataclass(slots=True)
@@ -34,8 +38,8 @@ class Pace:
     Args:
         looked, diagnosed, counted: when it was looked at, its pods were diagnosed, its counts were written.
         done, moved: how many of its Job's indexes had ended, and since when.
-        version: the resourceVersion that was last read or written.
-        heard: the one that the watch has shown since the last look, unless it was `version` then.
+        versions: the resourceVersions that were last read or written: a watch may lag behind several writes.
+        heard: the one that the watch has shown since the last look, unless it was one of them then.
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
@@ -49,7 +53,7 @@ class Pace:
     counted: float = 0.0
     done: int = 0
     moved: float = 0.0
-    version: str = ""
+    versions: deque[str] = field(default_factory=partial(deque, maxlen=_VERSIONS))
     heard: str = ""
     kept: JsonObject | None = None
     confirmed: float = 0.0
@@ -59,8 +63,8 @@ class Pace:
     recorded: tuple[str, ...] = ()
 
     def hear(self, resource_version: str) -> bool:
-        """Take in that the watch shows a state of the IngestionJob; False when that one was read or written last."""
-        if self.version == resource_version:
+        """Take in that the watch shows a state of the IngestionJob; False when that one was read or written."""
+        if resource_version in self.versions:
             return False
         self.heard = resource_version  # it may still be the answer to a write that is under way
         return True
@@ -83,7 +87,8 @@ class Pace:
 
     def remember(self, raw: JsonObject, now: float) -> None:
         """Take in what the API server has just answered."""
-        self.version, self.confirmed = raw["metadata"]["resourceVersion"], now
+        self.versions.append(raw["metadata"]["resourceVersion"])
+        self.confirmed = now
 
     def diagnosis_due(self, child: ChildJob, now: float) -> bool:
         """True when it is time to ask why pods do not start: often while none ends, now and then while others do."""
@@ -104,7 +109,7 @@ class Pace:
 
     @property
     def _news(self) -> bool:
-        return self.ended or self.heard not in ("", self.version)
+        return self.ended or (self.heard != "" and self.heard not in self.versions)
 
 
 def rest_for(active: int) -> float:

@@ -92,13 +92,17 @@ class Reconciler:
         return key in self._paces and job_name in self._paces[key].recorded
 
     def hear(self, key: str, resource_version: str) -> bool:
-        """Take in that the watch shows a state of an IngestionJob; False when the last look read or wrote that one."""
+        """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
         return key not in self._paces or self._paces[key].hear(resource_version)
 
-    def hear_of_end(self, key: str) -> None:
-        """Take in that a Job of a job has ended, or is gone: the next look is a full one."""
-        if key in self._paces:
-            self._paces[key].ended = True
+    def hear_of_end(self, key: str, job_name: str) -> bool:
+        """Take in that a Job of a job has ended, or is gone; False when it is one that was replaced, and is no news."""
+        if key not in self._paces:
+            return True
+        if job_name not in self._paces[key].recorded:
+            return False
+        self._paces[key].ended = True  # the next look is a full one
+        return True
 
     def rest(self, key: str) -> float:
         """Return for how many seconds it need not be looked at that a job's Job runs on."""

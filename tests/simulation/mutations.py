@@ -366,6 +366,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("return key in self._paces and job_name in self._paces[key].recorded", "return key in self._paces"),),
     ),
     Mutation(
+        name="the end of a Job that was replaced is news",
+        file="reconcile.py",
+        changes=(("        if job_name not in self._paces[key].recorded:\n            return False\n", ""),),
+    ),
+    Mutation(
         name="after trouble only recorded Jobs are read",
         file="reconcile.py",
         changes=(("            self._paces.pop(key, None)\n            if suspected:", "            if suspected:"),),
@@ -373,14 +378,14 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="the end of a Job waits for the next look",
         file="reconcile.py",
-        changes=(("            self._paces[key].ended = True\n", "            pass\n"),),
+        changes=(("        self._paces[key].ended = True  # the next look is a full one\n", ""),),
     ),
     Mutation(
         name="the operator's own writes wake it",
         file="pace.py",
         changes=(
-            ("        if self.version == resource_version:\n            return False\n", ""),
-            ('self.heard not in ("", self.version)', 'self.heard != ""'),
+            ("        if resource_version in self.versions:\n            return False\n", ""),
+            ('(self.heard != "" and self.heard not in self.versions)', 'self.heard != ""'),
         ),
     ),
     Mutation(

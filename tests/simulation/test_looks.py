@@ -104,7 +104,7 @@ def test_a_cancellation_whose_event_is_lost_is_found_with_the_next_count(cluster
 
 
 def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) -> None:
-    """Invariant 1: what a look at counts finds besides them is acted on at once."""
+    """Invariant 1: a Job is heard of that nobody recorded."""
     start(cluster)
     cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
     cluster.pass_until(lambda: False, seconds=3)
@@ -114,6 +114,39 @@ def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) 
     cluster.api.request("POST", job_path(NAMESPACE), body=late)
     assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=3)
     assert cluster.api.all("jobs")[0]["metadata"]["uid"] == own["metadata"]["uid"]
+
+
+def test_a_job_that_somebody_changed_is_set_right_with_the_next_count(cluster: SimulatedCluster) -> None:
+    """What a look at counts finds besides them is done at once, by a full look."""
+    start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.pass_until(lambda: False, seconds=3)
+    (own,) = cluster.api.all("jobs")
+    path = job_path(NAMESPACE, own["metadata"]["name"])
+    cluster.api.request("PATCH", path, body={"spec": {"parallelism": 1}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: cluster.api.all("jobs")[0]["spec"]["parallelism"] == SEGMENTS, seconds=3)
+
+
+def test_a_job_that_goes_well_is_looked_at_for_what_happens_and_lists_nothing(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Job that was replaced is deleted, which is no news. That it is known by its name is seen by the other test."""
+    sent: list[Call] = []
+    commit = cluster.commit
+
+    def noting(call: Call) -> JsonObject | Exception:
+        sent.append(call)
+        return commit(call)
+
+    cluster.start_operator()
+    monkeypatch.setattr(cluster, "commit", noting)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    cluster.settle_down()
+    looks = [call for call in sent if call.path == PATH and not call.writes]
+    lists = [call for call in sent if call.path == job_path(NAMESPACE) and not call.writes]
+    assert len(looks) == 5  # it is there, and each of its three Jobs has ended; the last one is seen to be settled
+    assert len(lists) == 1
 
 
 def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
