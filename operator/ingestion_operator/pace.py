@@ -44,7 +44,6 @@ class Pace:
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
         every: how long it rests after a look while its Job runs on; see `rest_for`.
-        active: its Job had pods at the last look.
         recorded: names of the Jobs that a look reads.
     """
 
@@ -59,7 +58,6 @@ class Pace:
     confirmed: float = 0.0
     ended: bool = False
     every: float = _LOOK_EVERY_SECONDS
-    active: bool = False
     recorded: tuple[str, ...] = ()
 
     def hear(self, resource_version: str) -> bool:

@@ -78,6 +78,7 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._paces: dict[str, Pace] = {}
+        self._active: set[str] = set()  # keys of jobs whose Job had pods at the last look
         self._suspects: set[str] = set()
 
     def suspect(self, key: str) -> None:
@@ -127,7 +128,7 @@ class Reconciler:
             return wait if wait is not None else await self._look(key)
         except Exception:
             # Forgotten, so that all Jobs are read at the next look: one that was to be deleted may still be there.
-            self._paces.pop(key, None)
+            self._forget(key)
             if suspected:
                 self._suspects.add(key)
             raise
@@ -140,13 +141,13 @@ class Reconciler:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
             if error.not_found:
-                self._paces.pop(key, None)
+                self._forget(key)
                 self._suspects.discard(key)
                 return None
             raise
         job = self._understand(key, raw)
         if settled(job) and key not in self._suspects:
-            self._paces.pop(key, None)
+            self._forget(key)
             return None
         if key in self._suspects or not (followed or at_rest(job)):
             jobs = await self._read_all_jobs(job)
@@ -166,7 +167,7 @@ class Reconciler:
                 raw, snapshot = await self._apply(action, raw, snapshot)
             await self._tell(raw, decided.events)
             if settled(snapshot.job):
-                self._paces.pop(key, None)
+                self._forget(key)
                 return None
             if not written and not _moves_on(decided.actions):
                 return self._keep(key, raw, snapshot, decided.look_again)
@@ -183,11 +184,11 @@ class Reconciler:
         Returns:
             Seconds after which to look again; None when a full look has to be taken.
         """
-        pace, now = self._pace(key), self._monotonic()
-        if (idle := pace.idle(now)) > 0:
+        pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
+        if not suspected and (idle := pace.idle(now)) > 0:
             return idle
         raw = pace.look(now)
-        if raw is None or key in self._suspects:
+        if raw is None or suspected:
             return None
         job = IngestionJob.model_validate(raw)
         snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_recorded_jobs(job))
@@ -205,6 +206,10 @@ class Reconciler:
         now = self._monotonic()
         return self._paces.setdefault(key, Pace(looked=now, diagnosed=now))
 
+    def _forget(self, key: str) -> None:
+        self._paces.pop(key, None)
+        self._active.discard(key)
+
     def _remember(self, key: str, raw: JsonObject) -> None:
         self._pace(key).remember(raw, self._monotonic())
 
@@ -218,8 +223,11 @@ class Reconciler:
         """Keep the IngestionJob for the next look if its Job runs; return the delay."""
         pace, child = self._pace(key), _running(snapshot)
         pace.kept = None if child is None else raw
-        pace.active = child is not None and child.active > 0
-        pace.every = rest_for(sum(other.active for other in self._paces.values()))
+        if child is not None and child.active > 0:
+            self._active.add(key)
+        else:
+            self._active.discard(key)
+        pace.every = rest_for(len(self._active))
         return wait
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -373,7 +373,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="after trouble only recorded Jobs are read",
         file="reconcile.py",
-        changes=(("            self._paces.pop(key, None)\n            if suspected:", "            if suspected:"),),
+        changes=(("            self._forget(key)\n            if suspected:", "            if suspected:"),),
     ),
     Mutation(
         name="the end of a Job waits for the next look",

@@ -112,7 +112,7 @@ def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) 
     metadata = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
     late = {"metadata": {**metadata, "name": "late"}, "spec": {**own["spec"], "suspend": True}}
     cluster.api.request("POST", job_path(NAMESPACE), body=late)
-    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=3)
+    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=0.1)
     assert cluster.api.all("jobs")[0]["metadata"]["uid"] == own["metadata"]["uid"]
 
 
