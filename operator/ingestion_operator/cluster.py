@@ -53,7 +53,8 @@ class Cluster(Protocol):
 class KubeCluster:
     """`Cluster` over a real API server.
 
-    Lists and gets name no resourceVersion, so that they are answered from etcd and never from an old cache.
+    Lists and gets name no resourceVersion, so that none is answered with what was once: gets come from etcd, lists
+    from a cache that etcd has confirmed (KEP-2340).
 
     Args:
         client: the connection.

@@ -239,7 +239,9 @@ class Operator:
         if not self._leading:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-        if not listed and not self._reconciler.hear(key, body["metadata"]["resourceVersion"]):
+        news = self._reconciler.hear(key, body["metadata"]["resourceVersion"])
+        if not news and not listed:
+            self._open.add(key)
             return
         try:
             if settled(IngestionJob.model_validate(body)):
@@ -251,16 +253,23 @@ class Operator:
         self._open.add(key)
         if listed:
             self._reconciler.suspect(key)
-        self.wake(key)
+        if news:
+            self.wake(key)
+        else:
+            self.queue.add_after(key, self._reconciler.rest(key))
 
     def forget(self, body: Mapping[str, Any]) -> None:
         """Take in that an IngestionJob is gone."""
-        self._open.discard(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
+        key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+        self._open.discard(key)
+        if self._reconciler.follows(key):
+            self.wake(key)  # to be forgotten there too
 
     def see_job(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled.
 
-        That a Job runs on is not urgent: its parent is looked at so often that counts are fresh, and no oftener.
+        That a recorded Job runs on is not urgent: its parent is looked at so often that counts are fresh, and no
+        oftener. One that is not recorded is.
         """
         try:
             child = read_job(dict(body))
@@ -278,11 +287,11 @@ class Operator:
             if runs:
                 self._unfinished[child.uid] = key
             return
-        if runs and self._reconciler.expects(key, child.name):
-            self.queue.add_after(key, self._reconciler.rest(key))
-        elif runs:
+        if not (deleted or child.deleting or self._reconciler.expects(key, child)) and (runs or key in self._open):
             self._reconciler.suspect(key)
             self.wake(key)
+        elif runs:
+            self.queue.add_after(key, self._reconciler.rest(key))
         elif key in self._open and self._reconciler.hear_of_end(key, child.name):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and

@@ -44,7 +44,8 @@ class Pace:
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
         every: how long it rests after a look while its Job runs on; see `rest_for`.
-        recorded: names of the Jobs that a look reads.
+        uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
+        listed: there are no others, as far as is known.
     """
 
     looked: float
@@ -58,7 +59,9 @@ class Pace:
     confirmed: float = 0.0
     ended: bool = False
     every: float = _LOOK_EVERY_SECONDS
+    uid: str = ""
     recorded: tuple[str, ...] = ()
+    listed: bool = False
 
     def hear(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written."""
@@ -87,6 +90,10 @@ class Pace:
         """Take in what the API server has just answered."""
         self.versions.append(raw["metadata"]["resourceVersion"])
         self.confirmed = now
+
+    def distrust(self) -> None:
+        """Take in that a look failed: the next one reads everything, as what was to be deleted may still be there."""
+        self.kept, self.listed = None, False
 
     def diagnosis_due(self, child: ChildJob, now: float) -> bool:
         """True when it is time to ask why pods do not start: often while none ends, now and then while others do."""

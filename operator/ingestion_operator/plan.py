@@ -74,7 +74,7 @@ class Snapshot:
     Args:
         job: the IngestionJob.
         config: the installation's configuration.
-        jobs: the Kubernetes Jobs that carry the job's UID or a recorded name.
+        jobs: the Kubernetes Jobs of a recorded name, and all that carry the job's UID where there may be others.
         harvest: what the pods of the finished Job said; None unless `wants_harvest` asked for it.
         harvest_truncated: there were more pods than were read.
         waiting: why pods do not start, or do not end; None when they do, or nobody looked.
@@ -219,7 +219,7 @@ def current(job: IngestionJob) -> AttemptJob | None:
 
 
 def at_rest(job: IngestionJob) -> bool:
-    """True when an attempt was made and the last one is over: nothing of it was left when that was recorded."""
+    """True when an attempt was made and the last one is over: no other Job was known of when that was recorded."""
     return bool(job.status.attempts) and job.status.attempts[-1].completion_time is not None
 
 

@@ -88,16 +88,21 @@ class Reconciler:
         """
         self._suspects.add(key)
 
-    def expects(self, key: str, job_name: str) -> bool:
-        """Return whether a look at a job reads the Job of this name without being told of it."""
-        return key in self._paces and job_name in self._paces[key].recorded
+    def follows(self, key: str) -> bool:
+        """Return whether anything is remembered of a job."""
+        return key in self._paces
+
+    def expects(self, key: str, child: ChildJob) -> bool:
+        """Return whether a look at a job reads this Job without being told of it, or has no say in it."""
+        pace = self._paces.get(key)
+        return pace is not None and (child.name in pace.recorded or child.owner_uid != pace.uid)
 
     def hear(self, key: str, resource_version: str) -> bool:
         """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
         return key not in self._paces or self._paces[key].hear(resource_version)
 
     def hear_of_end(self, key: str, job_name: str) -> bool:
-        """Take in that a Job of a job has ended, or is gone; False when it is one that was replaced, and is no news."""
+        """Take in that a Job of a job has ended, or is gone; False when no look reads it: it was replaced."""
         if key not in self._paces:
             return True
         if job_name not in self._paces[key].recorded:
@@ -122,21 +127,16 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
-        suspected = key in self._suspects
         try:
             wait = await self._count(key)
             return wait if wait is not None else await self._look(key)
         except Exception:
-            # Forgotten, so that all Jobs are read at the next look: one that was to be deleted may still be there.
-            self._forget(key)
-            if suspected:
-                self._suspects.add(key)
+            self._pace(key).distrust()
             raise
 
     async def _look(self, key: str) -> float | None:
-        """Take a full look: read everything live, and act on it."""
+        """Take a full look: read the IngestionJob and its Jobs live, and act on what is there."""
         namespace, _, name = key.partition("/")
-        followed = bool(self._pace(key).recorded)
         try:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
@@ -146,15 +146,21 @@ class Reconciler:
                 return None
             raise
         job = self._understand(key, raw)
-        if settled(job) and key not in self._suspects:
+        suspected = key in self._suspects
+        if settled(job) and not suspected:
             self._forget(key)
             return None
-        if key in self._suspects or not (followed or at_rest(job)):
-            jobs = await self._read_all_jobs(job)
-            self._suspects.discard(key)
-        else:
-            jobs = await self._read_recorded_jobs(job)
-        snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
+        self._suspects.discard(key)  # before anything is read: what is heard of from now on may not be among it
+        try:
+            jobs = await self._read_jobs(key, job, everything=suspected)
+            return await self._act(key, raw, Snapshot(job=job, config=self._config, jobs=jobs))
+        except Exception:
+            if suspected:
+                self.suspect(key)
+            raise
+
+    async def _act(self, key: str, raw: JsonObject, snapshot: Snapshot) -> float | None:
+        """Plan, write and act until nothing is left to do at once; return the delay."""
         for _ in range(_ROUNDS):
             snapshot = await self._read_pods(key, snapshot)
             decided = plan(snapshot, now=self._now())
@@ -215,8 +221,8 @@ class Reconciler:
 
     def _understand(self, key: str, raw: JsonObject) -> IngestionJob:
         self._remember(key, raw)
-        job = IngestionJob.model_validate(raw)
-        self._pace(key).recorded = recorded(job)
+        job, pace = IngestionJob.model_validate(raw), self._pace(key)
+        pace.uid, pace.recorded = job.metadata.uid, recorded(job)
         return job
 
     def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
@@ -231,6 +237,18 @@ class Reconciler:
         return wait
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read_jobs(self, key: str, job: IngestionJob, *, everything: bool) -> tuple[ChildJob, ...]:
+        """Read the Jobs that are recorded, or all where there may be others."""
+        pace, names = self._pace(key), recorded(job)
+        if not everything and (pace.listed or at_rest(job)):
+            jobs = await self._read_recorded_jobs(job)
+        else:
+            jobs = await self._read_all_jobs(job)
+            if any(_is_owned(child, job) and not child.finished and child.name not in names for child in jobs):
+                self.suspect(key)  # until it is gone
+        pace.listed = True
+        return jobs
 
     async def _read_recorded_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:
         """Read the Jobs that exist by what is recorded, each by its name: a list takes forty times as long."""
@@ -435,6 +453,10 @@ class Reconciler:
                 )
             except ApiError as error:
                 log.warning("event not sent: %s", error, extra=fields)
+
+
+def _is_owned(child: ChildJob, job: IngestionJob) -> bool:
+    return child.owner_uid == job.metadata.uid
 
 
 def _running(snapshot: Snapshot) -> ChildJob | None:

@@ -325,8 +325,8 @@ class SimulatedCluster:
         """Do what the kopf handlers of `main.registry_for` do."""
         metadata = change.after["metadata"]
         if change.resource == INGESTION_JOBS:
-            if change.kind != "DELETED":
-                self.loop.call_soon(running.operator.see, copied(change.after))
+            operator = running.operator
+            self.loop.call_soon(operator.forget if change.kind == "DELETED" else operator.see, copied(change.after))
             return
         if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
             see = partial(running.operator.see_job, copied(change.after), deleted=change.kind == "DELETED")

@@ -31,6 +31,7 @@ SUITES: Final = {
         "tests/simulation/test_safeguards.py",
         "tests/simulation/test_regressions.py",
         "tests/simulation/test_looks.py",
+        "tests/simulation/test_unrecorded_jobs.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -358,12 +359,22 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="a Job that nobody recorded is not read",
         file="reconcile.py",
-        changes=(("jobs = await self._read_all_jobs(job)", "jobs = await self._read_recorded_jobs(job)"),),
+        changes=(
+            (
+                "            jobs = await self._read_all_jobs(job)\n",
+                "            jobs = await self._read_recorded_jobs(job)\n",
+            ),
+        ),
     ),
     Mutation(
         name="a Job that nobody recorded is no news",
         file="reconcile.py",
-        changes=(("return key in self._paces and job_name in self._paces[key].recorded", "return key in self._paces"),),
+        changes=(
+            (
+                "return pace is not None and (child.name in pace.recorded or child.owner_uid != pace.uid)",
+                "return pace is not None",
+            ),
+        ),
     ),
     Mutation(
         name="the end of a Job that was replaced is news",
@@ -373,7 +384,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="after trouble only recorded Jobs are read",
         file="reconcile.py",
-        changes=(("            self._forget(key)\n            if suspected:", "            if suspected:"),),
+        changes=(("            self._pace(key).distrust()\n", ""),),
     ),
     Mutation(
         name="the end of a Job waits for the next look",

@@ -1,0 +1,186 @@
+"""Jobs are read by the names that are recorded: what is found of the others, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Phase, Stage
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, Call, Fate, RunningOperator, SimulatedCluster
+from simulation.controllers import Verdict
+
+PATH = ingestion_path(NAMESPACE, "handbook")
+KEY = f"{NAMESPACE}/handbook"
+SEGMENTS = 40
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=SEGMENTS)
+    yield found
+    assert not found.broken.found
+    found.close()
+
+
+def live(cluster: SimulatedCluster) -> JsonObject:
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
+    assert found is not None
+    return found
+
+
+def start(cluster: SimulatedCluster) -> RunningOperator:
+    """Begin a job whose segments all hang, but for the first, which fails for good, and let it run for a while."""
+    for segment in range(1, SEGMENTS):
+        cluster.verdicts[Stage.SEGMENTS, segment] = Verdict(hangs=True)
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=20)
+    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
+    return only
+
+
+def go_on(cluster: SimulatedCluster) -> None:
+    """Let the segments end that hang."""
+    for segment in range(1, SEGMENTS):
+        del cluster.verdicts[Stage.SEGMENTS, segment]
+
+
+def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:
+    """Make a Job like the one that is recorded last, which never runs; return its path."""
+    own = cluster.api.all("jobs")[-1]
+    copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
+    body = {"metadata": {**copied, "name": "late", **metadata}, "spec": {**own["spec"], "suspend": True}}
+    cluster.api.request("POST", job_path(NAMESPACE), body=body)
+    return job_path(NAMESPACE, "late")
+
+
+def is_there(cluster: SimulatedCluster) -> bool:
+    return cluster.api.find("jobs", NAMESPACE, "late") is not None
+
+
+def in_phase(cluster: SimulatedCluster, phase: Phase) -> bool:
+    return live(cluster)["status"]["phase"] == phase
+
+
+def pass_a_moment(cluster: SimulatedCluster) -> None:
+    cluster.pass_time(0.2)
+    cluster.settle_down()
+
+
+def requests_while(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, fate: Fate = Fate.ANSWERED) -> list[str]:
+    """Return the list that the operator's requests are put in from now on, which all meet one fate."""
+    sent: list[str] = []
+    settle = cluster.settle
+
+    def noting(call: Call) -> None:
+        sent.append(f"{call.method} {call.path}")
+        settle(call, fate)
+
+    monkeypatch.setattr(cluster, "settle", noting)
+    return sent
+
+
+def test_one_that_is_heard_of_when_it_has_ended_is_removed(cluster: SimulatedCluster) -> None:
+    """Invariant 1: the watch was away while it came and ran."""
+    only = start(cluster)
+    path = make_late(cluster)
+    cluster.deliver(only, "jobs", lose=True)
+    ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    cluster.api.request("PATCH", f"{path}/status", body=ended, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: not is_there(cluster), seconds=0.1)
+
+
+def test_one_that_is_not_heard_of_is_found_by_the_resync(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 1."""
+    see_job = start(cluster).operator.see_job
+
+    def losing(body: JsonObject, *, deleted: bool) -> None:
+        if body["metadata"]["name"] != "late":
+            see_job(body, deleted=deleted)
+
+    monkeypatch.setattr(cluster.operators[0].operator, "see_job", losing)
+    make_late(cluster)
+    cluster.pass_until(lambda: False, seconds=60)
+    assert is_there(cluster)
+    assert cluster.pass_until(lambda: not is_there(cluster), seconds=90)
+
+
+def test_a_retry_waits_for_one_that_cannot_go_yet(cluster: SimulatedCluster) -> None:
+    """Invariant 1: it may still run."""
+    start(cluster)
+    path = make_late(cluster, finalizers=["example.com/hold"])
+    go_on(cluster)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.QUEUED), seconds=10)
+    cluster.pass_until(lambda: False, seconds=60)
+    assert in_phase(cluster, Phase.QUEUED)
+    cluster.api.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
+    assert live(cluster)["status"]["observedRetryGeneration"] == 1
+
+
+def test_one_of_somebody_else_costs_no_looks(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 7: such as an earlier job's of the same name, which was deleted and its Job orphaned."""
+    start(cluster)
+    path = make_late(cluster, ownerReferences=[])
+    sent = requests_while(cluster, monkeypatch)
+    for number in range(10):
+        labels = {"labels": {"changed": str(number)}}
+        cluster.api.request("PATCH", path, body={"metadata": labels}, content_type=MERGE_PATCH)
+        pass_a_moment(cluster)
+    assert is_there(cluster)
+    assert f"GET {job_path(NAMESPACE)}" not in sent
+    assert len(sent) <= 2
+
+
+def test_while_requests_fail_events_do_not_hasten_the_next_one(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(cluster)
+    own = cluster.api.all("jobs")[-1]["metadata"]["name"]
+    sent = requests_while(cluster, monkeypatch, Fate.REFUSED_500)
+    for number in range(100):
+        body = {"metadata": {"labels": {"changed": str(number)}}}
+        cluster.api.request("PATCH", job_path(NAMESPACE, own), body=body, content_type=MERGE_PATCH)
+        pass_a_moment(cluster)
+    assert 3 < len(sent) <= 20
+
+
+def test_a_retry_that_a_look_found_before_the_watch_told_of_it_is_followed(cluster: SimulatedCluster) -> None:
+    """Invariant 5: all that the watch shows has been read or written already, and the job is open all the same."""
+    only = start(cluster)
+    go_on(cluster)
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
+    cluster.settle_down()
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(hangs=True)
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    only.operator.queue.add(KEY)
+    while cluster.calls or len(cluster.api.all("jobs")) < 2:
+        cluster.loop.run_until_idle()
+        assert cluster.calls
+        cluster.settle(cluster.calls[0])
+        if any(job["metadata"]["labels"][names.LABEL_GENERATION] == "1" for job in cluster.api.all("jobs")):
+            break
+    cluster.pass_until(lambda: False, seconds=10)
+    name = cluster.api.all("jobs")[-1]["metadata"]["name"]
+    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    assert cluster.pass_until(lambda: "JobLost" in live(cluster)["status"]["failureSummary"], seconds=0.1)
+
+
+def test_nothing_is_remembered_of_a_job_that_is_gone(cluster: SimulatedCluster) -> None:
+    body = ingestion_job(parallelism=SEGMENTS, ttlSecondsAfterFinished=30)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook") is None, seconds=120)
+    cluster.settle_down()
+    assert not only.operator._reconciler.follows(KEY)
