@@ -34,11 +34,17 @@ class Spread:
     largest: float
 
 
-def spread(before: Mapping[str, float], after: Mapping[str, float], *, histogram: str) -> Spread:
-    """Return how the observations between two scrapes were spread."""
-    start = f'{histogram}_bucket{{le="'
-    names = [name for name in after if name.startswith(start)]
-    bounds = [float(name.removeprefix(start).removesuffix('"}')) for name in names]
+def spread(before: Mapping[str, float], after: Mapping[str, float], *, histogram: str, labels: str) -> Spread:
+    """Return how the observations between two scrapes were spread.
+
+    Args:
+        before, after: from `scrape`.
+        histogram: its name.
+        labels: all but `le`, as in `name="value"`.
+    """
+    start, end = f'{histogram}_bucket{{le="', f'",{labels}}}'
+    names = [name for name in after if name.startswith(start) and name.endswith(end)]
+    bounds = [float(name.removeprefix(start).removesuffix(end)) for name in names]
     counts = [after[name] - before.get(name, 0.0) for name in names]  # cumulative
     total = counts[-1]
     assert total, f"{histogram}: nothing was observed"

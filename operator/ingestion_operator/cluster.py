@@ -18,8 +18,7 @@ from ingestion_crds.kube import (
     job_path,
 )
 
-_POD_PAGE: Final = 500
-_POD_PAGES: Final = 4
+_PAGES: Final = 4
 _CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
 _INDEX_LABEL: Final = "batch.kubernetes.io/job-completion-index"
 
@@ -45,7 +44,7 @@ class Cluster(Protocol):
     async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]: ...
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
-    async def list_creation_failures(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
+    async def list_creation_failures(self, *, namespace: str) -> list[JsonObject]: ...
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None: ...
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None: ...
 
@@ -116,18 +115,10 @@ class KubeCluster:
 
     async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]:
         """Return a Job's pods, at most four pages, and whether there are more."""
-        query: JsonObject = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "limit": _POD_PAGE}
+        query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
-        pods: list[JsonObject] = []
-        for _ in range(_POD_PAGES):
-            answer = await self._client.request("GET", core_path("pods", namespace), query=query)
-            pods += answer["items"]
-            following = answer["metadata"].get("continue", "")
-            if not following:
-                return pods, False
-            query["continue"] = following
-        return pods, True
+        return await self._pages(core_path("pods", namespace), query)
 
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
         """Return some of a Job's pods that are Pending."""
@@ -141,9 +132,10 @@ class KubeCluster:
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": 20}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
-    async def list_creation_failures(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
-        query = {"fieldSelector": f"involvedObject.uid={job_uid},reason=FailedCreate", "limit": 20}
-        return list((await self._client.request("GET", core_path("events", namespace), query=query))["items"])
+    async def list_creation_failures(self, *, namespace: str) -> list[JsonObject]:
+        """Return Events about pods that could not be created for Jobs, at most four pages."""
+        query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
+        return (await self._pages(core_path("events", namespace), query))[0]
 
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
         selector = f"{_CONTROLLER_UID}={job_uid}"
@@ -152,6 +144,20 @@ class KubeCluster:
         query = {"labelSelector": selector}
         body = {"propagationPolicy": "Background"}
         await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
+
+    async def _pages(self, path: str, query: JsonObject) -> tuple[list[JsonObject], bool]:
+        """Return what a list brings, at most four pages, and whether there is more."""
+        items: list[JsonObject] = []
+        page = ""
+        for _ in range(_PAGES):
+            answer = await self._client.request(
+                "GET", path, query={**query, "limit": PAGE, **({"continue": page} if page else {})}
+            )
+            items += answer["items"]
+            page = answer["metadata"].get("continue", "")
+            if not page:
+                return items, False
+        return items, True
 
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
         metadata = job["metadata"]

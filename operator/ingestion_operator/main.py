@@ -38,6 +38,7 @@ from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
 
 _WORKERS: Final = 32
+_MOST_DUE: Final = 16
 _RESYNC_SECONDS: Final = 120.0
 _RESYNC_AGAIN_SECONDS: Final = 2.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
@@ -97,7 +98,8 @@ class Operator:
         self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
         self._reconciler = Reconciler(cluster=self._cluster, config=config)
-        self.queue = WorkQueue(waited=metrics.QUEUE_WAIT.observe)
+        waits = {due: metrics.QUEUE_WAIT.labels(why="due" if due else "happened") for due in (False, True)}
+        self.queue = WorkQueue(waited=lambda seconds, due: waits[due].observe(seconds), most_due=_MOST_DUE)
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
         self._watch: list[asyncio.Task[None]] = []
@@ -244,18 +246,20 @@ class Operator:
             self._open.add(key)
             return
         try:
-            if settled(IngestionJob.model_validate(body)):
-                self._open.discard(key)
-                return
+            job = IngestionJob.model_validate(body)
         except ValueError:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
+        if settled(job):
+            self._open.discard(key)
+            return
         self._open.add(key)
-        if listed:
+        suspect = listed and job.status.phase not in names.TERMINAL_PHASES and self._reconciler.listing_due(key)
+        if suspect:
             self._reconciler.suspect(key)
         if news:
             self.wake(key)
-        else:
+        elif suspect:
             self.queue.add_after(key, self._reconciler.rest(key))
 
     def forget(self, body: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ QUEUE_DEPTH: Final = Gauge("ingestion_queue_depth", "Keys that wait to be looked
 QUEUE_AGE: Final = Gauge("ingestion_queue_oldest_age_seconds", "How long the first key has waited.")
 QUEUE_WAIT: Final = Histogram(
     "ingestion_queue_wait_seconds",
-    "How long a key waited until a worker took it.",
+    "How long a key waited until a worker took it, because something happened to it or because it was due.",
+    ["why"],
     # Close together, as what is asked is how unequal waits are.
     buckets=[step * 10.0**power for power in range(-3, 2) for step in (1, 1.5, 2, 3, 5, 7)],
 )

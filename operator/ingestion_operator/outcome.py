@@ -206,12 +206,12 @@ def _is_count(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def read_waiting(*, pods: Iterable[JsonObject], events: Iterable[JsonObject], now: datetime) -> Waiting | None:
+def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: datetime) -> Waiting | None:
     """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 
     Args:
         pods: pods of the Job that have not started, or have not ended.
-        events: FailedCreate events about the Job.
+        refused: why some could not be created.
         now: the time.
     """
     for pod in pods:
@@ -233,9 +233,6 @@ def read_waiting(*, pods: Iterable[JsonObject], events: Iterable[JsonObject], no
             if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
                 text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
                 return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
-    newest = max(
-        events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), default=None
-    )
-    if newest is not None:
-        return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(newest.get("message", ""), limit=512))
+    if refused is not None:
+        return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(refused, limit=512))
     return None

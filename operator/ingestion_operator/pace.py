@@ -23,10 +23,12 @@ _LOOK_AT_LEAST_EVERY_SECONDS: Final = 120.0
 # More than the tick by which the queue may be early: a key that is due is not put off again.
 _SOON_SECONDS: Final = 0.01
 _COUNTS_EVERY_SECONDS: Final = 1.0
-_CONFIRM_EVERY_SECONDS: Final = 30.0
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
-# Pods that start are ordinary while others end; those that never do are found now, or when nothing ends any more.
-_DIAGNOSE_MOVING_SECONDS: Final = 30.0
+# Between two full looks at a job that runs, and two diagnoses of one whose pods end: others that start are ordinary.
+_SELDOM_SECONDS: Final = 30.0
+# Where many jobs share the looks: as many looks at counts as cost what one of those does.
+_SELDOM_LOOKS: Final = 3
+_LIST_LOOKS: Final = 10
 # More than a look and the one after it write.
 _VERSIONS: Final = 12
 
@@ -43,9 +45,9 @@ class Pace:
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
-        every: how long it rests after a look while its Job runs on; see `rest_for`.
+        every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
-        listed: there are no others, as far as is known.
+        listed: there are no others, as far as is known; since when.
     """
 
     looked: float
@@ -61,7 +63,7 @@ class Pace:
     every: float = _LOOK_EVERY_SECONDS
     uid: str = ""
     recorded: tuple[str, ...] = ()
-    listed: bool = False
+    listed: float | None = None
 
     def hear(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written."""
@@ -81,7 +83,7 @@ class Pace:
 
     def look(self, now: float) -> JsonObject | None:
         """Begin a look; return the IngestionJob that counts may be decided from, None when a full look is due."""
-        fresh = not self._news and now - self.confirmed < _CONFIRM_EVERY_SECONDS
+        fresh = not self._news and now - self.confirmed < self._seldom
         kept = self.kept if fresh else None
         self.looked, self.kept, self.heard, self.ended = now, None, "", False
         return kept
@@ -93,7 +95,7 @@ class Pace:
 
     def distrust(self) -> None:
         """Take in that a look failed: the next one reads everything, as what was to be deleted may still be there."""
-        self.kept, self.listed = None, False
+        self.kept, self.listed = None, None
 
     def diagnosis_due(self, child: ChildJob, now: float) -> bool:
         """True when it is time to ask why pods do not start: often while none ends, now and then while others do."""
@@ -101,8 +103,12 @@ class Pace:
         if done != self.done:
             self.done, self.moved = done, now
         moving = now - self.moved < _DIAGNOSE_EVERY_SECONDS
-        every = _DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS
+        every = self._seldom if moving else _DIAGNOSE_EVERY_SECONDS
         return wants_diagnosis(child) and now - self.diagnosed >= every
+
+    def listing_due(self, now: float) -> bool:
+        """True when it is time to see whether it has Jobs that nobody recorded, and nobody heard of."""
+        return self.listed is None or now - self.listed >= _LIST_LOOKS * self.every
 
     def counts_wait(self, now: float) -> float:
         """Return for how many seconds running counts are not to be written again; 0 when they are, as of now."""
@@ -113,10 +119,14 @@ class Pace:
         return 0.0
 
     @property
+    def _seldom(self) -> float:
+        return max(_SELDOM_SECONDS, _SELDOM_LOOKS * self.every)
+
+    @property
     def _news(self) -> bool:
         return self.ended or (self.heard != "" and self.heard not in self.versions)
 
 
-def rest_for(active: int) -> float:
-    """Return for how many seconds a running job rests between two looks when so many have pods."""
-    return min(_LOOK_AT_LEAST_EVERY_SECONDS, max(_LOOK_EVERY_SECONDS, active / _LOOKS_EACH_SECOND))
+def rest_for(jobs: int) -> float:
+    """Return for how many seconds a job rests between two looks when so many are at the same point."""
+    return min(_LOOK_AT_LEAST_EVERY_SECONDS, max(_LOOK_EVERY_SECONDS, jobs / _LOOKS_EACH_SECOND))

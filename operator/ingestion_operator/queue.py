@@ -1,5 +1,8 @@
 """The work queue: keys to look at, each at most once at a time, again later, and more slowly after errors.
 
+What something happened to goes before what is merely due, or a thousand running jobs that are to be counted would keep
+the operator from those that end or are retried whenever the API server is slow.
+
 The shape is that of client-go's workqueue: https://pkg.go.dev/k8s.io/client-go/util/workqueue
 """
 
@@ -19,14 +22,15 @@ _TICK_SECONDS: Final = 0.001
 
 
 class WorkQueue:
-    """Keys in order of arrival.
+    """Keys in order of arrival; those that were added before those that are due.
 
     A key added while it waits is kept once; added while it is worked on, it is worked on again afterwards.
 
     Args:
         clock: seconds that only grow; for tests.
         jitter: a factor around 1 for each delay after an error; for tests.
-        waited: is told how many seconds each key has waited when a worker takes it.
+        waited: is told how many seconds each key has waited when a worker takes it, and whether it was merely due.
+        most_due: how many keys that are merely due are worked on at once at most.
     """
 
     def __init__(
@@ -34,50 +38,62 @@ class WorkQueue:
         *,
         clock: Callable[[], float] | None = None,
         jitter: Callable[[], float] | None = None,
-        waited: Callable[[float], None] | None = None,
+        waited: Callable[[float, bool], None] | None = None,
+        most_due: int = 1,
     ) -> None:
         self._clock = clock or asyncio.get_running_loop().time
         self._jitter = jitter or (lambda: random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
         self._waited = waited
-        self._waiting: dict[str, float] = {}  # key → when it was added; a dict keeps the order
-        self._working: set[str] = set()
+        self._most_due = most_due
+        # Keys that wait → since when; a dict keeps the order.
+        self._added: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+        self._working: dict[str, bool] = {}  # key → whether it was merely due
         self._again: set[str] = set()
         self._later: list[tuple[float, int, str]] = []
-        self._due: dict[str, float] = {}
+        self._times: dict[str, float] = {}
         self._errors: dict[str, int] = {}
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
-        # As many permits as keys wait: each key wakes one worker, where an event would wake them all.
+        # A permit for each key that can be taken: each wakes one worker, where an event would wake them all.
         self._ready = asyncio.Semaphore(0)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._added) + len(self._due)
 
     @property
     def oldest_age(self) -> float:
         """Seconds that the first key has waited; 0 when none waits."""
-        return self._clock() - next(iter(self._waiting.values())) if self._waiting else 0.0
+        first = [next(iter(waiting.values())) for waiting in (self._added, self._due) if waiting]
+        return self._clock() - min(first) if first else 0.0
 
     def add(self, key: str) -> None:
-        """Have a key looked at as soon as a worker is free."""
+        """Have a key looked at as soon as a worker is free: something happened to it."""
         if key in self._working:
             self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = self._clock()
+        elif key not in self._added:
+            self._added[key] = self._due.pop(key, self._clock())
             self._ready.release()
 
     def add_after(self, key: str, delay: float) -> None:
         """Have a key looked at after so many seconds, or sooner if that was wished before."""
         if delay <= 0:
-            self.add(key)
+            self._fall_due(key)
             return
         when = self._clock() + delay
-        if self._due.get(key, float("inf")) <= when:
+        if self._times.get(key, float("inf")) <= when:
             return
-        self._due[key] = when
+        self._times[key] = when
         heapq.heappush(self._later, (when, next(self._order), key))
         if self._later[0][0] == when:
             self._set_timer()
+
+    def _fall_due(self, key: str) -> None:
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._added and key not in self._due:
+            self._due[key] = self._clock()
+            self._ready.release()
 
     def retry(self, key: str) -> float:
         """Have a key looked at again after an error, doubling the delay each time; return the delay in seconds."""
@@ -92,17 +108,25 @@ class WorkQueue:
 
     async def get(self) -> str:
         """Wait for a key and take it; the worker calls `done` with it."""
-        await self._ready.acquire()
-        key, since = next(iter(self._waiting.items()))
-        del self._waiting[key]
-        if self._waited is not None:
-            self._waited(self._clock() - since)
-        self._working.add(key)
-        return key
+        while True:
+            await self._ready.acquire()
+            only_due = not self._added
+            if only_due and sum(self._working.values()) >= self._most_due:
+                continue  # `done` makes up for the permit
+            waiting = self._due if only_due else self._added
+            if not waiting:
+                continue  # one that was due was added as well
+            key, since = next(iter(waiting.items()))
+            del waiting[key]
+            if self._waited is not None:
+                self._waited(self._clock() - since, only_due)
+            self._working[key] = only_due
+            return key
 
     def done(self, key: str) -> None:
         """Give a key back."""
-        self._working.discard(key)
+        if self._working.pop(key) and self._due:
+            self._ready.release()
         if key in self._again:
             self._again.discard(key)
             self.add(key)
@@ -120,9 +144,9 @@ class WorkQueue:
         now = self._clock()
         while self._later and self._later[0][0] <= now + _TICK_SECONDS:
             when, _, key = heapq.heappop(self._later)
-            if self._due.get(key) == when:
-                del self._due[key]
-                self.add(key)
+            if self._times.get(key) == when:
+                del self._times[key]
+                self._fall_due(key)
         self._set_timer()
 
     async def work(self, handle: Callable[[str], Awaitable[None]], *, workers: int) -> None:

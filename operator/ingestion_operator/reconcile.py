@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Final
 
 from ingestion_crds.config import Config
@@ -39,6 +40,7 @@ from ingestion_operator.plan import (
     wants_diagnosis,
     wants_harvest,
 )
+from ingestion_operator.refusals import Refusals
 from ingestion_operator.summary import only_counts_changed
 
 _ROUNDS: Final = 12
@@ -49,6 +51,14 @@ log = logging.getLogger(__name__)
 def utc_now() -> datetime:
     """Return the time in UTC, whole seconds, as Kubernetes stores it."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+class _Point(Enum):
+    """How far a job that is not at rest has come; those at the same point share the looks."""
+
+    BLOCKED = auto()
+    STARTING = auto()
+    RUNNING = auto()
 
 
 class ConflictError(Exception):
@@ -77,8 +87,9 @@ class Reconciler:
         self._config = config
         self._now = now
         self._monotonic = monotonic
+        self._refusals = Refusals(cluster=cluster, monotonic=monotonic)
         self._paces: dict[str, Pace] = {}
-        self._active: set[str] = set()  # keys of jobs whose Job had pods at the last look
+        self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
 
     def suspect(self, key: str) -> None:
@@ -87,6 +98,10 @@ class Reconciler:
         A request to create a Job can be so long on its way that it arrives when everything is over.
         """
         self._suspects.add(key)
+
+    def listing_due(self, key: str) -> bool:
+        """Return whether it is time to suspect a job that is not at rest although nothing was heard."""
+        return key not in self._paces or self._paces[key].listing_due(self._monotonic())
 
     def follows(self, key: str) -> bool:
         """Return whether anything is remembered of a job."""
@@ -214,7 +229,11 @@ class Reconciler:
 
     def _forget(self, key: str) -> None:
         self._paces.pop(key, None)
-        self._active.discard(key)
+        self._leave_crowd(key)
+
+    def _leave_crowd(self, key: str) -> None:
+        for crowd in self._crowds.values():
+            crowd.discard(key)
 
     def _remember(self, key: str, raw: JsonObject) -> None:
         self._pace(key).remember(raw, self._monotonic())
@@ -226,28 +245,30 @@ class Reconciler:
         return job
 
     def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
-        """Keep the IngestionJob for the next look if its Job runs; return the delay."""
+        """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
         pace, child = self._pace(key), _running(snapshot)
         pace.kept = None if child is None else raw
-        if child is not None and child.active > 0:
-            self._active.add(key)
-        else:
-            self._active.discard(key)
-        pace.every = rest_for(len(self._active))
-        return wait
+        self._leave_crowd(key)
+        if snapshot.job.status.phase in TERMINAL_PHASES:
+            return wait  # for its time to live
+        crowd = self._crowds[_point(child)]
+        crowd.add(key)
+        pace.every = rest_for(len(crowd))
+        return wait if wait is None or child is not None else max(wait, pace.every)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read_jobs(self, key: str, job: IngestionJob, *, everything: bool) -> tuple[ChildJob, ...]:
         """Read the Jobs that are recorded, or all where there may be others."""
-        pace, names = self._pace(key), recorded(job)
-        if not everything and (pace.listed or at_rest(job)):
+        pace, names, now = self._pace(key), recorded(job), self._monotonic()
+        if not everything and (pace.listed is not None or at_rest(job)):
             jobs = await self._read_recorded_jobs(job)
-        else:
-            jobs = await self._read_all_jobs(job)
-            if any(_is_owned(child, job) and not child.finished and child.name not in names for child in jobs):
-                self.suspect(key)  # until it is gone
-        pace.listed = True
+            pace.listed = now if pace.listed is None else pace.listed
+            return jobs
+        jobs = await self._read_all_jobs(job)
+        pace.listed = now
+        if any(_is_owned(child, job) and not child.finished and child.name not in names for child in jobs):
+            self.suspect(key)  # until it is gone
         return jobs
 
     async def _read_recorded_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:
@@ -296,14 +317,15 @@ class Reconciler:
             pace.diagnosed = self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
-                events = []
+                refused = None
             else:  # all that are left were deleted
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
-                events = await self._cluster.list_creation_failures(namespace=namespace, job_uid=child.uid)
-            unstarted = any(pod["status"]["phase"] == "Pending" for pod in pods)
+                refused = await self._refusals.of(namespace=namespace, job_uid=child.uid)
+            # One that has no node yet has not asked for its ConfigMap.
+            unstarted = any(pod["status"]["phase"] == "Pending" and pod["spec"].get("nodeName") for pod in pods)
             return replace(
                 snapshot,
-                waiting=read_waiting(pods=pods, events=events, now=self._now()),
+                waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
                 config_map_gone=unstarted and await self._config_map_gone(namespace, child.name),
             )
         if wants_diagnosis(child) and snapshot.waiting is None:
@@ -465,6 +487,12 @@ def _running(snapshot: Snapshot) -> ChildJob | None:
     if record is None or record.uid is None:
         return None
     return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
+
+
+def _point(child: ChildJob | None) -> _Point:
+    if child is None:
+        return _Point.BLOCKED
+    return _Point.RUNNING if child.active > 0 else _Point.STARTING
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

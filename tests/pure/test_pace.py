@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ingestion_operator.pace import rest_for
+import pytest
+from ingestion_operator.pace import Pace, rest_for
 
 
 def test_a_few_jobs_are_looked_at_about_once_a_second() -> None:
@@ -16,3 +17,33 @@ def test_many_jobs_share_the_looks() -> None:
 
 def test_no_job_is_forgotten_for_more_than_two_minutes() -> None:
     assert rest_for(1_000_000) == 120.0
+
+
+def kept(*, every: float) -> Pace:
+    """Return what is remembered of a job that runs, and was read whole at 0."""
+    pace = Pace(looked=0.0, diagnosed=0.0, every=every, listed=0.0)
+    pace.remember({"metadata": {"resourceVersion": "1"}}, now=0.0)
+    pace.kept = {}
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("every", "at", "counts_alone"), [(1.2, 29, True), (1.2, 31, False), (100, 290, True), (100, 301, False)]
+)
+def test_a_full_look_is_taken_every_30_seconds_or_instead_of_each_third_where_many_run(
+    every: float, at: float, counts_alone: bool
+) -> None:
+    assert (kept(every=every).look(at) is not None) is counts_alone
+
+
+@pytest.mark.parametrize(
+    ("every", "at", "due"), [(1.2, 119, True), (12, 119, False), (12, 121, True), (100, 900, False)]
+)
+def test_a_resync_has_all_jobs_listed_again_after_ten_looks(every: float, at: float, due: bool) -> None:
+    assert kept(every=every).listing_due(at) is due
+
+
+def test_all_jobs_are_listed_again_after_trouble() -> None:
+    pace = kept(every=100)
+    pace.distrust()
+    assert pace.listing_due(1)

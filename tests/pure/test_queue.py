@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from ingestion_operator.queue import WorkQueue
 
 
@@ -54,3 +55,46 @@ async def test_a_worker_that_is_cancelled_takes_no_key_with_it() -> None:
     queue.add("team-a/handbook")
     waiting.cancel()
     assert await asyncio.wait_for(queue.get(), timeout=60) == "team-a/handbook"
+
+
+async def test_what_something_happened_to_goes_before_what_is_due() -> None:
+    queue = WorkQueue()
+    queue.add_after("team-a/due", 0)
+    queue.add("team-a/happened")
+    assert [await queue.get(), await queue.get()] == ["team-a/happened", "team-a/due"]
+
+
+async def test_a_key_that_is_due_when_something_happens_to_it_is_handed_out_once() -> None:
+    queue = WorkQueue()
+    for key in ("team-a/first", "team-a/second"):
+        queue.add_after(key, 0)
+    queue.add("team-a/second")
+    assert [await queue.get(), await queue.get()] == ["team-a/second", "team-a/first"]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(queue.get(), timeout=0.05)
+
+
+async def test_what_is_due_leaves_workers_for_what_happens() -> None:
+    queue = WorkQueue(most_due=2)
+    at_work: set[str] = set()
+    release = asyncio.Event()
+
+    async def handle(key: str) -> None:
+        at_work.add(key)
+        if key.startswith("due"):
+            await release.wait()
+        at_work.discard(key)
+
+    work = asyncio.create_task(queue.work(handle, workers=3))
+    for number in range(10):
+        queue.add_after(f"due/{number}", 0)
+    await asyncio.sleep(0.01)
+    assert at_work == {"due/0", "due/1"}
+    queue.add("happened/0")
+    await asyncio.sleep(0.01)
+    assert len(queue) == 8  # those that are due
+    release.set()
+    await asyncio.sleep(0.01)
+    assert len(queue) == 0
+    assert not at_work
+    work.cancel()

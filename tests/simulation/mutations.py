@@ -361,8 +361,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                "            jobs = await self._read_all_jobs(job)\n",
-                "            jobs = await self._read_recorded_jobs(job)\n",
+                "        jobs = await self._read_all_jobs(job)\n",
+                "        jobs = await self._read_recorded_jobs(job)\n",
             ),
         ),
     ),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
-from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
+from ingestion_crds.constants import Reason, Stage
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -44,10 +45,8 @@ def start(cluster: SimulatedCluster) -> RunningOperator:
     return only
 
 
-def test_a_job_that_moves_costs_one_read_and_one_write_a_second(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start(cluster)
+def note_calls(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Return the list that all requests from now on are put in."""
     sent: list[Call] = []
     commit = cluster.commit
 
@@ -56,6 +55,14 @@ def test_a_job_that_moves_costs_one_read_and_one_write_a_second(
         return commit(call)
 
     monkeypatch.setattr(cluster, "commit", noting)
+    return sent
+
+
+def test_a_job_that_moves_costs_one_read_and_one_write_a_second(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(cluster)
+    sent = note_calls(cluster, monkeypatch)
     begun = cluster.seconds
     for segment in range(SEGMENTS - 1):
         cluster.verdicts[Stage.SEGMENTS, segment] = GOOD
@@ -131,15 +138,8 @@ def test_a_job_that_goes_well_is_looked_at_for_what_happens_and_lists_nothing(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Job that was replaced is deleted, which is no news. That it is known by its name is seen by the other test."""
-    sent: list[Call] = []
-    commit = cluster.commit
-
-    def noting(call: Call) -> JsonObject | Exception:
-        sent.append(call)
-        return commit(call)
-
     cluster.start_operator()
-    monkeypatch.setattr(cluster, "commit", noting)
+    sent = note_calls(cluster, monkeypatch)
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
     cluster.settle_down()
@@ -157,14 +157,7 @@ def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monk
     cluster.settle_down()
     cluster.kill(only)
     assert cluster.api.all("jobs")
-    sent: list[Call] = []
-    commit = cluster.commit
-
-    def noting(call: Call) -> JsonObject | Exception:
-        sent.append(call)
-        return commit(call)
-
-    monkeypatch.setattr(cluster, "commit", noting)
+    sent = note_calls(cluster, monkeypatch)
     cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=60)
     assert not [call for call in sent if call.by != "controllers"], sent
@@ -178,3 +171,63 @@ def test_a_job_that_ended_while_its_parent_was_seen_open_is_looked_at(cluster: S
     cluster.pass_until(lambda: False, seconds=5)
     cluster.start_operator()
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+
+
+@pytest.mark.parametrize("waits_for", ["a tenant", "its queue"])
+def test_jobs_that_wait_alike_share_the_looks(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    """A backlog must not keep the operator from what can be done."""
+    monkeypatch.setattr(ingestion_operator.pace, "_LOOKS_EACH_SECOND", 1)
+    count, seconds = 100, 600
+    namespace = "nobody" if waits_for == "a tenant" else NAMESPACE
+    for number in range(count):
+        body = ingestion_job(name=f"job-{number}", namespace=namespace)
+        if waits_for == "its queue":
+            body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "documents"}
+        cluster.api.request("POST", ingestion_path(namespace), body=body)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=200)
+    sent = note_calls(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=seconds)
+    reads = [call.path for call in sent if not call.writes and call.path != ingestion_path()]
+    assert 0.8 * count * seconds / 100 < len(reads) < 2 * count * seconds / 100  # alone each is read every 30 or 60 s
+    assert job_path(namespace) not in reads
+
+
+def test_a_completed_job_that_waits_for_its_end_costs_no_request(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = ingestion_job(parallelism=SEGMENTS, ttlSecondsAfterFinished=86_400)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    cluster.pass_until(lambda: False, seconds=60)
+    sent = note_calls(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=600)
+    assert len(sent) >= 4  # the resyncs
+    assert {call.path for call in sent if call.by != "controllers"} == {ingestion_path()}
+
+
+def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API server reads all Events of the namespace for it."""
+    cluster.jobs.refuse_pods = True
+    names_of_jobs = [f"job-{number}" for number in range(10)]
+    for name in names_of_jobs:
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(name=name))
+    cluster.start_operator()
+    sent = note_calls(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=60)
+    for name in names_of_jobs:
+        stalled = condition(cluster.api.find(INGESTION_JOBS, NAMESPACE, name), "Stalled")
+        assert (stalled["status"], stalled["reason"]) == ("True", Reason.POD_CREATION_FAILED)
+    asked = [call for call in sent if call.path == core_path("events", NAMESPACE) and not call.writes]
+    assert 5 <= len(asked) <= 30
+
+
+def condition(job: JsonObject | None, kind: str) -> JsonObject:
+    assert job is not None
+    found: JsonObject = next(item for item in job["status"]["conditions"] if item["type"] == kind)
+    return found

@@ -39,6 +39,7 @@ def _cpu(count: int) -> str:
 _FALLING: Final = "running: the same, many / few jobs"
 _SPREAD: Final = "running: longest / median wait of a key"
 _LONGEST: Final = "running: longest wait of a key"
+_LATEST: Final = "running: latest look at counts"
 
 
 class Running:
@@ -96,10 +97,15 @@ class Running:
             metrics = await scrape(client)
             await completed
             cpu = (usage(process.pid).cpu_seconds - before) / (count * _SEGMENTS)
-            waits = spread(metrics, await scrape(client), histogram=_WAIT)
+            after = await scrape(client)
+        waits, late = (spread(metrics, after, histogram=_WAIT, labels=f'why="{why}"') for why in ("happened", "due"))
         await many.remove(stand, jobs)
         await stand.quiet()
-        return cpu, {_SPREAD: waits.largest / max(waits.median, _NOTICED), _LONGEST: waits.largest}
+        return cpu, {
+            _SPREAD: waits.largest / max(waits.median, _NOTICED),
+            _LONGEST: waits.largest,
+            _LATEST: late.largest,
+        }
 
 
 def _run(few: int, many_: int) -> Callable[[Stand], AsyncIterator[Duel]]:
@@ -120,6 +126,7 @@ for _few, _many in ((10, 100), (100, 1_000)):
             Measure(what=_FALLING, unit="", budget=Budget(at_most=1.0) if _budgeted else None),
             Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
             Measure(what=_LONGEST, unit="s"),
+            Measure(what=_LATEST, unit="s"),
         ],
         run=_run(_few, _many),
         pairs=1 if _budgeted else 3,
