@@ -99,7 +99,11 @@ class Operator:
         self._cluster = KubeCluster(client)
         self._reconciler = Reconciler(cluster=self._cluster, config=config)
         waits = {due: metrics.QUEUE_WAIT.labels(why="due" if due else "happened") for due in (False, True)}
-        self.queue = WorkQueue(waited=lambda seconds, due: waits[due].observe(seconds), most_due=_MOST_DUE)
+        self.queue = WorkQueue(
+            waited=lambda seconds, due: waits[due].observe(seconds),
+            most_due=_MOST_DUE,
+            done_with=self._reconciler.up_to_date,
+        )
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
         self._watch: list[asyncio.Task[None]] = []
@@ -260,7 +264,7 @@ class Operator:
         if news:
             self.wake(key)
         elif suspect:
-            self.queue.add_after(key, self._reconciler.rest(key))
+            self.queue.add_after(key, self._reconciler.hear_of_change(key))
 
     def forget(self, body: Mapping[str, Any]) -> None:
         """Take in that an IngestionJob is gone."""
@@ -295,7 +299,7 @@ class Operator:
             self._reconciler.suspect(key)
             self.wake(key)
         elif runs:
-            self.queue.add_after(key, self._reconciler.rest(key))
+            self.queue.add_after(key, self._reconciler.hear_of_change(key))
         elif key in self._open and self._reconciler.hear_of_end(key, child.name):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and

@@ -23,12 +23,14 @@ _LOOK_AT_LEAST_EVERY_SECONDS: Final = 120.0
 # More than the tick by which the queue may be early: a key that is due is not put off again.
 _SOON_SECONDS: Final = 0.01
 _COUNTS_EVERY_SECONDS: Final = 1.0
+# While none of its pods ends; while some do, others that start are ordinary.
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
-# Between two full looks at a job that runs, and two diagnoses of one whose pods end: others that start are ordinary.
-_SELDOM_SECONDS: Final = 30.0
-# Where many jobs share the looks: as many looks at counts as cost what one of those does.
-_SELDOM_LOOKS: Final = 3
-_LIST_LOOKS: Final = 10
+_DIAGNOSE_MOVING_SECONDS: Final = 30.0
+_CONFIRM_EVERY_SECONDS: Final = 30.0
+# Where many jobs share the looks: for so many rests nothing of this is done twice, as it costs more than to count.
+_DIAGNOSE_RESTS: Final = 3
+_CONFIRM_RESTS: Final = 3
+_LIST_RESTS: Final = 10
 # More than a look and the one after it write.
 _VERSIONS: Final = 12
 
@@ -45,6 +47,7 @@ class Pace:
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
+        stirred: the one that runs has changed since the last look.
         every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
         listed: there are no others, as far as is known; since when.
@@ -60,6 +63,7 @@ class Pace:
     kept: JsonObject | None = None
     confirmed: float = 0.0
     ended: bool = False
+    stirred: bool = False
     every: float = _LOOK_EVERY_SECONDS
     uid: str = ""
     recorded: tuple[str, ...] = ()
@@ -72,20 +76,22 @@ class Pace:
         self.heard = resource_version  # it may still be the answer to a write that is under way
         return True
 
-    def rest(self, now: float) -> float:
-        """Return for how many seconds it need not be looked at that the Job runs on."""
-        left = self.looked + self.every - now
-        return left if left > _SOON_SECONDS else 0.0
+    def stir(self, now: float) -> float:
+        """Take in that its Job has changed and runs on; return for how many seconds that need not be looked at."""
+        self.stirred = True
+        return self._left(self.every, now)
 
     def idle(self, now: float) -> float:
-        """Return for how many seconds there is nothing to look at: the key was woken by what the look itself wrote."""
-        return 0.0 if self.kept is None or self._news else self.rest(now)
+        """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
+        if self.kept is None or self._news:
+            return 0.0
+        return self._left(self.every if self.stirred else self._diagnose_every(moving=False), now)
 
     def look(self, now: float) -> JsonObject | None:
         """Begin a look; return the IngestionJob that counts may be decided from, None when a full look is due."""
-        fresh = not self._news and now - self.confirmed < self._seldom
+        fresh = not self._news and now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
         kept = self.kept if fresh else None
-        self.looked, self.kept, self.heard, self.ended = now, None, "", False
+        self.looked, self.kept, self.heard, self.ended, self.stirred = now, None, "", False, False
         return kept
 
     def remember(self, raw: JsonObject, now: float) -> None:
@@ -103,12 +109,11 @@ class Pace:
         if done != self.done:
             self.done, self.moved = done, now
         moving = now - self.moved < _DIAGNOSE_EVERY_SECONDS
-        every = self._seldom if moving else _DIAGNOSE_EVERY_SECONDS
-        return wants_diagnosis(child) and now - self.diagnosed >= every
+        return wants_diagnosis(child) and now - self.diagnosed >= self._diagnose_every(moving=moving)
 
     def listing_due(self, now: float) -> bool:
         """True when it is time to see whether it has Jobs that nobody recorded, and nobody heard of."""
-        return self.listed is None or now - self.listed >= _LIST_LOOKS * self.every
+        return self.listed is None or now - self.listed >= _LIST_RESTS * self.every
 
     def counts_wait(self, now: float) -> float:
         """Return for how many seconds running counts are not to be written again; 0 when they are, as of now."""
@@ -118,9 +123,12 @@ class Pace:
         self.counted = now
         return 0.0
 
-    @property
-    def _seldom(self) -> float:
-        return max(_SELDOM_SECONDS, _SELDOM_LOOKS * self.every)
+    def _left(self, seconds: float, now: float) -> float:
+        left = self.looked + seconds - now
+        return left if left > _SOON_SECONDS else 0.0
+
+    def _diagnose_every(self, *, moving: bool) -> float:
+        return max(_DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS, _DIAGNOSE_RESTS * self.every)
 
     @property
     def _news(self) -> bool:

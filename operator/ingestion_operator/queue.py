@@ -24,13 +24,15 @@ _TICK_SECONDS: Final = 0.001
 class WorkQueue:
     """Keys in order of arrival; those that were added before those that are due.
 
-    A key added while it waits is kept once; added while it is worked on, it is worked on again afterwards.
+    A key added while it waits is kept once; added while it is worked on, it is worked on again afterwards, unless the
+    work took in what it was added for.
 
     Args:
         clock: seconds that only grow; for tests.
         jitter: a factor around 1 for each delay after an error; for tests.
         waited: is told how many seconds each key has waited when a worker takes it, and whether it was merely due.
         most_due: how many keys that are merely due are worked on at once at most.
+        done_with: whether what was added while it was worked on need not be worked on again.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class WorkQueue:
         jitter: Callable[[], float] | None = None,
         waited: Callable[[float, bool], None] | None = None,
         most_due: int = 1,
+        done_with: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._clock = clock or asyncio.get_running_loop().time
         self._jitter = jitter or (lambda: random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
         self._waited = waited
         self._most_due = most_due
+        self._done_with = done_with
         # Keys that wait → since when; a dict keeps the order.
         self._added: dict[str, float] = {}
         self._due: dict[str, float] = {}
@@ -129,7 +133,8 @@ class WorkQueue:
             self._ready.release()
         if key in self._again:
             self._again.discard(key)
-            self.add(key)
+            if not self._done_with(key):
+                self.add(key)
 
     def _set_timer(self) -> None:
         """Have what is due first moved when it is due."""

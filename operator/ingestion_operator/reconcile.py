@@ -125,9 +125,15 @@ class Reconciler:
         self._paces[key].ended = True  # the next look is a full one
         return True
 
-    def rest(self, key: str) -> float:
-        """Return for how many seconds it need not be looked at that a job's Job runs on."""
-        return self._paces[key].rest(self._monotonic()) if key in self._paces else 0.0
+    def up_to_date(self, key: str) -> bool:
+        """Return whether a look at a job would find nothing new: the watch has told of what the last one wrote."""
+        if key in self._suspects or key not in self._paces:
+            return False
+        return self._paces[key].idle(self._monotonic()) > 0
+
+    def hear_of_change(self, key: str) -> float:
+        """Take in that a job's Job runs on; return for how many seconds that need not be looked at."""
+        return self._paces[key].stir(self._monotonic()) if key in self._paces else 0.0
 
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
@@ -213,12 +219,13 @@ class Reconciler:
             return None
         job = IngestionJob.model_validate(raw)
         snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_recorded_jobs(job))
-        child = _running(snapshot)
-        if child is None or pace.diagnosis_due(child, self._monotonic()):
+        if _running(snapshot) is None:
             return None
+        diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
         if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
+            pace.diagnosed = diagnosed  # what was found is to be found again
             return None
         raw, wait = await self._write(key, raw, job, decided)
         return self._keep(key, raw, snapshot, wait or decided.look_again)

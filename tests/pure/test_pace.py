@@ -47,3 +47,16 @@ def test_all_jobs_are_listed_again_after_trouble() -> None:
     pace = kept(every=100)
     pace.distrust()
     assert pace.listing_due(1)
+
+
+@pytest.mark.parametrize(("every", "changed", "unchanged"), [(1.2, 1.2, 5), (10, 10, 30), (100, 100, 300)])
+def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_asked(
+    every: float, changed: float, unchanged: float
+) -> None:
+    pace = kept(every=every)
+    assert pace.idle(0) == unchanged
+    pace.stir(0)
+    assert pace.idle(0) == changed
+    pace.look(changed)
+    pace.kept = {}
+    assert pace.idle(changed) == unchanged

@@ -98,3 +98,15 @@ async def test_what_is_due_leaves_workers_for_what_happens() -> None:
     assert len(queue) == 0
     assert not at_work
     work.cancel()
+
+
+async def test_what_the_work_took_in_is_not_worked_on_again() -> None:
+    taken_in = {"team-a/written": True, "team-a/patched": False}
+    queue = WorkQueue(done_with=lambda key: taken_in[key])
+    for key in taken_in:
+        queue.add(key)
+        assert await queue.get() == key
+        queue.add(key)
+        queue.done(key)
+    assert await asyncio.wait_for(queue.get(), timeout=60) == "team-a/patched"
+    assert len(queue) == 0
