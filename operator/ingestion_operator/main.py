@@ -264,7 +264,7 @@ class Operator:
         if news:
             self.wake(key)
         elif suspect:
-            self.queue.add_after(key, self._reconciler.hear_of_change(key))
+            self.queue.add_after(key, self._reconciler.rest(key))
 
     def forget(self, body: Mapping[str, Any]) -> None:
         """Take in that an IngestionJob is gone."""
@@ -299,7 +299,9 @@ class Operator:
             self._reconciler.suspect(key)
             self.wake(key)
         elif runs:
-            self.queue.add_after(key, self._reconciler.hear_of_change(key))
+            wait = self._reconciler.hear_of_change(key, child)
+            if wait is not None:
+                self.queue.add_after(key, wait)
         elif key in self._open and self._reconciler.hear_of_end(key, child.name):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and

@@ -47,7 +47,8 @@ class Pace:
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
-        stirred: the one that runs has changed since the last look.
+        seen: the one that runs, as it was at the last look, without what its parent's status says nothing of.
+        stirred: it has changed since, or that look's counts are still to be written.
         every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
         listed: there are no others, as far as is known; since when.
@@ -63,6 +64,7 @@ class Pace:
     kept: JsonObject | None = None
     confirmed: float = 0.0
     ended: bool = False
+    seen: ChildJob | None = None
     stirred: bool = False
     every: float = _LOOK_EVERY_SECONDS
     uid: str = ""
@@ -76,10 +78,14 @@ class Pace:
         self.heard = resource_version  # it may still be the answer to a write that is under way
         return True
 
+    def rest(self, now: float) -> float:
+        """Return for how many seconds it need not be looked at that the Job runs on."""
+        return self._left(self.every, now)
+
     def stir(self, now: float) -> float:
         """Take in that its Job has changed and runs on; return for how many seconds that need not be looked at."""
         self.stirred = True
-        return self._left(self.every, now)
+        return self.rest(now)
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""

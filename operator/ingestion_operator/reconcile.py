@@ -131,9 +131,16 @@ class Reconciler:
             return False
         return self._paces[key].idle(self._monotonic()) > 0
 
-    def hear_of_change(self, key: str) -> float:
-        """Take in that a job's Job runs on; return for how many seconds that need not be looked at."""
-        return self._paces[key].stir(self._monotonic()) if key in self._paces else 0.0
+    def rest(self, key: str) -> float:
+        """Return for how many seconds a job need not be looked at for what may have happened."""
+        return self._paces[key].rest(self._monotonic()) if key in self._paces else 0.0
+
+    def hear_of_change(self, key: str, child: ChildJob) -> float | None:
+        """Take in that a job's Job runs on; return after how many seconds that is to be looked at, None for never."""
+        if key not in self._paces:
+            return 0.0
+        pace = self._paces[key]
+        return None if pace.seen == _essence(child) else pace.stir(self._monotonic())
 
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
@@ -254,7 +261,7 @@ class Reconciler:
     def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
         pace, child = self._pace(key), _running(snapshot)
-        pace.kept = None if child is None else raw
+        pace.kept, pace.seen = (None, None) if child is None else (raw, _essence(child))
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
             return wait  # for its time to live
@@ -358,8 +365,10 @@ class Reconciler:
         if not patch:
             return raw, None
         if only_counts_changed(job.status, decided.status) and not decided.actions:
-            left = self._pace(key).counts_wait(self._monotonic())
+            pace = self._pace(key)
+            left = pace.counts_wait(self._monotonic())
             if left > 0:
+                pace.stirred = True
                 return raw, left
         try:
             raw = await self._cluster.patch_status(
@@ -494,6 +503,11 @@ def _running(snapshot: Snapshot) -> ChildJob | None:
     if record is None or record.uid is None:
         return None
     return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
+
+
+def _essence(child: ChildJob) -> ChildJob:
+    """Return a running Job without what its parent's status says nothing of."""
+    return replace(child, active=min(child.active, 1), ready=0)
 
 
 def _point(child: ChildJob | None) -> _Point:

@@ -16,6 +16,7 @@ from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluste
 from simulation.controllers import GOOD, Verdict
 
 PATH = ingestion_path(NAMESPACE, "handbook")
+KEY = f"{NAMESPACE}/handbook"
 SEGMENTS = 40
 HANGS = Verdict(hangs=True)
 
@@ -231,3 +232,32 @@ def condition(job: JsonObject | None, kind: str) -> JsonObject:
     assert job is not None
     found: JsonObject = next(item for item in job["status"]["conditions"] if item["type"] == kind)
     return found
+
+
+def test_what_the_status_says_nothing_of_costs_no_request(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where segments end often, a Job changes three times for each: ended, counted, the next one ready."""
+    start(cluster)
+    (own,) = cluster.api.all("jobs")
+    path = f"{job_path(NAMESPACE, own['metadata']['name'])}/status"
+    sent = note_calls(cluster, monkeypatch)
+    for number in range(20):
+        cluster.api.request("PATCH", path, body={"status": {"ready": number}}, content_type=MERGE_PATCH)
+        cluster.pass_time(1.0)
+        cluster.settle_down()
+    reads = [call for call in sent if call.path == job_path(NAMESPACE, own["metadata"]["name"]) and not call.writes]
+    assert len(reads) <= 20 / 5 + 1  # as often as its pods are asked why they do not start
+
+
+def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: SimulatedCluster) -> None:
+    only = start(cluster)
+    for done in (1, 2):
+        cluster.verdicts[Stage.SEGMENTS, done] = GOOD
+        cluster.settle_down()
+        only.operator._reconciler._paces[KEY].ended = True  # a full look, at once
+        only.operator.queue.add(KEY)
+        cluster.pass_time(0.1)
+        cluster.settle_down()
+    assert live(cluster)["status"]["segments"]["completedCount"] == 1
+    assert cluster.pass_until(lambda: live(cluster)["status"]["segments"]["completedCount"] == 2, seconds=2)

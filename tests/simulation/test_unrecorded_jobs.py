@@ -150,7 +150,7 @@ def test_while_requests_fail_events_do_not_hasten_the_next_one(
     own = cluster.api.all("jobs")[-1]["metadata"]["name"]
     sent = requests_while(cluster, monkeypatch, Fate.REFUSED_500)
     for number in range(100):
-        body = {"metadata": {"labels": {"changed": str(number)}}}
+        body = {"spec": {"parallelism": number}}
         cluster.api.request("PATCH", job_path(NAMESPACE, own), body=body, content_type=MERGE_PATCH)
         pass_a_moment(cluster)
     assert 3 < len(sent) <= 20
