@@ -16,7 +16,7 @@ from ingestion_operator.reconcile import Reconciler
 from ingestion_bench.bare import retry_patch
 from ingestion_bench.stand import Stand
 
-WORKERS: Final = 32
+WORKERS: Final = 64
 """As many as the operator has."""
 
 

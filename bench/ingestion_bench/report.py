@@ -19,7 +19,7 @@ from ingestion_bench.result import Growth, Result, growths
 
 JsonObject = dict[str, Any]
 
-_HEAD = ("case", "what", "ours", "baseline", "ratio: min", "median", "max", "budget", "")
+_HEAD = ("case", "what", "runs", "ours", "baseline", "ratio: min", "median", "max", "budget", "")
 _GROWTH_HEAD = ("grows", "with", "sizes", "ours", "baseline", "budget", "")
 
 
@@ -78,6 +78,7 @@ def _row(result: Result) -> tuple[str, ...]:
     return (
         result.case,
         result.what,
+        str(len(result.ours)),
         _number(median(result.ours), result.unit),
         _number(median(result.theirs), result.unit) if result.theirs else "",
         *shown,

@@ -37,7 +37,7 @@ from ingestion_operator.plan import settled
 from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
 
-_WORKERS: Final = 32
+_WORKERS: Final = 64
 _MOST_DUE: Final = 16
 _RESYNC_SECONDS: Final = 120.0
 _RESYNC_AGAIN_SECONDS: Final = 2.0
