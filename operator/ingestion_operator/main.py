@@ -81,6 +81,7 @@ class Operator:
         config: the installation's configuration.
         leadership: the claim to the Lease; None for an operator that is alone and leads from the start.
         health_port: where /healthz, /readyz and /metrics are served; 0 for any free port.
+        reconciler: one with other clocks; for tests.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Operator:
         config: Config,
         leadership: Leadership | None = None,
         health_port: int = _HEALTH_PORT,
+        reconciler: Reconciler | None = None,
     ) -> None:
         self._client = client
         self._leadership = leadership
@@ -97,7 +99,7 @@ class Operator:
         self._open: set[str] = set()  # keys of jobs that were not settled when they were last seen
         self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
-        self._reconciler = Reconciler(cluster=self._cluster, config=config)
+        self._reconciler = reconciler or Reconciler(cluster=self._cluster, config=config)
         waits = {due: metrics.QUEUE_WAIT.labels(why="due" if due else "happened") for due in (False, True)}
         self.queue = WorkQueue(
             waited=lambda seconds, due: waits[due].observe(seconds),

@@ -32,7 +32,8 @@ START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 # A request that nobody waits for any more is given up by the API server after a minute (--request-timeout).
 _LATEST_ARRIVAL_SECONDS: Final = 60.0
 
-ingestion_operator.main._WORKERS = 2  # type: ignore[misc]  # there is one job: thirty more only cost time
+ingestion_operator.main._WORKERS = 2  # type: ignore[misc]  # there is one job: sixty more only cost time
+ingestion_operator.main._MOST_DUE = 1  # type: ignore[misc]
 log = logging.getLogger("ingestion_operator")
 
 
@@ -206,13 +207,13 @@ class SimulatedCluster:
         client = SimulatedClient(self, f"operator-{self._started}")
 
         async def build() -> Operator:
-            operator = Operator(client=client, config=self.config)  # type: ignore[arg-type]
-            operator._reconciler = Reconciler(
+            reconciler = Reconciler(
                 cluster=KubeCluster(client),  # type: ignore[arg-type]
                 config=self.config,
                 now=lambda: self.now() + timedelta(seconds=skew),
                 monotonic=self.loop.time,
             )
+            operator = Operator(client=client, config=self.config, reconciler=reconciler)  # type: ignore[arg-type]
             operator._begin()
             return operator
 

@@ -392,6 +392,16 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("        self._paces[key].ended = True  # the next look is a full one\n", ""),),
     ),
     Mutation(
+        name="what happens to a job while it is looked at is dropped",
+        file="reconcile.py",
+        changes=(("        return self._paces[key].idle(self._monotonic()) > 0\n", "        return True\n"),),
+    ),
+    Mutation(
+        name="keys that are due wait for ever when there were too many",
+        file="queue.py",
+        changes=(("self._working.pop(key) and self._due:", "self._working.pop(key) and False:"),),
+    ),
+    Mutation(
         name="the operator's own writes wake it",
         file="pace.py",
         changes=(

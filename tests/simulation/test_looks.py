@@ -261,3 +261,17 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
         cluster.settle_down()
     assert live(cluster)["status"]["segments"]["completedCount"] == 1
     assert cluster.pass_until(lambda: live(cluster)["status"]["segments"]["completedCount"] == 2, seconds=2)
+
+
+def test_what_happens_while_a_job_is_looked_at_is_looked_at_at_once(cluster: SimulatedCluster) -> None:
+    """Invariant 5: the look under way has read the job as it was before."""
+    only = start(cluster)
+    only.operator._reconciler._paces[KEY].ended = True  # a full look
+    only.operator.queue.add(KEY)
+    cluster.pass_time(0.1)
+    (read,) = cluster.calls
+    assert (read.method, read.path) == ("GET", PATH)
+    cluster.settle(read)
+    cluster.api.request("PATCH", PATH, body={"spec": {"cancelGeneration": 0}}, content_type=MERGE_PATCH)
+    cluster.deliver(only, INGESTION_JOBS)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["attempts"][0].get("reason") == "Cancelled", seconds=1)
