@@ -44,7 +44,7 @@ class Cluster(Protocol):
     async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]: ...
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
-    async def list_creation_failures(self, *, namespace: str) -> list[JsonObject]: ...
+    async def list_creation_failures(self, *, namespace: str) -> dict[str, str]: ...
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None: ...
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None: ...
 
@@ -67,9 +67,7 @@ class KubeCluster:
 
     async def list_ingestion_jobs(self, *, page: str = "") -> tuple[list[JsonObject], str]:
         """Return one page of all IngestionJobs, and the token of the next (empty at the end)."""
-        query = {"limit": PAGE, **({"continue": page} if page else {})}
-        answer = await self._client.request("GET", ingestion_path(), query=query)
-        return answer["items"], answer["metadata"].get("continue", "")
+        return await self._page(ingestion_path(), {}, page)
 
     async def patch_ingestion_job(self, *, namespace: str, name: str, operations: list[JsonObject]) -> JsonObject:
         return await self._client.request(
@@ -118,7 +116,14 @@ class KubeCluster:
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
-        return await self._pages(core_path("pods", namespace), query)
+        pods: list[JsonObject] = []
+        page = ""
+        for _ in range(_PAGES):
+            items, page = await self._page(core_path("pods", namespace), query, page)
+            pods += items
+            if not page:
+                return pods, False
+        return pods, True
 
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
         """Return some of a Job's pods that are Pending."""
@@ -132,10 +137,19 @@ class KubeCluster:
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": 20}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
-    async def list_creation_failures(self, *, namespace: str) -> list[JsonObject]:
-        """Return Events about pods that could not be created for Jobs, at most four pages."""
+    async def list_creation_failures(self, *, namespace: str) -> dict[str, str]:
+        """Return what the newest Event says of pods that could not be created, by the UID of their Job."""
         query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
-        return (await self._pages(core_path("events", namespace), query))[0]
+        newest: dict[str, tuple[str, str]] = {}
+        page = ""
+        while True:
+            events, page = await self._page(core_path("events", namespace), query, page)
+            for event in events:
+                told = str(event.get("lastTimestamp") or event.get("eventTime") or "")
+                uid = event["involvedObject"]["uid"]
+                newest[uid] = max(newest.get(uid, ("", "")), (told, event.get("message", "")))
+            if not page:
+                return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
         selector = f"{_CONTROLLER_UID}={job_uid}"
@@ -145,19 +159,11 @@ class KubeCluster:
         body = {"propagationPolicy": "Background"}
         await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
 
-    async def _pages(self, path: str, query: JsonObject) -> tuple[list[JsonObject], bool]:
-        """Return what a list brings, at most four pages, and whether there is more."""
-        items: list[JsonObject] = []
-        page = ""
-        for _ in range(_PAGES):
-            answer = await self._client.request(
-                "GET", path, query={**query, "limit": PAGE, **({"continue": page} if page else {})}
-            )
-            items += answer["items"]
-            page = answer["metadata"].get("continue", "")
-            if not page:
-                return items, False
-        return items, True
+    async def _page(self, path: str, query: JsonObject, page: str) -> tuple[list[JsonObject], str]:
+        """Return one page of a list, and the token of the next (empty at the end)."""
+        wanted = {**query, "limit": PAGE, **({"continue": page} if page else {})}
+        answer = await self._client.request("GET", path, query=wanted)
+        return answer["items"], answer["metadata"].get("continue", "")
 
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
         metadata = job["metadata"]

@@ -257,7 +257,9 @@ class Operator:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
         if settled(job):
-            self._open.discard(key)
+            # A list may be older than what is being done: what is followed is forgotten by a look.
+            if not (listed and self._reconciler.follows(key)):
+                self._open.discard(key)
             return
         self._open.add(key)
         suspect = listed and job.status.phase not in names.TERMINAL_PHASES and self._reconciler.listing_due(key)
@@ -273,7 +275,8 @@ class Operator:
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         self._open.discard(key)
         if self._reconciler.follows(key):
-            self.wake(key)  # to be forgotten there too
+            self._reconciler.hear_of_deletion(key)
+            self.wake(key)
 
     def see_job(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled.
@@ -304,7 +307,7 @@ class Operator:
             wait = self._reconciler.hear_of_change(key, child)
             if wait is not None:
                 self.queue.add_after(key, wait)
-        elif key in self._open and self._reconciler.hear_of_end(key, child.name):
+        elif (key in self._open or self._reconciler.follows(key)) and self._reconciler.hear_of_end(key, child.name):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and
         # will be looked at then.

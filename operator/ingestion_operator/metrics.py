@@ -8,7 +8,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 LEADER: Final = Gauge("ingestion_leader", "1 while this replica leads, 0 while it stands by.")
 QUEUE_DEPTH: Final = Gauge("ingestion_queue_depth", "Keys that wait to be looked at.")
-QUEUE_AGE: Final = Gauge("ingestion_queue_oldest_age_seconds", "How long the first key has waited.")
+QUEUE_AGE: Final = Gauge(
+    "ingestion_queue_oldest_age_seconds", "How long the first key has waited that something happened to."
+)
 QUEUE_WAIT: Final = Histogram(
     "ingestion_queue_wait_seconds",
     "How long a key waited until a worker took it, because something happened to it or because it was due.",

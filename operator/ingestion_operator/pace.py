@@ -47,7 +47,8 @@ class Pace:
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone.
-        seen: the one that runs, as it was at the last look, without what its parent's status says nothing of.
+        seen: the one that runs, as it was at the last look, without what its parent's status says nothing of; None
+            during a look.
         stirred: it has changed since, or that look's counts are still to be written.
         every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
@@ -97,7 +98,8 @@ class Pace:
         """Begin a look; return the IngestionJob that counts may be decided from, None when a full look is due."""
         fresh = not self._news and now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
         kept = self.kept if fresh else None
-        self.looked, self.kept, self.heard, self.ended, self.stirred = now, None, "", False, False
+        self.looked, self.kept, self.heard, self.ended = now, None, "", False
+        self.seen, self.stirred = None, False
         return kept
 
     def remember(self, raw: JsonObject, now: float) -> None:

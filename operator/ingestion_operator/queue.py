@@ -57,6 +57,7 @@ class WorkQueue:
         self._later: list[tuple[float, int, str]] = []
         self._times: dict[str, float] = {}
         self._errors: dict[str, int] = {}
+        self._urgent: set[str] = set()  # what happened to them is still to be worked on, after an error
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         # A permit for each key that can be taken: each wakes one worker, where an event would wake them all.
@@ -67,16 +68,16 @@ class WorkQueue:
 
     @property
     def oldest_age(self) -> float:
-        """Seconds that the first key has waited; 0 when none waits."""
-        first = [next(iter(waiting.values())) for waiting in (self._added, self._due) if waiting]
-        return self._clock() - min(first) if first else 0.0
+        """Seconds that the first key has waited that something happened to; 0 when none waits."""
+        return self._clock() - next(iter(self._added.values())) if self._added else 0.0
 
     def add(self, key: str) -> None:
         """Have a key looked at as soon as a worker is free: something happened to it."""
         if key in self._working:
             self._again.add(key)
         elif key not in self._added:
-            self._added[key] = self._due.pop(key, self._clock())
+            self._due.pop(key, None)
+            self._added[key] = self._clock()
             self._ready.release()
 
     def add_after(self, key: str, delay: float) -> None:
@@ -101,6 +102,8 @@ class WorkQueue:
 
     def retry(self, key: str) -> float:
         """Have a key looked at again after an error, doubling the delay each time; return the delay in seconds."""
+        if not self._working.get(key, True):
+            self._urgent.add(key)
         count = self._errors[key] = self._errors.get(key, 0) + 1
         delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(count - 1, 16)) * self._jitter()
         self.add_after(key, delay)
@@ -109,6 +112,7 @@ class WorkQueue:
     def forget(self, key: str) -> None:
         """Forget a key's errors: it went well."""
         self._errors.pop(key, None)
+        self._urgent.discard(key)
 
     async def get(self) -> str:
         """Wait for a key and take it; the worker calls `done` with it."""
@@ -151,7 +155,8 @@ class WorkQueue:
             when, _, key = heapq.heappop(self._later)
             if self._times.get(key) == when:
                 del self._times[key]
-                self._fall_due(key)
+                (self.add if key in self._urgent else self._fall_due)(key)
+                self._urgent.discard(key)
         self._set_timer()
 
     async def work(self, handle: Callable[[str], Awaitable[None]], *, workers: int) -> None:

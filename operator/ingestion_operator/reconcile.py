@@ -103,6 +103,11 @@ class Reconciler:
         """Return whether it is time to suspect a job that is not at rest although nothing was heard."""
         return key not in self._paces or self._paces[key].listing_due(self._monotonic())
 
+    def hear_of_deletion(self, key: str) -> None:
+        """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
+        if key in self._paces:
+            self._paces[key].ended = True
+
     def follows(self, key: str) -> bool:
         """Return whether anything is remembered of a job."""
         return key in self._paces
@@ -110,17 +115,17 @@ class Reconciler:
     def expects(self, key: str, child: ChildJob) -> bool:
         """Return whether a look at a job reads this Job without being told of it, or has no say in it."""
         pace = self._paces.get(key)
-        return pace is not None and (child.name in pace.recorded or child.owner_uid != pace.uid)
+        return pace is not None and pace.uid != "" and (child.name in pace.recorded or child.owner_uid != pace.uid)
 
     def hear(self, key: str, resource_version: str) -> bool:
         """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
         return key not in self._paces or self._paces[key].hear(resource_version)
 
     def hear_of_end(self, key: str, job_name: str) -> bool:
-        """Take in that a Job of a job has ended, or is gone; False when no look reads it: it was replaced."""
+        """Take in that a Job of a job has ended, or is gone; False when no look waits for it: it was replaced."""
         if key not in self._paces:
             return True
-        if job_name not in self._paces[key].recorded:
+        if job_name not in self._paces[key].recorded and key not in self._suspects:
             return False
         self._paces[key].ended = True  # the next look is a full one
         return True
@@ -506,14 +511,14 @@ def _running(snapshot: Snapshot) -> ChildJob | None:
 
 
 def _essence(child: ChildJob) -> ChildJob:
-    """Return a running Job without what its parent's status says nothing of."""
-    return replace(child, active=min(child.active, 1), ready=0)
+    """Return a running Job without what its parent's status says nothing of: how many pods it has, and wait."""
+    return replace(child, active=min(child.active, 1), ready=int(child.ready >= child.active))
 
 
 def _point(child: ChildJob | None) -> _Point:
     if child is None:
         return _Point.BLOCKED
-    return _Point.RUNNING if child.active > 0 else _Point.STARTING
+    return _Point.RUNNING if child.ready or child.succeeded or child.failed else _Point.STARTING
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

@@ -7,24 +7,35 @@ every few seconds.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from ingestion_crds.kube import ApiError
+
 from ingestion_operator.cluster import Cluster
 
 _KNOWN_SECONDS: Final = 2.0
-# So that one is on its way for at most a twentieth of the time.
+# So that one is on its way for at most a twentieth of the time, but that a new quota is seen within a minute or so.
 _KNOWN_TIMES: Final = 20.0
+_KNOWN_AT_MOST_SECONDS: Final = 60.0
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of a namespace: messages by the Job's UID, and until when it is not asked for again."""
+    """What is known of a namespace.
+
+    Args:
+        until: when it is asked for again.
+        messages: the newest ones, by the Job's UID; None while nothing has been answered.
+        error: why not.
+    """
 
     until: float = 0.0
-    messages: dict[str, str] = field(default_factory=dict)
-    asking: bool = False
+    messages: dict[str, str] | None = None
+    error: ApiError | None = None
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Refusals:
@@ -47,15 +58,22 @@ class Refusals:
             ApiError: when the API server does not say.
         """
         known = self._known.setdefault(namespace, _Known())
-        begun = self._monotonic()
-        if begun >= known.until and not known.asking:
-            known.asking = True
-            try:
-                events = await self._cluster.list_creation_failures(namespace=namespace)
-            finally:
-                known.asking = False
-                took = self._monotonic() - begun
-                known.until = begun + took + max(_KNOWN_SECONDS, _KNOWN_TIMES * took)
-            events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-            known.messages = {event["involvedObject"]["uid"]: event.get("message", "") for event in events}
+        # Who finds a request under way takes what was known before, unless nothing was.
+        if known.messages is None or not known.asking.locked():
+            async with known.asking:
+                if self._monotonic() >= known.until:
+                    await self._ask(namespace, known)
+        if known.messages is None:
+            assert known.error is not None
+            raise known.error
         return known.messages.get(job_uid)
+
+    async def _ask(self, namespace: str, known: _Known) -> None:
+        begun = self._monotonic()
+        try:
+            known.messages = await self._cluster.list_creation_failures(namespace=namespace)
+        except ApiError as error:
+            known.error, known.until = error, self._monotonic() + _KNOWN_SECONDS
+            raise
+        pause = _KNOWN_TIMES * (self._monotonic() - begun)
+        known.until = self._monotonic() + min(max(_KNOWN_SECONDS, pause), _KNOWN_AT_MOST_SECONDS)

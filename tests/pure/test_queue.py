@@ -110,3 +110,14 @@ async def test_what_the_work_took_in_is_not_worked_on_again() -> None:
         queue.done(key)
     assert await asyncio.wait_for(queue.get(), timeout=60) == "team-a/patched"
     assert len(queue) == 0
+
+
+async def test_what_happened_is_not_merely_due_after_an_error() -> None:
+    queue = WorkQueue(jitter=lambda: 0.01)
+    queue.add("team-a/happened")
+    await queue.get()
+    queue.retry("team-a/happened")
+    queue.done("team-a/happened")
+    queue.add_after("team-a/due", 0)
+    assert await queue.get() == "team-a/due"
+    assert await asyncio.wait_for(queue.get(), timeout=60) == "team-a/happened"  # no room for what is due

@@ -371,15 +371,20 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                "return pace is not None and (child.name in pace.recorded or child.owner_uid != pace.uid)",
-                "return pace is not None",
+                ' and pace.uid != "" and (child.name in pace.recorded or child.owner_uid != pace.uid)',
+                "",
             ),
         ),
     ),
     Mutation(
         name="the end of a Job that was replaced is news",
         file="reconcile.py",
-        changes=(("        if job_name not in self._paces[key].recorded:\n            return False\n", ""),),
+        changes=(
+            (
+                "if job_name not in self._paces[key].recorded and key not in self._suspects:",
+                "if False:",
+            ),
+        ),
     ),
     Mutation(
         name="after trouble only recorded Jobs are read",

@@ -1,0 +1,81 @@
+"""Why pods are refused, asked for all Jobs of a namespace at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.refusals import Refusals
+
+
+class Events:
+    """An API server of which only Events are asked.
+
+    Args:
+        seconds: the clock's; a request takes so long.
+        answers: pages, or what goes wrong, one after the other; the last one again and again.
+    """
+
+    def __init__(self, *answers: list[list[JsonObject]] | ApiError, seconds: float) -> None:
+        self._answers = list(answers)
+        self._seconds = seconds
+        self.now = 0.0
+        self.asked = 0
+
+    async def request(self, _method: str, _path: str, *, query: JsonObject, **_: Any) -> JsonObject:
+        page = int(query.get("continue", 0))
+        if page == 0:
+            self.asked += 1
+        self.now += self._seconds
+        await asyncio.sleep(0)
+        answer = self._answers[min(self.asked, len(self._answers)) - 1]
+        if isinstance(answer, ApiError):
+            raise answer
+        following = str(page + 1) if page + 1 < len(answer) else ""
+        return {"items": answer[page], "metadata": {"continue": following}}
+
+    def refusals(self) -> Refusals:
+        return Refusals(cluster=KubeCluster(cast(KubeClient, self)), monotonic=lambda: self.now)
+
+
+def event(uid: str, message: str, time: str = "2026-01-01T00:00:00Z") -> JsonObject:
+    return {"involvedObject": {"uid": uid}, "message": message, "lastTimestamp": time}
+
+
+async def test_the_newest_event_of_each_job_counts_on_whatever_page() -> None:
+    pages = [[event("a", "old")] * 500] * 9 + [[event("b", "quota"), event("a", "new", "2026-01-01T00:00:01Z")]]
+    refusals = Events([*pages, [event("a", "older")]], seconds=0.0).refusals()
+    assert await refusals.of(namespace="team-a", job_uid="a") == "new"
+    assert await refusals.of(namespace="team-a", job_uid="b") == "quota"
+    assert await refusals.of(namespace="team-a", job_uid="c") is None
+
+
+async def test_who_comes_while_nothing_is_known_waits_for_the_answer() -> None:
+    events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
+    refusals = events.refusals()
+    both = await asyncio.gather(*(refusals.of(namespace="team-a", job_uid=uid) for uid in ("a", "b")))
+    assert both == ["quota", "quota"]
+    assert events.asked == 1
+
+
+async def test_slow_answers_are_asked_for_more_seldom_but_once_a_minute() -> None:
+    events = Events([[event("a", "quota")]], seconds=30.0)
+    refusals = events.refusals()
+    for _ in range(120):
+        await refusals.of(namespace="team-a", job_uid="a")
+        events.now += 5.0
+    assert 5 <= events.asked <= 10
+
+
+async def test_an_error_is_told_and_soon_tried_again() -> None:
+    gone = ApiError(status=0, reason="NoAnswer", message="timeout")
+    events = Events(gone, [[event("a", "quota")]], seconds=30.0)
+    refusals = events.refusals()
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            await refusals.of(namespace="team-a", job_uid="a")
+    events.now += 3.0
+    assert await refusals.of(namespace="team-a", job_uid="a") == "quota"

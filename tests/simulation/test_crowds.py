@@ -1,0 +1,233 @@
+"""What must not wait although a thousand jobs share the looks: here one job rests as long as each of those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import ingestion_operator.main
+import ingestion_operator.pace
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Phase, Reason, Stage
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
+from simulation.controllers import Verdict
+
+PATH = ingestion_path(NAMESPACE, "handbook")
+KEY = f"{NAMESPACE}/handbook"
+SEGMENTS = 10
+HANGS = Verdict(hangs=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=SEGMENTS)
+    yield found
+    assert not found.broken.found
+    found.close()
+
+
+@pytest.fixture
+def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have each job rest for 100 s from now on."""
+    return lambda: monkeypatch.setattr(ingestion_operator.pace, "_LOOKS_EACH_SECOND", 0.01)
+
+
+def live(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, name)
+    assert found is not None
+    return found
+
+
+def stalled(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
+    conditions = live(cluster, name)["status"]["conditions"]
+    found: JsonObject = next(item for item in conditions if item["type"] == "Stalled")
+    return found
+
+
+def start(cluster: SimulatedCluster) -> RunningOperator:
+    """Begin a job whose segments all hang, and let it run for a while."""
+    for segment in range(SEGMENTS):
+        cluster.verdicts[Stage.SEGMENTS, segment] = HANGS
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=200)
+    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
+    return only
+
+
+def is_list(call: Call) -> bool:
+    return call.path == ingestion_path() and not call.writes
+
+
+def is_question(call: Call) -> bool:
+    return call.path == core_path("events", NAMESPACE) and not call.writes
+
+
+def go_on(cluster: SimulatedCluster, *, without: Callable[[Call], bool]) -> None:
+    """Let everything happen that can without time passing, but for some requests that are not answered."""
+    while True:
+        steps = (step for part in (cluster.jobs, cluster.kubelet, cluster.garbage) for step in part.steps())
+        calls = [call for call in cluster.calls if not without(call)]
+        news = [
+            (running, resource)
+            for running in cluster.operators
+            for resource in (INGESTION_JOBS, "jobs")
+            if cluster.undelivered(running, resource) is not None
+        ]
+        if calls:
+            cluster.settle(calls[0])
+        elif news:
+            cluster.deliver(*news[0])
+        elif (step := next(steps, None)) is not None:
+            step()
+        else:
+            return
+        cluster.loop.run_until_idle()
+
+
+def end_segments(cluster: SimulatedCluster) -> None:
+    """Let the segments end, and their Job, without an answer to lists."""
+    cluster.verdicts.clear()
+    for _ in range(100):
+        go_on(cluster, without=is_list)
+        jobs = [
+            job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS
+        ]
+        if all(any(item["type"] == "Complete" for item in job["status"].get("conditions", [])) for job in jobs):
+            return
+        cluster.pass_time(0.2)
+    raise AssertionError("the segments do not end")
+
+
+def is_taken_in(cluster: SimulatedCluster) -> bool:
+    return live(cluster)["status"].get("stage") != Stage.SEGMENTS
+
+
+def delete_pod(cluster: SimulatedCluster, pod: JsonObject) -> None:
+    cluster.api.request("DELETE", core_path("pods", NAMESPACE, pod["metadata"]["name"]), body={})
+
+
+def has_pods(cluster: SimulatedCluster, *, ready: int) -> bool:
+    (own,) = cluster.api.all("jobs")
+    return (own["status"].get("active"), own["status"].get("ready", 0)) == (SEGMENTS, ready)
+
+
+def replace_by_one_that_cannot_start(cluster: SimulatedCluster) -> None:
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(image=True)
+    delete_pod(cluster, cluster.api.all("pods")[0])
+    assert cluster.pass_until(lambda: has_pods(cluster, ready=SEGMENTS - 1), seconds=200)
+
+
+def test_a_pod_that_cannot_start_any_more_is_spoken_of(cluster: SimulatedCluster) -> None:
+    """Without a crowd: all pods of the job were ready, so that nothing was to be asked."""
+    start(cluster)
+    replace_by_one_that_cannot_start(cluster)
+    assert cluster.pass_until(lambda: stalled(cluster)["reason"] == Reason.IMAGE_UNAVAILABLE, seconds=10)
+
+
+def test_that_all_pods_run_is_said_after_one_rest(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
+    start(cluster)
+    replace_by_one_that_cannot_start(cluster)
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=10)
+    crowd()
+    cluster.pass_until(lambda: False, seconds=20)
+    cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
+    for pod in cluster.api.all("pods"):
+        if pod["status"]["phase"] == "Pending":
+            delete_pod(cluster, pod)
+    assert cluster.pass_until(lambda: has_pods(cluster, ready=SEGMENTS), seconds=300)
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "False", seconds=101)
+
+
+def test_a_deleted_job_is_forgotten_at_once(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
+    crowd()
+    only = start(cluster)
+    cluster.api.request("DELETE", PATH, body={"propagationPolicy": "Background"})
+    assert cluster.pass_until(lambda: not only.operator._reconciler.follows(KEY), seconds=0.1)
+
+
+def test_the_end_of_a_job_is_heard_before_the_list_of_a_takeover_is_there(
+    cluster: SimulatedCluster, crowd: Callable[[], None]
+) -> None:
+    crowd()
+    cluster.kill(start(cluster))
+    running = cluster.start_operator()
+    running.operator._open.clear()  # as while another replica led
+    running.operator._reconciler.suspect(KEY)
+    go_on(cluster, without=is_list)
+    running.operator._open.clear()
+    end_segments(cluster)
+    assert cluster.pass_until(lambda: is_taken_in(cluster), seconds=1)
+
+
+def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
+    cluster: SimulatedCluster, crowd: Callable[[], None]
+) -> None:
+    crowd()
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == Phase.PARTIAL_FAILURE, seconds=400)
+    while not any(is_list(call) for call in cluster.calls):
+        cluster.pass_time(1.0)
+        go_on(cluster, without=is_list)
+    (call,) = (call for call in cluster.calls if is_list(call))
+    answer = cluster.commit(call)
+    cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    cluster.pass_time(2.0)
+    go_on(cluster, without=is_list)
+    cluster.calls.remove(call)
+    cluster._answer(call, answer)
+    cluster.pass_time(20.0)
+    go_on(cluster, without=is_list)
+    assert KEY in only.operator._open
+    end_segments(cluster)
+    assert cluster.pass_until(lambda: is_taken_in(cluster), seconds=1)
+
+
+def test_a_retry_goes_on_when_what_it_waits_for_is_gone(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
+    """A Job that nobody recorded is held by a finalizer."""
+    start(cluster)
+    own = cluster.api.all("jobs")[-1]
+    copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
+    metadata = {**copied, "name": "late", "finalizers": ["example.com/hold"]}
+    late = {"metadata": metadata, "spec": {**own["spec"], "suspend": True}}
+    cluster.api.request("POST", job_path(NAMESPACE), body=late)
+    cluster.verdicts.clear()
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
+    for pod in cluster.api.all("pods"):
+        delete_pod(cluster, pod)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == Phase.PARTIAL_FAILURE, seconds=60)
+    crowd()
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    cluster.pass_until(lambda: False, seconds=20)
+    assert live(cluster)["status"]["phase"] == Phase.QUEUED
+    body = {"metadata": {"finalizers": None}}
+    cluster.api.request("PATCH", job_path(NAMESPACE, "late"), body=body, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["observedRetryGeneration"] == 1, seconds=1)
+
+
+def test_a_reason_does_not_go_away_while_events_are_asked_for(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart nothing is known yet, which is not that there is no reason."""
+    monkeypatch.setattr(ingestion_operator.main, "_MOST_DUE", 4)
+    monkeypatch.setattr(ingestion_operator.main, "_WORKERS", 8)
+    cluster.jobs.refuse_pods = True
+    for name in ("one", "two"):
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(name=name))
+    old = cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=30)
+    cluster.kill(old)
+    cluster.start_operator()
+    for _ in range(60):
+        go_on(cluster, without=is_question)
+        assert [stalled(cluster, name)["reason"] for name in ("one", "two")] == [Reason.POD_CREATION_FAILED] * 2
+        cluster.pass_time(0.25)
+    assert any(is_question(call) for call in cluster.calls)
+    cluster.settle_down()
