@@ -146,7 +146,7 @@ def test_that_all_pods_run_is_said_after_one_rest(cluster: SimulatedCluster, cro
 def test_a_deleted_job_is_forgotten_at_once(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
     crowd()
     only = start(cluster)
-    cluster.api.request("DELETE", PATH, body={"propagationPolicy": "Background"})
+    cluster.api.request("DELETE", PATH, body={"propagationPolicy": "Orphan"})
     assert cluster.pass_until(lambda: not only.operator._reconciler.follows(KEY), seconds=0.1)
 
 
