@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import ingestion_operator.main
 import ingestion_operator.pace
@@ -13,50 +13,15 @@ from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_pa
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import Verdict
-
-PATH = ingestion_path(NAMESPACE, "handbook")
-KEY = f"{NAMESPACE}/handbook"
-SEGMENTS = 10
-HANGS = Verdict(hangs=True)
-
-
-@pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
-    found = SimulatedCluster(segments=SEGMENTS)
-    yield found
-    assert not found.broken.found
-    found.close()
+from simulation.stories import HANGS, KEY, PATH, SEGMENTS, live, stalled, start
 
 
 @pytest.fixture
 def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Have each job rest for 100 s from now on."""
     return lambda: monkeypatch.setattr(ingestion_operator.pace, "_LOOKS_EACH_SECOND", 0.01)
-
-
-def live(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
-    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, name)
-    assert found is not None
-    return found
-
-
-def stalled(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
-    conditions = live(cluster, name)["status"]["conditions"]
-    found: JsonObject = next(item for item in conditions if item["type"] == "Stalled")
-    return found
-
-
-def start(cluster: SimulatedCluster) -> RunningOperator:
-    """Begin a job whose segments all hang, and let it run for a while."""
-    for segment in range(SEGMENTS):
-        cluster.verdicts[Stage.SEGMENTS, segment] = HANGS
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    only = cluster.start_operator()
-    cluster.pass_until(lambda: False, seconds=200)
-    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
-    return only
 
 
 def is_list(call: Call) -> bool:
@@ -124,13 +89,13 @@ def replace_by_one_that_cannot_start(cluster: SimulatedCluster) -> None:
 
 def test_a_pod_that_cannot_start_any_more_is_spoken_of(cluster: SimulatedCluster) -> None:
     """Without a crowd: all pods of the job were ready, so that nothing was to be asked."""
-    start(cluster)
+    start(cluster, seconds=200)
     replace_by_one_that_cannot_start(cluster)
     assert cluster.pass_until(lambda: stalled(cluster)["reason"] == Reason.IMAGE_UNAVAILABLE, seconds=10)
 
 
 def test_that_all_pods_run_is_said_after_one_rest(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
-    start(cluster)
+    start(cluster, seconds=200)
     replace_by_one_that_cannot_start(cluster)
     assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=10)
     crowd()
@@ -145,7 +110,7 @@ def test_that_all_pods_run_is_said_after_one_rest(cluster: SimulatedCluster, cro
 
 def test_a_deleted_job_is_forgotten_at_once(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
     crowd()
-    only = start(cluster)
+    only = start(cluster, seconds=200)
     cluster.api.request("DELETE", PATH, body={"propagationPolicy": "Orphan"})
     assert cluster.pass_until(lambda: not only.operator._reconciler.follows(KEY), seconds=0.1)
 
@@ -154,7 +119,7 @@ def test_the_end_of_a_job_is_heard_before_the_list_of_a_takeover_is_there(
     cluster: SimulatedCluster, crowd: Callable[[], None]
 ) -> None:
     crowd()
-    cluster.kill(start(cluster))
+    cluster.kill(start(cluster, seconds=200))
     running = cluster.start_operator()
     running.operator._open.clear()  # as while another replica led
     running.operator._reconciler.suspect(KEY)
@@ -192,7 +157,7 @@ def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
 
 def test_a_retry_goes_on_when_what_it_waits_for_is_gone(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
     """A Job that nobody recorded is held by a finalizer."""
-    start(cluster)
+    start(cluster, seconds=200)
     own = cluster.api.all("jobs")[-1]
     copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
     metadata = {**copied, "name": "late", "finalizers": ["example.com/hold"]}

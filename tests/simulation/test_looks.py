@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
@@ -12,38 +10,9 @@ from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_pa
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
-from simulation.controllers import GOOD, Verdict
-
-PATH = ingestion_path(NAMESPACE, "handbook")
-KEY = f"{NAMESPACE}/handbook"
-SEGMENTS = 40
-HANGS = Verdict(hangs=True)
-
-
-@pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
-    found = SimulatedCluster(segments=SEGMENTS)
-    yield found
-    assert not found.broken.found
-    found.close()
-
-
-def live(cluster: SimulatedCluster) -> JsonObject:
-    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
-    assert found is not None
-    return found
-
-
-def start(cluster: SimulatedCluster) -> RunningOperator:
-    """Begin a job whose segments all hang, and let it run for a while."""
-    for segment in range(SEGMENTS):
-        cluster.verdicts[Stage.SEGMENTS, segment] = HANGS
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    only = cluster.start_operator()
-    cluster.pass_until(lambda: False, seconds=20)
-    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
-    return only
+from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.controllers import GOOD
+from simulation.stories import KEY, PATH, SEGMENTS, live, stalled, start
 
 
 def note_calls(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
@@ -222,16 +191,10 @@ def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
     sent = note_calls(cluster, monkeypatch)
     cluster.pass_until(lambda: False, seconds=60)
     for name in names_of_jobs:
-        stalled = condition(cluster.api.find(INGESTION_JOBS, NAMESPACE, name), "Stalled")
-        assert (stalled["status"], stalled["reason"]) == ("True", Reason.POD_CREATION_FAILED)
+        found = stalled(cluster, name)
+        assert (found["status"], found["reason"]) == ("True", Reason.POD_CREATION_FAILED)
     asked = [call for call in sent if call.path == core_path("events", NAMESPACE) and not call.writes]
     assert 5 <= len(asked) <= 30
-
-
-def condition(job: JsonObject | None, kind: str) -> JsonObject:
-    assert job is not None
-    found: JsonObject = next(item for item in job["status"]["conditions"] if item["type"] == kind)
-    return found
 
 
 def test_what_the_status_says_nothing_of_costs_no_request(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,38 +11,11 @@ from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_pat
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, Fate, RunningOperator, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
+from simulation.stories import KEY, PATH, SEGMENTS, live, start
 
-PATH = ingestion_path(NAMESPACE, "handbook")
-KEY = f"{NAMESPACE}/handbook"
-SEGMENTS = 40
-
-
-@pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
-    found = SimulatedCluster(segments=SEGMENTS)
-    yield found
-    assert not found.broken.found
-    found.close()
-
-
-def live(cluster: SimulatedCluster) -> JsonObject:
-    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
-    assert found is not None
-    return found
-
-
-def start(cluster: SimulatedCluster) -> RunningOperator:
-    """Begin a job whose segments all hang, but for the first, which fails for good, and let it run for a while."""
-    for segment in range(1, SEGMENTS):
-        cluster.verdicts[Stage.SEGMENTS, segment] = Verdict(hangs=True)
-    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    only = cluster.start_operator()
-    cluster.pass_until(lambda: False, seconds=20)
-    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
-    return only
+FAILS = Verdict(code="EmbeddingRejected")
 
 
 def go_on(cluster: SimulatedCluster) -> None:
@@ -89,7 +61,7 @@ def requests_while(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, f
 
 def test_one_that_is_heard_of_when_it_has_ended_is_removed(cluster: SimulatedCluster) -> None:
     """Invariant 1: the watch was away while it came and ran."""
-    only = start(cluster)
+    only = start(cluster, first=FAILS)
     path = make_late(cluster)
     cluster.deliver(only, "jobs", lose=True)
     ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
@@ -101,7 +73,7 @@ def test_one_that_is_not_heard_of_is_found_by_the_resync(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 1."""
-    see_job = start(cluster).operator.see_job
+    see_job = start(cluster, first=FAILS).operator.see_job
 
     def losing(body: JsonObject, *, deleted: bool) -> None:
         if body["metadata"]["name"] != "late":
@@ -116,7 +88,7 @@ def test_one_that_is_not_heard_of_is_found_by_the_resync(
 
 def test_a_retry_waits_for_one_that_cannot_go_yet(cluster: SimulatedCluster) -> None:
     """Invariant 1: it may still run."""
-    start(cluster)
+    start(cluster, first=FAILS)
     path = make_late(cluster, finalizers=["example.com/hold"])
     go_on(cluster)
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
@@ -131,7 +103,7 @@ def test_a_retry_waits_for_one_that_cannot_go_yet(cluster: SimulatedCluster) -> 
 
 def test_one_of_somebody_else_costs_no_looks(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 7: such as an earlier job's of the same name, which was deleted and its Job orphaned."""
-    start(cluster)
+    start(cluster, first=FAILS)
     path = make_late(cluster, ownerReferences=[])
     sent = requests_while(cluster, monkeypatch)
     for number in range(10):
@@ -146,7 +118,7 @@ def test_one_of_somebody_else_costs_no_looks(cluster: SimulatedCluster, monkeypa
 def test_while_requests_fail_events_do_not_hasten_the_next_one(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(cluster)
+    start(cluster, first=FAILS)
     own = cluster.api.all("jobs")[-1]["metadata"]["name"]
     sent = requests_while(cluster, monkeypatch, Fate.REFUSED_500)
     for number in range(100):
@@ -158,7 +130,7 @@ def test_while_requests_fail_events_do_not_hasten_the_next_one(
 
 def test_a_retry_that_a_look_found_before_the_watch_told_of_it_is_followed(cluster: SimulatedCluster) -> None:
     """Invariant 5: all that the watch shows has been read or written already, and the job is open all the same."""
-    only = start(cluster)
+    only = start(cluster, first=FAILS)
     go_on(cluster)
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
     cluster.settle_down()

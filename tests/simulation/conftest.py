@@ -1,0 +1,18 @@
+"""A simulated cluster for each story."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from simulation.cluster import SimulatedCluster
+from simulation.stories import SEGMENTS
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=SEGMENTS)
+    yield found
+    assert not found.broken.found
+    found.close()

@@ -1,0 +1,43 @@
+"""What the stories about one job, `handbook`, have in common."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ingestion_crds.constants import Stage
+from ingestion_crds.kube import JsonObject, ingestion_path
+from support.builders import ingestion_job
+
+from simulation.api import INGESTION_JOBS
+from simulation.cluster import NAMESPACE, RunningOperator, SimulatedCluster
+from simulation.controllers import Verdict
+
+PATH: Final = ingestion_path(NAMESPACE, "handbook")
+KEY: Final = f"{NAMESPACE}/handbook"
+SEGMENTS: Final = 40
+HANGS: Final = Verdict(hangs=True)
+
+
+def live(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
+    """Return an IngestionJob as it is stored."""
+    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, name)
+    assert found is not None
+    return found
+
+
+def stalled(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
+    """Return a job's condition Stalled."""
+    conditions = live(cluster, name)["status"]["conditions"]
+    found: JsonObject = next(item for item in conditions if item["type"] == "Stalled")
+    return found
+
+
+def start(cluster: SimulatedCluster, *, first: Verdict = HANGS, seconds: float = 20) -> RunningOperator:
+    """Begin a job whose segments all hang, but perhaps for the first, and let it run for a while."""
+    cluster.verdicts |= {(Stage.SEGMENTS, segment): HANGS for segment in range(SEGMENTS)}
+    cluster.verdicts[Stage.SEGMENTS, 0] = first
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=seconds)
+    assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
+    return only
