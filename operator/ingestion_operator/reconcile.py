@@ -340,8 +340,7 @@ class Reconciler:
             else:  # all that are left were deleted
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
                 refused = await self._refusals.of(namespace=namespace, job_uid=child.uid)
-            # One that has no node yet has not asked for its ConfigMap.
-            unstarted = any(pod["status"]["phase"] == "Pending" and pod["spec"].get("nodeName") for pod in pods)
+            unstarted = any(pod["status"]["phase"] == "Pending" for pod in pods)
             return replace(
                 snapshot,
                 waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
