@@ -657,14 +657,17 @@ async def job_deleted(script: Script) -> None:
     path = job_path(script.side.namespace)
     for policy in ("Background", "Foreground", None):
         body = {} if policy is None else {"propagationPolicy": policy}
-        job = await script.ask("POST", path, indexed_job())
+        # Names of their own: the Job controller expects pods by a Job's name, and may wait for those of an earlier one.
+        name = f"work-{policy or 'Orphan'}".lower()
+        own = f"{path}/{name}"
+        job = await script.ask("POST", path, indexed_job(name))
         pods = await script.running(job, 3)
-        await script.side.request("DELETE", f"{path}/work", body=body)
+        await script.side.request("DELETE", own, body=body)
 
-        async def deleted(job: JsonObject = job, policy: str | None = policy) -> bool:
+        async def deleted(job: JsonObject = job, policy: str | None = policy, own: str = own) -> bool:
             live = await script.pods(job)
             if policy is None:
-                return not await script.read(f"{path}/work") and not any(
+                return not await script.read(own) and not any(
                     pod["metadata"].get("ownerReferences") or pod["metadata"].get("finalizers") for pod in live
                 )
             return all(map(_deleting, live))
@@ -672,12 +675,12 @@ async def job_deleted(script: Script) -> None:
         await script.side.until(deleted)
         live = await script.pods(job)
         script.note(policy, len(live), [pod["status"]["phase"] for pod in live], list(map(_deleting, live)))
-        script.note(await script.read(f"{path}/work") is not None)
+        script.note(await script.read(own) is not None)
         for pod in pods:
             await script.gone(pod)
 
-        async def empty(job: JsonObject = job) -> bool:
-            return not await script.pods(job) and await script.read(f"{path}/work") is None
+        async def empty(job: JsonObject = job, own: str = own) -> bool:
+            return not await script.pods(job) and await script.read(own) is None
 
         await script.side.until(empty)
 
