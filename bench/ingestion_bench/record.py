@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import orjson
 from ingestion_crds.job import IngestionJob
@@ -15,9 +15,6 @@ from ingestion_operator.reconcile import Reconciler
 
 from ingestion_bench.bare import retry_patch
 from ingestion_bench.stand import Stand
-
-WORKERS: Final = 64
-"""As many as the operator has."""
 
 
 class Recorder(KubeClient):

@@ -11,8 +11,7 @@ from typing import Any
 
 import orjson
 from ingestion_crds.kube import ApiError, KubeClient
-
-from ingestion_bench.record import WORKERS
+from ingestion_operator.main import WORKERS
 
 
 async def send(kube: KubeClient, requests: list[dict[str, Any]]) -> None:

@@ -37,7 +37,8 @@ from ingestion_operator.plan import settled
 from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
 
-_WORKERS: Final = 64
+WORKERS: Final = 64
+# Of these: what is merely due must not keep all of them waiting for a slow API server.
 _MOST_DUE: Final = 16
 _RESYNC_SECONDS: Final = 120.0
 _RESYNC_AGAIN_SECONDS: Final = 2.0
@@ -148,7 +149,7 @@ class Operator:
             self.queue.add(key)
         self._unfinished.clear()
         self._work = [
-            asyncio.create_task(self.queue.work(self._handle, workers=_WORKERS), name="work"),
+            asyncio.create_task(self.queue.work(self._handle, workers=WORKERS), name="work"),
             asyncio.create_task(self._resync(), name="resync"),
         ]
 

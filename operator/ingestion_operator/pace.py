@@ -46,7 +46,7 @@ class Pace:
         heard: the one that the watch has shown since the last look, unless it was one of them then.
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
-        ended: one of its Jobs has ended since the last look, or is gone.
+        ended: one of its Jobs has ended since the last look, or is gone, or it is gone itself.
         seen: the one that runs, as it was at the last look, without what its parent's status says nothing of; None
             during a look.
         stirred: it has changed since, or that look's counts are still to be written.

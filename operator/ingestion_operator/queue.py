@@ -155,8 +155,11 @@ class WorkQueue:
             when, _, key = heapq.heappop(self._later)
             if self._times.get(key) == when:
                 del self._times[key]
-                (self.add if key in self._urgent else self._fall_due)(key)
-                self._urgent.discard(key)
+                if key in self._urgent:
+                    self._urgent.discard(key)
+                    self.add(key)
+                else:
+                    self._fall_due(key)
         self._set_timer()
 
     async def work(self, handle: Callable[[str], Awaitable[None]], *, workers: int) -> None:

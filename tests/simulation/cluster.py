@@ -32,7 +32,7 @@ START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 # A request that nobody waits for any more is given up by the API server after a minute (--request-timeout).
 _LATEST_ARRIVAL_SECONDS: Final = 60.0
 
-ingestion_operator.main._WORKERS = 2  # type: ignore[misc]  # there is one job: sixty more only cost time
+ingestion_operator.main.WORKERS = 2  # type: ignore[misc]  # there is one job: sixty more only cost time
 ingestion_operator.main._MOST_DUE = 1  # type: ignore[misc]
 log = logging.getLogger("ingestion_operator")
 
@@ -338,10 +338,11 @@ class SimulatedCluster:
     def _verdict(self, stage: str, segment: int | None) -> Verdict:
         return self.verdicts.get((stage, segment), GOOD)
 
-    def steps(self) -> Iterator[Step]:
-        """Yield everything that can happen now without time passing."""
+    def steps(self, held: Callable[[Call], bool] = lambda _: False) -> Iterator[Step]:
+        """Yield everything that can happen now without time passing, but for answers that are held back."""
         for call in list(self.calls):
-            yield partial(self.settle, call)
+            if not held(call):
+                yield partial(self.settle, call)
         for running in self.operators:
             for resource in (INGESTION_JOBS, "jobs"):
                 if self.undelivered(running, resource) is not None:
@@ -349,9 +350,10 @@ class SimulatedCluster:
         for part in (self.jobs, self.kubelet, self.garbage):
             yield from part.steps()
 
-    def step(self, choice: int) -> bool:
+    def step(self, choice: int, held: Callable[[Call], bool] = lambda _: False) -> bool:
         """Take one of the possible steps; False when there is none."""
-        possible: list[Step | None] = [next(self.steps(), None)] if choice == 0 else [*self.steps()] or [None]
+        steps = self.steps(held)
+        possible: list[Step | None] = [next(steps, None)] if choice == 0 else [*steps] or [None]
         chosen = possible[choice % len(possible)]
         if chosen is None:
             return False
@@ -359,10 +361,10 @@ class SimulatedCluster:
         self.loop.run_until_idle()
         return True
 
-    def settle_down(self, *, most: int = 5_000) -> None:
-        """Take steps until none is left without time passing."""
+    def settle_down(self, *, most: int = 5_000, held: Callable[[Call], bool] = lambda _: False) -> None:
+        """Take steps until none is left without time passing, but for answers that are held back."""
         for _ in range(most):
-            if not self.step(0):
+            if not self.step(0, held):
                 return
         raise AssertionError(f"invariant 8: {most} steps, and it still goes on without time passing")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import JsonObject, ingestion_path
+from ingestion_crds.kube import JsonObject, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -41,3 +41,12 @@ def start(cluster: SimulatedCluster, *, first: Verdict = HANGS, seconds: float =
     cluster.pass_until(lambda: False, seconds=seconds)
     assert live(cluster)["status"]["stage"] == Stage.SEGMENTS
     return only
+
+
+def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:
+    """Make a Job like the one that is recorded last, which never runs; return its path."""
+    own = cluster.api.all("jobs")[-1]
+    copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
+    body = {"metadata": {**copied, "name": "late", **metadata}, "spec": {**own["spec"], "suspend": True}}
+    cluster.api.request("POST", job_path(NAMESPACE), body=body)
+    return job_path(NAMESPACE, "late")

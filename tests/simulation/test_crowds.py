@@ -9,13 +9,12 @@ import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Reason, Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path
 from support.builders import ingestion_job
 
-from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import Verdict
-from simulation.stories import HANGS, KEY, PATH, SEGMENTS, live, stalled, start
+from simulation.stories import HANGS, KEY, PATH, SEGMENTS, live, make_late, stalled, start
 
 
 @pytest.fixture
@@ -32,33 +31,11 @@ def is_question(call: Call) -> bool:
     return call.path == core_path("events", NAMESPACE) and not call.writes
 
 
-def go_on(cluster: SimulatedCluster, *, without: Callable[[Call], bool]) -> None:
-    """Let everything happen that can without time passing, but for some requests that are not answered."""
-    while True:
-        steps = (step for part in (cluster.jobs, cluster.kubelet, cluster.garbage) for step in part.steps())
-        calls = [call for call in cluster.calls if not without(call)]
-        news = [
-            (running, resource)
-            for running in cluster.operators
-            for resource in (INGESTION_JOBS, "jobs")
-            if cluster.undelivered(running, resource) is not None
-        ]
-        if calls:
-            cluster.settle(calls[0])
-        elif news:
-            cluster.deliver(*news[0])
-        elif (step := next(steps, None)) is not None:
-            step()
-        else:
-            return
-        cluster.loop.run_until_idle()
-
-
 def end_segments(cluster: SimulatedCluster) -> None:
     """Let the segments end, and their Job, without an answer to lists."""
     cluster.verdicts.clear()
     for _ in range(100):
-        go_on(cluster, without=is_list)
+        cluster.settle_down(held=is_list)
         jobs = [
             job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS
         ]
@@ -123,7 +100,7 @@ def test_the_end_of_a_job_is_heard_before_the_list_of_a_takeover_is_there(
     running = cluster.start_operator()
     running.operator._open.clear()  # as while another replica led
     running.operator._reconciler.suspect(KEY)
-    go_on(cluster, without=is_list)
+    cluster.settle_down(held=is_list)
     running.operator._open.clear()
     end_segments(cluster)
     assert cluster.pass_until(lambda: is_taken_in(cluster), seconds=1)
@@ -139,17 +116,17 @@ def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == Phase.PARTIAL_FAILURE, seconds=400)
     while not any(is_list(call) for call in cluster.calls):
         cluster.pass_time(1.0)
-        go_on(cluster, without=is_list)
+        cluster.settle_down(held=is_list)
     (call,) = (call for call in cluster.calls if is_list(call))
     answer = cluster.commit(call)
     cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
     cluster.pass_time(2.0)
-    go_on(cluster, without=is_list)
+    cluster.settle_down(held=is_list)
     cluster.calls.remove(call)
     cluster._answer(call, answer)
     cluster.pass_time(20.0)
-    go_on(cluster, without=is_list)
+    cluster.settle_down(held=is_list)
     assert KEY in only.operator._open
     end_segments(cluster)
     assert cluster.pass_until(lambda: is_taken_in(cluster), seconds=1)
@@ -158,11 +135,7 @@ def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
 def test_a_retry_goes_on_when_what_it_waits_for_is_gone(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:
     """A Job that nobody recorded is held by a finalizer."""
     start(cluster, seconds=200)
-    own = cluster.api.all("jobs")[-1]
-    copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
-    metadata = {**copied, "name": "late", "finalizers": ["example.com/hold"]}
-    late = {"metadata": metadata, "spec": {**own["spec"], "suspend": True}}
-    cluster.api.request("POST", job_path(NAMESPACE), body=late)
+    late = make_late(cluster, finalizers=["example.com/hold"])
     cluster.verdicts.clear()
     cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
     for pod in cluster.api.all("pods"):
@@ -172,8 +145,7 @@ def test_a_retry_goes_on_when_what_it_waits_for_is_gone(cluster: SimulatedCluste
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
     cluster.pass_until(lambda: False, seconds=20)
     assert live(cluster)["status"]["phase"] == Phase.QUEUED
-    body = {"metadata": {"finalizers": None}}
-    cluster.api.request("PATCH", job_path(NAMESPACE, "late"), body=body, content_type=MERGE_PATCH)
+    cluster.api.request("PATCH", late, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: live(cluster)["status"]["observedRetryGeneration"] == 1, seconds=1)
 
 
@@ -182,7 +154,7 @@ def test_a_reason_does_not_go_away_while_events_are_asked_for(
 ) -> None:
     """After a restart nothing is known yet, which is not that there is no reason."""
     monkeypatch.setattr(ingestion_operator.main, "_MOST_DUE", 4)
-    monkeypatch.setattr(ingestion_operator.main, "_WORKERS", 8)
+    monkeypatch.setattr(ingestion_operator.main, "WORKERS", 8)
     cluster.jobs.refuse_pods = True
     for name in ("one", "two"):
         cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(name=name))
@@ -191,7 +163,7 @@ def test_a_reason_does_not_go_away_while_events_are_asked_for(
     cluster.kill(old)
     cluster.start_operator()
     for _ in range(60):
-        go_on(cluster, without=is_question)
+        cluster.settle_down(held=is_question)
         assert [stalled(cluster, name)["reason"] for name in ("one", "two")] == [Reason.POD_CREATION_FAILED] * 2
         cluster.pass_time(0.25)
     assert any(is_question(call) for call in cluster.calls)

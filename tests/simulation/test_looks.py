@@ -12,7 +12,7 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD
-from simulation.stories import KEY, PATH, SEGMENTS, live, stalled, start
+from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, stalled, start
 
 
 def note_calls(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
@@ -86,9 +86,7 @@ def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) 
     cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
     cluster.pass_until(lambda: False, seconds=3)
     (own,) = (job for job in cluster.api.all("jobs") if job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS)
-    metadata = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
-    late = {"metadata": {**metadata, "name": "late"}, "spec": {**own["spec"], "suspend": True}}
-    cluster.api.request("POST", job_path(NAMESPACE), body=late)
+    make_late(cluster)
     assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=0.1)
     assert cluster.api.all("jobs")[0]["metadata"]["uid"] == own["metadata"]["uid"]
 

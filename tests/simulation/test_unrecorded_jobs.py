@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage
@@ -13,7 +11,7 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
-from simulation.stories import KEY, PATH, SEGMENTS, live, start
+from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, start
 
 FAILS = Verdict(code="EmbeddingRejected")
 
@@ -22,15 +20,6 @@ def go_on(cluster: SimulatedCluster) -> None:
     """Let the segments end that hang."""
     for segment in range(1, SEGMENTS):
         del cluster.verdicts[Stage.SEGMENTS, segment]
-
-
-def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:
-    """Make a Job like the one that is recorded last, which never runs; return its path."""
-    own = cluster.api.all("jobs")[-1]
-    copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
-    body = {"metadata": {**copied, "name": "late", **metadata}, "spec": {**own["spec"], "suspend": True}}
-    cluster.api.request("POST", job_path(NAMESPACE), body=body)
-    return job_path(NAMESPACE, "late")
 
 
 def is_there(cluster: SimulatedCluster) -> bool:
