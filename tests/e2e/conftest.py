@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import time
@@ -266,3 +267,20 @@ def tenant(make_tenant: Callable[[], Tenant], shared: Path, request: pytest.Fixt
     with (shared / "tests.lock").open("a") as running:
         fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield make_tenant()
+        if alone:
+            wait_for_replaced_pods()
+
+
+def wait_for_replaced_pods() -> None:
+    """Wait until no pod of the installation ends: a forward to one would answer the next test, and break off in it."""
+    kubectl = functools.partial(install.kubectl, CLUSTER.kubeconfig, "--namespace", SYSTEM)
+    ours = f"app.kubernetes.io/instance={RELEASE}"
+    kubectl("rollout", "status", "deployment", "--selector", ours, f"--timeout={install.TIMEOUT}")
+    deadline = time.monotonic() + 120
+    while any(
+        "deletionTimestamp" in pod["metadata"]
+        for pod in json.loads(kubectl("get", "pods", "--output", "json"))["items"]
+    ):
+        if time.monotonic() > deadline:
+            raise AssertionError(install.explain(kubeconfig=CLUSTER.kubeconfig, namespace=SYSTEM))
+        time.sleep(0.5)
