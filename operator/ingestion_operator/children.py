@@ -297,10 +297,12 @@ class ChildJob:
         failed: Job indexes that failed for good.
         failure_reason: the reason of condition Failed=True; None unless the Job has failed.
         deleting: a deletion is recorded and waits for finalizers.
+        version: its resourceVersion, 0 before it is stored; a later state of it has a greater one (KEP-5504).
     """
 
     name: str
     uid: str
+    version: int = 0
     owner_uid: str = ""
     stage: str = ""
     generation: int = -1
@@ -339,6 +341,7 @@ def read_job(raw: JsonObject) -> ChildJob:
     return ChildJob(
         name=metadata["name"],
         uid=metadata["uid"],
+        version=int(metadata.get("resourceVersion", 0)),
         owner_uid=owner.get("uid", ""),
         stage=labels.get(names.LABEL_STAGE, ""),
         generation=int(generation) if generation.isdecimal() else -1,

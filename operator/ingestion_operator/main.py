@@ -50,7 +50,7 @@ _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
-_GARBAGE_THRESHOLDS: Final = (10_000, 20, 50)
+_GARBAGE_THRESHOLDS: Final = (50_000, 20, 50)
 _LOG_FIELDS: Final = ("job", "jobID", "generation", "reason", "seconds")
 
 log = logging.getLogger("ingestion_operator")
@@ -192,6 +192,8 @@ class Operator:
             self.queue.forget(key)
             if wait is not None:
                 self.queue.add_after(key, wait)
+            elif not self._reconciler.follows(key):
+                self._open.discard(key)  # settled: what its own Jobs are still heard to go through is no news
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - begun)
 
     async def _resync(self) -> None:

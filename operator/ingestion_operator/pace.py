@@ -6,14 +6,15 @@ To lose any of it costs requests, and nothing else.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final, NamedTuple
+
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import JsonObject
 
 from ingestion_operator.children import ChildJob
 from ingestion_operator.plan import wants_diagnosis
-
-JsonObject = dict[str, Any]
 
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2
@@ -35,6 +36,25 @@ _LIST_RESTS: Final = 10
 _VERSIONS: Final = 12
 
 
+class Kept(NamedTuple):
+    """An IngestionJob as the API server has it, and what that is to the planner."""
+
+    raw: JsonObject
+    job: IngestionJob
+
+
+class Look(NamedTuple):
+    """What counts may be decided from.
+
+    Args:
+        kept: the IngestionJob.
+        child: the Job that runs, if the watch has told of it; else it is to be read.
+    """
+
+    kept: Kept
+    child: ChildJob | None
+
+
 @dataclass(slots=True)
 class Pace:
     """The memory of one job that is not settled; all times are seconds of a monotonic clock.
@@ -47,9 +67,8 @@ class Pace:
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
         ended: one of its Jobs has ended since the last look, or is gone, or it is gone itself.
-        seen: the one that runs, as it was at the last look, without what its parent's status says nothing of; None
-            during a look.
-        stirred: it has changed since, or that look's counts are still to be written.
+        seen: the one that runs, as it was at the last look; None during a look.
+        changed: that one as the watch has shown it since, or as it was when its counts came too soon to be written.
         every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
         listed: there are no others, as far as is known; since when.
@@ -62,11 +81,11 @@ class Pace:
     moved: float = 0.0
     versions: deque[str] = field(default_factory=partial(deque, maxlen=_VERSIONS))
     heard: str = ""
-    kept: JsonObject | None = None
+    kept: Kept | None = None
     confirmed: float = 0.0
     ended: bool = False
     seen: ChildJob | None = None
-    stirred: bool = False
+    changed: ChildJob | None = None
     every: float = _LOOK_EVERY_SECONDS
     uid: str = ""
     recorded: tuple[str, ...] = ()
@@ -83,24 +102,43 @@ class Pace:
         """Return for how many seconds it need not be looked at that the Job runs on."""
         return self._left(self.every, now)
 
-    def stir(self, now: float) -> float:
-        """Take in that its Job has changed and runs on; return for how many seconds that need not be looked at."""
-        self.stirred = True
+    def change(self, child: ChildJob, now: float) -> float | None:
+        """Take in that the watch shows a Job that runs on.
+
+        Returns:
+            For how many seconds that need not be looked at; None when the status says nothing of what is new.
+        """
+        if not self._is_news(child):
+            return None
+        self.changed = child
         return self.rest(now)
+
+    def keep(self, kept: Kept | None, child: ChildJob | None, *, unwritten: bool) -> None:
+        """End a look.
+
+        Args:
+            kept: the IngestionJob as it is now; None unless its Job runs.
+            child: the Job that runs.
+            unwritten: its counts came too soon after the last ones.
+        """
+        heard, self.changed = self.changed, child if unwritten else None
+        self.kept, self.seen = kept, child
+        if heard is not None and child is not None and self._is_news(heard):
+            self.changed = heard
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
         if self.kept is None or self._news:
             return 0.0
-        return self._left(self.every if self.stirred else self._diagnose_every(moving=False), now)
+        return self._left(self.every if self.changed is not None else self._diagnose_every(moving=False), now)
 
-    def look(self, now: float) -> JsonObject | None:
-        """Begin a look; return the IngestionJob that counts may be decided from, None when a full look is due."""
+    def look(self, now: float) -> Look | None:
+        """Begin a look; return what counts may be decided from, None when a full look is due."""
         fresh = not self._news and now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
-        kept = self.kept if fresh else None
+        look = Look(kept=self.kept, child=self.changed) if fresh and self.kept is not None else None
         self.looked, self.kept, self.heard, self.ended = now, None, "", False
-        self.seen, self.stirred = None, False
-        return kept
+        self.seen, self.changed = None, None
+        return look
 
     def remember(self, raw: JsonObject, now: float) -> None:
         """Take in what the API server has just answered."""
@@ -138,6 +176,13 @@ class Pace:
     def _diagnose_every(self, *, moving: bool) -> float:
         return max(_DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS, _DIAGNOSE_RESTS * self.every)
 
+    def _is_news(self, child: ChildJob) -> bool:
+        known = self.changed or self.seen
+        if known is None:
+            return True
+        later = child.uid == known.uid and child.version > known.version
+        return later and (self.changed is not None or _essence(child) != _essence(known))
+
     @property
     def _news(self) -> bool:
         return self.ended or (self.heard != "" and self.heard not in self.versions)
@@ -146,3 +191,8 @@ class Pace:
 def rest_for(jobs: int) -> float:
     """Return for how many seconds a job rests between two looks when so many are at the same point."""
     return min(_LOOK_AT_LEAST_EVERY_SECONDS, max(_LOOK_EVERY_SECONDS, jobs / _LOOKS_EACH_SECOND))
+
+
+def _essence(child: ChildJob) -> ChildJob:
+    """Return a running Job without what its parent's status says nothing of: how many pods it has, and wait."""
+    return replace(child, version=0, active=min(child.active, 1), ready=int(child.ready >= child.active))

@@ -19,7 +19,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
 from ingestion_operator.outcome import Waiting, read_pods, read_waiting
-from ingestion_operator.pace import Pace, rest_for
+from ingestion_operator.pace import Kept, Pace, rest_for
 from ingestion_operator.plan import (
     Action,
     CreateChildren,
@@ -141,11 +141,9 @@ class Reconciler:
         return self._paces[key].rest(self._monotonic()) if key in self._paces else 0.0
 
     def hear_of_change(self, key: str, child: ChildJob) -> float | None:
-        """Take in that a job's Job runs on; return after how many seconds that is to be looked at, None for never."""
-        if key not in self._paces:
-            return 0.0
+        """Take in that an expected Job runs on; return in how many seconds that is to be looked at, None for never."""
         pace = self._paces[key]
-        return None if pace.seen == _essence(child) else pace.stir(self._monotonic())
+        return pace.change(child, self._monotonic()) if child.name in pace.recorded else None
 
     async def reconcile(self, key: str) -> float | None:
         """Look at one job until nothing is left to do at once.
@@ -197,11 +195,11 @@ class Reconciler:
         for _ in range(_ROUNDS):
             snapshot = await self._read_pods(key, snapshot)
             decided = plan(snapshot, now=self._now())
-            raw, wait = await self._write(key, raw, snapshot.job, decided)
+            (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
+            written = job is not snapshot.job
+            snapshot = replace(snapshot, job=job)
             if wait is not None:
-                return self._keep(key, raw, snapshot, wait)
-            written = raw["metadata"]["resourceVersion"] != snapshot.job.metadata.resource_version
-            snapshot = replace(snapshot, job=self._understand(key, raw))
+                return self._keep(key, raw, snapshot, wait, unwritten=True)
             for action in decided.actions:
                 raw, snapshot = await self._apply(action, raw, snapshot)
             await self._tell(raw, decided.events)
@@ -215,10 +213,11 @@ class Reconciler:
     # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _count(self, key: str) -> float | None:
-        """Write a running Job's counts, from the IngestionJob as it was last read or written: one read, not two.
+        """Write a running Job's counts, from the IngestionJob as it was last read or written, and its Job as last seen.
 
-        Counts are all that is ever decided from it. Its resourceVersion stands in the write, so an outdated one is
-        refused; and anything else that is to be done is decided by a full look.
+        Counts are all that is ever decided from these. The IngestionJob's resourceVersion stands in the write, so an
+        outdated one is refused; and anything else that is to be done is decided by a full look. A Job that the watch
+        tells nothing of is read: the watch may be what is late.
 
         Returns:
             Seconds after which to look again; None when a full look has to be taken.
@@ -226,11 +225,12 @@ class Reconciler:
         pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
         if not suspected and (idle := pace.idle(now)) > 0:
             return idle
-        raw = pace.look(now)
-        if raw is None or suspected:
+        look = pace.look(now)
+        if look is None or suspected:
             return None
-        job = IngestionJob.model_validate(raw)
-        snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_recorded_jobs(job))
+        raw, job = look.kept
+        jobs = (look.child,) if look.child is not None else await self._read_recorded_jobs(job)
+        snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         if _running(snapshot) is None:
             return None
         diagnosed = pace.diagnosed
@@ -239,8 +239,9 @@ class Reconciler:
         if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
             pace.diagnosed = diagnosed  # what was found is to be found again
             return None
-        raw, wait = await self._write(key, raw, job, decided)
-        return self._keep(key, raw, snapshot, wait or decided.look_again)
+        (raw, job), wait = await self._write(key, look.kept, decided)
+        snapshot = replace(snapshot, job=job)
+        return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)
 
     def _pace(self, key: str) -> Pace:
         now = self._monotonic()
@@ -254,19 +255,22 @@ class Reconciler:
         for crowd in self._crowds.values():
             crowd.discard(key)
 
-    def _remember(self, key: str, raw: JsonObject) -> None:
-        self._pace(key).remember(raw, self._monotonic())
-
     def _understand(self, key: str, raw: JsonObject) -> IngestionJob:
-        self._remember(key, raw)
-        job, pace = IngestionJob.model_validate(raw), self._pace(key)
-        pace.uid, pace.recorded = job.metadata.uid, recorded(job)
+        job = IngestionJob.model_validate(raw)
+        self._remember(key, raw, job)
         return job
 
-    def _keep(self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None) -> float | None:
+    def _remember(self, key: str, raw: JsonObject, job: IngestionJob) -> None:
+        pace = self._pace(key)
+        pace.remember(raw, self._monotonic())
+        pace.uid, pace.recorded = job.metadata.uid, recorded(job)
+
+    def _keep(
+        self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None, *, unwritten: bool = False
+    ) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
         pace, child = self._pace(key), _running(snapshot)
-        pace.kept, pace.seen = (None, None) if child is None else (raw, _essence(child))
+        pace.keep(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
             return wait  # for its time to live
@@ -361,19 +365,16 @@ class Reconciler:
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _write(
-        self, key: str, raw: JsonObject, job: IngestionJob, decided: Plan
-    ) -> tuple[JsonObject, float | None]:
+    async def _write(self, key: str, kept: Kept, decided: Plan) -> tuple[Kept, float | None]:
         """Write the status if it differs; return the object as it is now, and a delay if the write waits."""
+        raw, job = kept
         patch = merge_diff(raw.get("status", {}), dump_status(decided.status))
         if not patch:
-            return raw, None
+            return kept, None
         if only_counts_changed(job.status, decided.status) and not decided.actions:
-            pace = self._pace(key)
-            left = pace.counts_wait(self._monotonic())
+            left = self._pace(key).counts_wait(self._monotonic())
             if left > 0:
-                pace.stirred = True
-                return raw, left
+                return kept, left
         try:
             raw = await self._cluster.patch_status(
                 namespace=job.metadata.namespace,
@@ -387,9 +388,12 @@ class Reconciler:
                 raise ConflictError(str(error)) from error
             raise
         metrics.STATUS_WRITES.inc()
-        self._remember(key, raw)
+        # What the answer says besides was in the object before: its resourceVersion was in the patch.
+        metadata = job.metadata.model_copy(update={"resource_version": raw["metadata"]["resourceVersion"]})
+        written = job.model_copy(update={"metadata": metadata, "status": decided.status})
+        self._remember(key, raw, written)
         await self._tell(raw, tuple(_transitions(job.status, decided.status)))
-        return raw, None
+        return Kept(raw, written), None
 
     async def _apply(self, action: Action, raw: JsonObject, snapshot: Snapshot) -> tuple[JsonObject, Snapshot]:
         """Take one action and return what is known after it."""
@@ -507,11 +511,6 @@ def _running(snapshot: Snapshot) -> ChildJob | None:
     if record is None or record.uid is None:
         return None
     return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
-
-
-def _essence(child: ChildJob) -> ChildJob:
-    """Return a running Job without what its parent's status says nothing of: how many pods it has, and wait."""
-    return replace(child, active=min(child.active, 1), ready=int(child.ready >= child.active))
 
 
 def _point(child: ChildJob | None) -> _Point:

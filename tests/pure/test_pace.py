@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from ingestion_operator.pace import Pace, rest_for
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import IngestionJob
+from ingestion_operator.children import ChildJob
+from ingestion_operator.pace import Kept, Pace, rest_for
+from support.builders import ingestion_job
 
 
 def test_a_few_jobs_are_looked_at_about_once_a_second() -> None:
@@ -19,11 +23,23 @@ def test_no_job_is_forgotten_for_more_than_two_minutes() -> None:
     assert rest_for(1_000_000) == 120.0
 
 
+RAW = ingestion_job()
+RAW["metadata"] |= {"uid": "uid-of-it", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+KEPT = Kept(RAW, IngestionJob.model_validate(RAW))
+
+
+def child(*, version: int, done: int = 0, active: int = 5, uid: str = "uid-of-the-job") -> ChildJob:
+    """Return a Job that runs."""
+    return ChildJob(
+        name="job", uid=uid, version=version, active=active, ready=active, succeeded=done, completed=IndexSet.span(done)
+    )
+
+
 def kept(*, every: float) -> Pace:
     """Return what is remembered of a job that runs, and was read whole at 0."""
     pace = Pace(looked=0.0, diagnosed=0.0, every=every, listed=0.0)
-    pace.remember({"metadata": {"resourceVersion": "1"}}, now=0.0)
-    pace.kept = {}
+    pace.remember(RAW, now=0.0)
+    pace.keep(KEPT, child(version=10), unwritten=False)
     return pace
 
 
@@ -55,8 +71,58 @@ def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_as
 ) -> None:
     pace = kept(every=every)
     assert pace.idle(0) == unchanged
-    pace.stir(0)
+    assert pace.change(child(version=11, done=1), 0) == changed
     assert pace.idle(0) == changed
     pace.look(changed)
-    pace.kept = {}
+    pace.keep(KEPT, child(version=11, done=1), unwritten=False)
     assert pace.idle(changed) == unchanged
+
+
+def told(pace: Pace) -> ChildJob | None:
+    """Return the Job that the next look decides counts from without reading it."""
+    look = pace.look(10)
+    assert look is not None
+    return look.child
+
+
+def test_the_next_look_takes_the_last_state_that_the_watch_has_shown() -> None:
+    pace = kept(every=10)
+    pace.change(child(version=11, done=1), 1)
+    pace.change(child(version=12, done=2), 2)
+    assert told(pace) == child(version=12, done=2)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        child(version=9, done=1),
+        child(version=10, done=1),
+        child(version=11),
+        child(version=11, active=4),
+        child(version=11, done=1, uid="uid-of-another"),
+    ],
+    ids=["older", "the same", "nothing else", "nothing that the status tells", "another's"],
+)
+def test_what_is_no_news_of_its_job_is_not_looked_at(shown: ChildJob) -> None:
+    pace = kept(every=10)
+    assert pace.change(shown, 1) is None
+    assert told(pace) is None
+
+
+@pytest.mark.parametrize(("during", "left"), [(11, None), (12, None), (13, child(version=13, done=3))])
+def test_what_is_heard_during_a_look_is_looked_at_again_if_it_is_newer_than_what_was_read(
+    during: int, left: ChildJob | None
+) -> None:
+    pace = kept(every=10)
+    pace.look(1)
+    assert pace.change(child(version=during, done=during - 10), 1) is not None
+    pace.keep(KEPT, child(version=12, done=2), unwritten=False)
+    assert told(pace) == left
+
+
+def test_counts_that_came_too_soon_are_counted_by_the_next_look() -> None:
+    pace = kept(every=10)
+    pace.look(1)
+    pace.keep(KEPT, child(version=12, done=2), unwritten=True)
+    assert pace.idle(1) == 10
+    assert told(pace) == child(version=12, done=2)

@@ -85,17 +85,13 @@ MUTATIONS: Final = (
         file="reconcile.py",
         changes=(
             (
-                """            raw, wait = await self._write(key, raw, snapshot.job, decided)
-            if wait is not None:
-                return self._keep(key, raw, snapshot, wait)
+                """            (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
                 """            acted = snapshot
             for action in decided.actions:
                 _, acted = await self._apply(action, raw, acted)
             snapshot = replace(snapshot, jobs=acted.jobs, tidied=acted.tidied)
-            raw, wait = await self._write(key, raw, snapshot.job, decided)
-            if wait is not None:
-                return self._keep(key, raw, snapshot, wait)
+            (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
             ),
         ),
@@ -161,12 +157,12 @@ def _dispatch_of(""",
         file="reconcile.py",
         changes=(
             (
-                """            raw, wait = await self._write(key, raw, snapshot.job, decided)
+                """            (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
                 """            for early in decided.actions:
                 if isinstance(early, RemovePods):
                     await self._remove_pods(snapshot.job, early)
-            raw, wait = await self._write(key, raw, snapshot.job, decided)
+            (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
             ),
         ),
@@ -331,7 +327,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                """        if not patch:\n            return raw, None\n""",
+                """        if not patch:\n            return kept, None\n""",
                 """        if not patch:\n            patch = {"progressPercent": job.status.progress_percent ^ 1}\n""",
             ),
         ),
