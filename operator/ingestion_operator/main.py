@@ -251,7 +251,7 @@ class Operator:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         news = self._reconciler.hear(key, body["metadata"]["resourceVersion"])
-        if not news and not listed:
+        if not news and not (listed and self._reconciler.listing_due(key)):
             self._open.add(key)
             return
         try:

@@ -159,14 +159,19 @@ class Reconciler:
             ConflictError: when something changed meanwhile; look again.
         """
         try:
-            wait = await self._count(key)
-            return wait if wait is not None else await self._look(key)
+            wait, found = await self._count(key)
+            return wait if wait is not None else await self._look(key, found)
         except Exception:
             self._pace(key).distrust()
             raise
 
-    async def _look(self, key: str) -> float | None:
-        """Take a full look: read the IngestionJob and its Jobs live, and act on what is there."""
+    async def _look(self, key: str, found: Snapshot | None) -> float | None:
+        """Take a full look: read the IngestionJob and its Jobs live, and act on what is there.
+
+        Args:
+            key: namespace/name.
+            found: what a look at counts has just found, so that pods are not asked twice.
+        """
         namespace, _, name = key.partition("/")
         try:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
@@ -184,7 +189,10 @@ class Reconciler:
         self._suspects.discard(key)  # before anything is read: what is heard of from now on may not be among it
         try:
             jobs = await self._read_jobs(key, job, everything=suspected)
-            return await self._act(key, raw, Snapshot(job=job, config=self._config, jobs=jobs))
+            snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
+            if found is not None and current(found.job) == current(job):
+                snapshot = replace(snapshot, waiting=found.waiting, config_map_gone=found.config_map_gone)
+            return await self._act(key, raw, snapshot)
         except Exception:
             if suspected:
                 self.suspect(key)
@@ -212,7 +220,7 @@ class Reconciler:
 
     # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _count(self, key: str) -> float | None:
+    async def _count(self, key: str) -> tuple[float | None, Snapshot | None]:
         """Write a running Job's counts, from the IngestionJob as it was last read or written, and its Job as last seen.
 
         Counts are all that is ever decided from these. The IngestionJob's resourceVersion stands in the write, so an
@@ -220,28 +228,30 @@ class Reconciler:
         tells nothing of is read: the watch may be what is late.
 
         Returns:
-            Seconds after which to look again; None when a full look has to be taken.
+            Seconds after which to look again. None when a full look has to be taken; with it what its pods have told.
         """
         pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
         if not suspected and (idle := pace.idle(now)) > 0:
-            return idle
+            return idle, None
         look = pace.look(now)
         if look is None or suspected:
-            return None
+            return None, None
         raw, job = look.kept
         jobs = (look.child,) if look.child is not None else await self._read_recorded_jobs(job)
         snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         if _running(snapshot) is None:
-            return None
+            return None, None
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
         if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
-            pace.diagnosed = diagnosed  # what was found is to be found again
-            return None
+            if snapshot.waiting is not None:
+                return None, snapshot
+            pace.diagnosed = diagnosed  # that nothing is wrong any more is to be found again
+            return None, None
         (raw, job), wait = await self._write(key, look.kept, decided)
         snapshot = replace(snapshot, job=job)
-        return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)
+        return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None), None
 
     def _pace(self, key: str) -> Pace:
         now = self._monotonic()
@@ -277,7 +287,9 @@ class Reconciler:
         crowd = self._crowds[_point(child)]
         crowd.add(key)
         pace.every = rest_for(len(crowd))
-        return wait if wait is None or child is not None else max(wait, pace.every)
+        if wait is None or key in self._suspects:
+            return wait
+        return max(wait, pace.every if child is None else pace.idle(self._monotonic()))
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import pytest
 from ingestion_crds.constants import Stage
 from ingestion_crds.kube import JsonObject, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, RunningOperator, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
 from simulation.controllers import Verdict
 
 PATH: Final = ingestion_path(NAMESPACE, "handbook")
@@ -50,3 +51,16 @@ def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:
     body = {"metadata": {**copied, "name": "late", **metadata}, "spec": {**own["spec"], "suspend": True}}
     cluster.api.request("POST", job_path(NAMESPACE), body=body)
     return job_path(NAMESPACE, "late")
+
+
+def note_calls(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Return the list that all requests from now on are put in."""
+    sent: list[Call] = []
+    commit = cluster.commit
+
+    def noting(call: Call) -> JsonObject | Exception:
+        sent.append(call)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", noting)
+    return sent

@@ -14,7 +14,7 @@ from support.builders import ingestion_job
 
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import Verdict
-from simulation.stories import HANGS, KEY, PATH, SEGMENTS, live, make_late, stalled, start
+from simulation.stories import HANGS, KEY, PATH, SEGMENTS, live, make_late, note_calls, stalled, start
 
 
 @pytest.fixture
@@ -83,6 +83,37 @@ def test_that_all_pods_run_is_said_after_one_rest(cluster: SimulatedCluster, cro
             delete_pod(cluster, pod)
     assert cluster.pass_until(lambda: has_pods(cluster, ready=SEGMENTS), seconds=300)
     assert cluster.pass_until(lambda: stalled(cluster)["status"] == "False", seconds=101)
+
+
+def test_pods_are_asked_once_for_a_reason_that_is_written(
+    cluster: SimulatedCluster, crowd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a look at counts finds besides them is written by a full look, which need not ask again."""
+    monkeypatch.setattr(ingestion_operator.pace, "_CONFIRM_RESTS", 100)  # so that it is a look at counts
+    crowd()
+    start(cluster, seconds=200)
+    replace_by_one_that_cannot_start(cluster)
+    sent = note_calls(cluster, monkeypatch)
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=400)
+    assert len([call for call in sent if call.path == core_path("pods", NAMESPACE) and call.by != "controllers"]) == 1
+
+
+def test_a_job_is_not_looked_at_before_there_is_anything_to_look_at(
+    cluster: SimulatedCluster, crowd: Callable[[], None]
+) -> None:
+    crowd()
+    only = start(cluster, seconds=200)
+    taken = only.operator.queue._waited
+    assert taken is not None
+    looks: list[float] = []
+
+    def waited(seconds: float, due: bool) -> None:
+        looks.append(cluster.seconds)
+        taken(seconds, due)
+
+    only.operator.queue._waited = waited
+    cluster.pass_until(lambda: False, seconds=1_000)
+    assert len(looks) <= 4  # one after each third rest
 
 
 def test_a_deleted_job_is_forgotten_at_once(cluster: SimulatedCluster, crowd: Callable[[], None]) -> None:

@@ -8,27 +8,14 @@ import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason, Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
 from ingestion_operator.children import read_job
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD
-from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, stalled, start
-
-
-def note_calls(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Return the list that all requests from now on are put in."""
-    sent: list[Call] = []
-    commit = cluster.commit
-
-    def noting(call: Call) -> JsonObject | Exception:
-        sent.append(call)
-        return commit(call)
-
-    monkeypatch.setattr(cluster, "commit", noting)
-    return sent
+from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, note_calls, stalled, start
 
 
 def test_a_job_that_moves_costs_one_write_a_second_and_a_read_now_and_then(
