@@ -50,7 +50,7 @@ _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
-_GARBAGE_THRESHOLDS: Final = (50_000, 20, 50)
+_GARBAGE_THRESHOLDS: Final = (50_000, 10, 20)
 _LOG_FIELDS: Final = ("job", "jobID", "generation", "reason", "seconds")
 
 log = logging.getLogger("ingestion_operator")

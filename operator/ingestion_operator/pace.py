@@ -178,10 +178,9 @@ class Pace:
 
     def _is_news(self, child: ChildJob) -> bool:
         known = self.changed or self.seen
-        if known is None:
+        if known is None or child.uid != known.uid:
             return True
-        later = child.uid == known.uid and child.version > known.version
-        return later and (self.changed is not None or _essence(child) != _essence(known))
+        return child.version > known.version and (self.changed is not None or _essence(child) != _essence(known))
 
     @property
     def _news(self) -> bool:

@@ -170,7 +170,7 @@ class Reconciler:
 
         Args:
             key: namespace/name.
-            found: what a look at counts has just found, so that pods are not asked twice.
+            found: what pods have just told a look at counts, so that they are not asked twice if the Job is as it was.
         """
         namespace, _, name = key.partition("/")
         try:
@@ -190,7 +190,8 @@ class Reconciler:
         try:
             jobs = await self._read_jobs(key, job, everything=suspected)
             snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
-            if found is not None and current(found.job) == current(job):
+            if found is not None and _running(found) == _running(snapshot):
+                self._pace(key).diagnosed = self._monotonic()
                 snapshot = replace(snapshot, waiting=found.waiting, config_map_gone=found.config_map_gone)
             return await self._act(key, raw, snapshot)
         except Exception:
@@ -204,7 +205,7 @@ class Reconciler:
             snapshot = await self._read_pods(key, snapshot)
             decided = plan(snapshot, now=self._now())
             (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
-            written = job is not snapshot.job
+            written = job.metadata.resource_version != snapshot.job.metadata.resource_version
             snapshot = replace(snapshot, job=job)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
@@ -245,10 +246,9 @@ class Reconciler:
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
         if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
-            if snapshot.waiting is not None:
-                return None, snapshot
-            pace.diagnosed = diagnosed  # that nothing is wrong any more is to be found again
-            return None, None
+            told = pace.diagnosed != diagnosed and snapshot.waiting is not None
+            pace.diagnosed = diagnosed  # anything else is to be found again
+            return None, snapshot if told else None
         (raw, job), wait = await self._write(key, look.kept, decided)
         snapshot = replace(snapshot, job=job)
         return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None), None
@@ -287,9 +287,10 @@ class Reconciler:
         crowd = self._crowds[_point(child)]
         crowd.add(key)
         pace.every = rest_for(len(crowd))
-        if wait is None or key in self._suspects:
+        if wait is None or (child is not None and key in self._suspects):
             return wait
-        return max(wait, pace.every if child is None else pace.idle(self._monotonic()))
+        idle = pace.every if child is None else pace.idle(self._monotonic())
+        return idle if child is not None and pace.changed is not None else max(wait, idle)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -380,7 +381,8 @@ class Reconciler:
     async def _write(self, key: str, kept: Kept, decided: Plan) -> tuple[Kept, float | None]:
         """Write the status if it differs; return the object as it is now, and a delay if the write waits."""
         raw, job = kept
-        patch = merge_diff(raw.get("status", {}), dump_status(decided.status))
+        wanted = dump_status(decided.status)
+        patch = merge_diff(raw.get("status", {}), wanted)
         if not patch:
             return kept, None
         if only_counts_changed(job.status, decided.status) and not decided.actions:
@@ -400,9 +402,12 @@ class Reconciler:
                 raise ConflictError(str(error)) from error
             raise
         metrics.STATUS_WRITES.inc()
-        # What the answer says besides was in the object before: its resourceVersion was in the patch.
-        metadata = job.metadata.model_copy(update={"resource_version": raw["metadata"]["resourceVersion"]})
-        written = job.model_copy(update={"metadata": metadata, "status": decided.status})
+        if raw["status"] == wanted:  # else the CRD is an older one, or a policy changed it
+            # What else the answer says was in the object before: its resourceVersion was in the patch.
+            metadata = job.metadata.model_copy(update={"resource_version": raw["metadata"]["resourceVersion"]})
+            written = job.model_copy(update={"metadata": metadata, "status": decided.status})
+        else:
+            written = IngestionJob.model_validate(raw)
         self._remember(key, raw, written)
         await self._tell(raw, tuple(_transitions(job.status, decided.status)))
         return Kept(raw, written), None

@@ -99,9 +99,8 @@ def test_the_next_look_takes_the_last_state_that_the_watch_has_shown() -> None:
         child(version=10, done=1),
         child(version=11),
         child(version=11, active=4),
-        child(version=11, done=1, uid="uid-of-another"),
     ],
-    ids=["older", "the same", "nothing else", "nothing that the status tells", "another's"],
+    ids=["older", "the same", "nothing else", "nothing that the status tells"],
 )
 def test_what_is_no_news_of_its_job_is_not_looked_at(shown: ChildJob) -> None:
     pace = kept(every=10)
@@ -118,6 +117,17 @@ def test_what_is_heard_during_a_look_is_looked_at_again_if_it_is_newer_than_what
     assert pace.change(child(version=during, done=during - 10), 1) is not None
     pace.keep(KEPT, child(version=12, done=2), unwritten=False)
     assert told(pace) == left
+
+
+def test_a_job_that_was_replaced_under_its_name_is_looked_at() -> None:
+    pace = kept(every=10)
+    another = child(version=9, uid="uid-of-another")
+    assert pace.change(another, 1) == 9
+    assert told(pace) == another
+    pace.change(child(version=11), 1)
+    pace.change(another, 1)
+    pace.keep(KEPT, child(version=11), unwritten=False)
+    assert told(pace) == another
 
 
 def test_counts_that_came_too_soon_are_counted_by_the_next_look() -> None:

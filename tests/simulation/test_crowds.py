@@ -98,6 +98,37 @@ def test_pods_are_asked_once_for_a_reason_that_is_written(
     assert len([call for call in sent if call.path == core_path("pods", NAMESPACE) and call.by != "controllers"]) == 1
 
 
+def test_a_reason_is_not_believed_that_the_job_has_left_behind(
+    cluster: SimulatedCluster, crowd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last pod starts while its pods are asked why one does not."""
+    monkeypatch.setattr(ingestion_operator.pace, "_CONFIRM_RESTS", 100)  # so that it is a look at counts that asks
+    crowd()
+    start(cluster, seconds=200)
+    replace_by_one_that_cannot_start(cluster)
+
+    def asks(call: Call) -> bool:
+        return call.path == core_path("pods", NAMESPACE) and not call.writes
+
+    while not any(map(asks, cluster.calls)):
+        cluster.pass_time(1.0)
+        cluster.settle_down(held=asks)
+    (call,) = filter(asks, cluster.calls)
+    cluster.calls.remove(call)
+    answer = cluster.commit(call)
+    cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
+    for pod in cluster.api.all("pods"):
+        if pod["status"]["phase"] == "Pending":
+            delete_pod(cluster, pod)
+    while not has_pods(cluster, ready=SEGMENTS):
+        cluster.settle_down()
+        cluster.pass_time(1.0)
+    cluster._answer(call, answer)
+    cluster.pass_time(0.1)
+    cluster.settle_down()
+    assert stalled(cluster)["status"] == "False"
+
+
 def test_a_job_is_not_looked_at_before_there_is_anything_to_look_at(
     cluster: SimulatedCluster, crowd: Callable[[], None]
 ) -> None:

@@ -8,7 +8,8 @@ import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason, Stage
-from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
 from ingestion_operator.children import read_job
 from support.builders import ingestion_job
 
@@ -288,3 +289,42 @@ def test_counts_do_not_go_back_when_the_watch_tells_old_news_again(cluster: Simu
         cluster.pass_time(1.3)
         cluster.settle_down()
         assert live(cluster)["status"]["segments"]["completedCount"] == 3
+
+
+def prune(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop a field of each status, as a CRD does that is older than the operator, or a policy."""
+    commit = cluster.commit
+
+    def pruning(call: Call) -> JsonObject | Exception:
+        if call.path.endswith("/status") and call.writes:
+            call.arguments["body"]["status"].pop("progressPercent", None)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", pruning)
+
+
+def test_a_status_that_is_not_stored_whole_is_not_written_again_and_again(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(cluster, monkeypatch)
+    body = ingestion_job(parallelism=SEGMENTS, ttlSecondsAfterFinished=86_400)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    sent = note_calls(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=600)
+    assert len([call for call in sent if call.writes]) <= 10
+
+
+def test_the_next_look_is_taken_from_what_was_stored(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(cluster, monkeypatch)
+    only = start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.pass_until(lambda: False, seconds=3)
+    kept = only.operator._reconciler._paces[KEY].kept
+    assert kept is not None
+    assert kept.job == IngestionJob.model_validate(kept.raw)
+    assert kept.job.status.segments is not None
+    assert kept.job.status.segments.completed_count == 1
