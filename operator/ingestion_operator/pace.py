@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject
 
 from ingestion_operator.children import ChildJob
 from ingestion_operator.plan import wants_diagnosis
+
+JsonObject = dict[str, Any]
 
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2
