@@ -109,7 +109,7 @@ class Pace:
         Returns:
             For how many seconds that need not be looked at; None when the status says nothing of what is new.
         """
-        if not self._is_news(child):
+        if not self._is_change(child):
             return None
         self.changed = child
         return self.rest(now)
@@ -124,7 +124,7 @@ class Pace:
         """
         heard, self.changed = self.changed, child if unwritten else None
         self.kept, self.seen = kept, child
-        if heard is not None and child is not None and self._is_news(heard):
+        if heard is not None and child is not None and self._is_change(heard):
             self.changed = heard
 
     def idle(self, now: float) -> float:
@@ -177,7 +177,7 @@ class Pace:
     def _diagnose_every(self, *, moving: bool) -> float:
         return max(_DIAGNOSE_MOVING_SECONDS if moving else _DIAGNOSE_EVERY_SECONDS, _DIAGNOSE_RESTS * self.every)
 
-    def _is_news(self, child: ChildJob) -> bool:
+    def _is_change(self, child: ChildJob) -> bool:
         known = self.changed or self.seen
         if known is None or child.uid != known.uid:
             return True

@@ -287,10 +287,14 @@ class Reconciler:
         crowd = self._crowds[_point(child)]
         crowd.add(key)
         pace.every = rest_for(len(crowd))
-        if wait is None or (child is not None and key in self._suspects):
+        if wait is None:
+            return None
+        if child is None:
+            return max(wait, pace.every)
+        if key in self._suspects:
             return wait
-        idle = pace.every if child is None else pace.idle(self._monotonic())
-        return idle if child is not None and pace.changed is not None else max(wait, idle)
+        idle = pace.idle(self._monotonic())
+        return idle if pace.changed is not None else max(wait, idle)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
