@@ -13,6 +13,8 @@ from simulation.stories import SEGMENTS
 @pytest.fixture
 def cluster() -> Iterator[SimulatedCluster]:
     found = SimulatedCluster(segments=SEGMENTS)
-    yield found
-    assert not found.broken.found
-    found.close()
+    try:
+        yield found
+        assert not found.broken.found
+    finally:
+        found.close()

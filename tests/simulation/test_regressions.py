@@ -23,9 +23,11 @@ PATH = ingestion_path(NAMESPACE, "handbook")
 @pytest.fixture
 def cluster() -> Iterator[SimulatedCluster]:
     found = SimulatedCluster()
-    yield found
-    assert not found.broken.found
-    found.close()
+    try:
+        yield found
+        assert not found.broken.found
+    finally:
+        found.close()
 
 
 def live(cluster: SimulatedCluster) -> JsonObject:

@@ -25,9 +25,11 @@ ANOTHER = "11111111-1111-1111-1111-111111111111"
 def cluster() -> Iterator[SimulatedCluster]:
     found = SimulatedCluster(segments=4)
     oracle = Oracle(found)
-    yield found
-    oracle.raise_found()
-    found.close()
+    try:
+        yield found
+        oracle.raise_found()
+    finally:
+        found.close()
 
 
 def live(cluster: SimulatedCluster) -> JsonObject:
