@@ -18,7 +18,7 @@ from ingestion_crds.kube import ApiError, JsonObject
 from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
-from ingestion_operator.outcome import Waiting, read_pods, read_waiting
+from ingestion_operator.outcome import Waiting, may_mount, read_pods, read_waiting
 from ingestion_operator.pace import Kept, Pace, rest_for
 from ingestion_operator.plan import (
     Action,
@@ -41,7 +41,7 @@ from ingestion_operator.plan import (
     wants_harvest,
 )
 from ingestion_operator.refusals import Refusals
-from ingestion_operator.summary import only_counts_changed
+from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
 
@@ -159,19 +159,14 @@ class Reconciler:
             ConflictError: when something changed meanwhile; look again.
         """
         try:
-            wait, found = await self._count(key)
-            return wait if wait is not None else await self._look(key, found)
+            wait = await self._count(key)
+            return wait if wait is not None else await self._look(key)
         except Exception:
             self._pace(key).distrust()
             raise
 
-    async def _look(self, key: str, found: Snapshot | None) -> float | None:
-        """Take a full look: read the IngestionJob and its Jobs live, and act on what is there.
-
-        Args:
-            key: namespace/name.
-            found: what pods have just told a look at counts, so that they are not asked twice if the Job is as it was.
-        """
+    async def _look(self, key: str) -> float | None:
+        """Take a full look: read the IngestionJob and its Jobs live, and act on what is there."""
         namespace, _, name = key.partition("/")
         try:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
@@ -190,9 +185,6 @@ class Reconciler:
         try:
             jobs = await self._read_jobs(key, job, everything=suspected)
             snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
-            if found is not None and _running(found) == _running(snapshot):
-                self._pace(key).diagnosed = self._monotonic()
-                snapshot = replace(snapshot, waiting=found.waiting, config_map_gone=found.config_map_gone)
             return await self._act(key, raw, snapshot)
         except Exception:
             if suspected:
@@ -221,37 +213,36 @@ class Reconciler:
 
     # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _count(self, key: str) -> tuple[float | None, Snapshot | None]:
+    async def _count(self, key: str) -> float | None:
         """Write a running Job's counts, from the IngestionJob as it was last read or written, and its Job as last seen.
 
-        Counts are all that is ever decided from these. The IngestionJob's resourceVersion stands in the write, so an
-        outdated one is refused; and anything else that is to be done is decided by a full look. A Job that the watch
-        tells nothing of is read: the watch may be what is late.
+        Counts, and why its pods do not start: nothing else is ever decided from these. The IngestionJob's
+        resourceVersion stands in the write, so an outdated one is refused; and anything else that is to be done is
+        decided by a full look. A Job that the watch tells nothing of is read: the watch may be what is late.
 
         Returns:
-            Seconds after which to look again. None when a full look has to be taken; with it what its pods have told.
+            Seconds after which to look again; None when a full look has to be taken.
         """
         pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
         if not suspected and (idle := pace.idle(now)) > 0:
-            return idle, None
+            return idle
         look = pace.look(now)
         if look is None or suspected:
-            return None, None
+            return None
         raw, job = look.kept
         jobs = (look.child,) if look.child is not None else await self._read_recorded_jobs(job)
         snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         if _running(snapshot) is None:
-            return None, None
+            return None
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
-        if decided.actions or decided.events or not only_counts_changed(job.status, decided.status):
-            told = pace.diagnosed != diagnosed and snapshot.waiting is not None
-            pace.diagnosed = diagnosed  # anything else is to be found again
-            return None, snapshot if told else None
+        if decided.actions or decided.events or not only_observations_changed(job.status, decided.status):
+            pace.diagnosed = diagnosed  # it is to be found again
+            return None
         (raw, job), wait = await self._write(key, look.kept, decided)
         snapshot = replace(snapshot, job=job)
-        return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None), None
+        return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)
 
     def _pace(self, key: str) -> Pace:
         now = self._monotonic()
@@ -361,11 +352,10 @@ class Reconciler:
             else:  # all that are left were deleted
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
                 refused = await self._refusals.of(namespace=namespace, job_uid=child.uid)
-            unstarted = any(pod["status"]["phase"] == "Pending" for pod in pods)
             return replace(
                 snapshot,
                 waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
-                config_map_gone=unstarted and await self._config_map_gone(namespace, child.name),
+                config_map_gone=any(map(may_mount, pods)) and await self._config_map_gone(namespace, child.name),
             )
         if wants_diagnosis(child) and snapshot.waiting is None:
             return replace(snapshot, waiting=_waiting_before(snapshot.job))

@@ -56,14 +56,19 @@ def summarise(
 
 def only_counts_changed(before: Status, after: Status) -> bool:
     """True when the two differ in running counts alone, which may wait a second to be written."""
+    return _without_counts(before) == _without_counts(after)
 
-    def without_counts(status: Status) -> Status:
-        if status.segments is None:
-            return status
-        still = status.segments.model_copy(update={"completed_count": 0, "failed_count": 0, "progress": ""})
-        return status.model_copy(update={"segments": still, "progress_percent": 0})
 
-    return without_counts(before) == without_counts(after)
+def only_observations_changed(before: Status, after: Status) -> bool:
+    """True when the two differ in running counts and conditions alone: in nothing that anything is decided from."""
+    return only_counts_changed(*(status.model_copy(update={"conditions": []}) for status in (before, after)))
+
+
+def _without_counts(status: Status) -> Status:
+    if status.segments is None:
+        return status
+    still = status.segments.model_copy(update={"completed_count": 0, "failed_count": 0, "progress": ""})
+    return status.model_copy(update={"segments": still, "progress_percent": 0})
 
 
 def why(status: Status) -> str:

@@ -9,7 +9,7 @@ import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Reason, Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
@@ -20,7 +20,7 @@ from simulation.stories import HANGS, KEY, PATH, SEGMENTS, live, make_late, note
 @pytest.fixture
 def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Have each job rest for 100 s from now on."""
-    return lambda: monkeypatch.setattr(ingestion_operator.pace, "_LOOKS_EACH_SECOND", 0.01)
+    return lambda: monkeypatch.setattr(ingestion_operator.pace, "_LOOK_EVERY_SECONDS", 100)
 
 
 def is_list(call: Call) -> bool:
@@ -85,24 +85,40 @@ def test_that_all_pods_run_is_said_after_one_rest(cluster: SimulatedCluster, cro
     assert cluster.pass_until(lambda: stalled(cluster)["status"] == "False", seconds=101)
 
 
-def test_pods_are_asked_once_for_a_reason_that_is_written(
+def test_a_reason_costs_three_reads_and_a_write(
     cluster: SimulatedCluster, crowd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a look at counts finds besides them is written by a full look, which need not ask again."""
-    monkeypatch.setattr(ingestion_operator.pace, "_CONFIRM_RESTS", 100)  # so that it is a look at counts
+    """Where a thousand jobs wait for a full cluster, each of them has one: no full look."""
+    monkeypatch.setattr(ingestion_operator.pace, "_CONFIRM_RESTS", 100)  # so that none is due
     crowd()
     start(cluster, seconds=200)
     replace_by_one_that_cannot_start(cluster)
     sent = note_calls(cluster, monkeypatch)
     assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=400)
-    assert len([call for call in sent if call.path == core_path("pods", NAMESPACE) and call.by != "controllers"]) == 1
+    (own,) = (job["metadata"]["name"] for job in cluster.api.all("jobs"))
+    asked = [job_path(NAMESPACE, own), core_path("pods", NAMESPACE), core_path("configmaps", NAMESPACE, own)]
+    paths = [call.path for call in sent if call.by != "controllers" and call.path != ingestion_path()]  # but the resync
+    assert paths == [*asked, f"{PATH}/status", core_path("events", NAMESPACE)]
 
 
-def test_a_reason_is_not_believed_that_the_job_has_left_behind(
+def test_that_no_node_has_room_costs_no_look_at_what_a_node_would_mount(
     cluster: SimulatedCluster, crowd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    crowd()
+    start(cluster, seconds=200)
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(unschedulable=True)
+    delete_pod(cluster, cluster.api.all("pods")[0])
+    assert cluster.pass_until(lambda: has_pods(cluster, ready=SEGMENTS - 1), seconds=200)
+    sent = note_calls(cluster, monkeypatch)
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=400)
+    assert stalled(cluster)["reason"] == Reason.POD_PENDING
+    assert not [call for call in sent if "/configmaps" in call.path and not call.writes]
+
+
+def test_a_reason_that_the_job_leaves_behind_while_it_is_found_is_gone_after_one_rest(
+    cluster: SimulatedCluster, crowd: Callable[[], None]
+) -> None:
     """Its last pod starts while its pods are asked why one does not."""
-    monkeypatch.setattr(ingestion_operator.pace, "_CONFIRM_RESTS", 100)  # so that it is a look at counts that asks
     crowd()
     start(cluster, seconds=200)
     replace_by_one_that_cannot_start(cluster)
@@ -126,7 +142,7 @@ def test_a_reason_is_not_believed_that_the_job_has_left_behind(
     cluster._answer(call, answer)
     cluster.pass_time(0.1)
     cluster.settle_down()
-    assert stalled(cluster)["status"] == "False"
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "False", seconds=101)
 
 
 def test_a_job_is_not_looked_at_before_there_is_anything_to_look_at(

@@ -159,7 +159,7 @@ def test_jobs_that_wait_alike_share_the_looks(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, waits_for: str, every: float
 ) -> None:
     """A backlog must not keep the operator from what can be done."""
-    monkeypatch.setattr(ingestion_operator.pace, "_LOOKS_EACH_SECOND", 1)
+    monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 100.0)
     count, seconds = 100, 600
     namespace = "nobody" if waits_for == "a tenant" else NAMESPACE
     for number in range(count):
