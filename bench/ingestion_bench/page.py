@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ingestion_bench import plots, report
 from ingestion_bench.case import CASES
@@ -14,37 +14,47 @@ from ingestion_bench.result import Result
 _DOCS: Final = Path(__file__).parents[2] / "docs"
 _PAGE: Final = _DOCS / "performance.md"
 _PLOTS: Final = _DOCS / "performance"
+_RESULTS: Final = _PLOTS / "results.json"
 _BEGIN: Final = "<!-- written by `python -m ingestion_bench --docs` -->"
 _END: Final = "<!-- end -->"
 
 
 def write(path: Path) -> None:
-    """Put the results of a JSON file into the page.
+    """Put the results of a JSON file into the page, over those of the same cases and beside those of others.
+
+    The page's results are kept beside its plots: a case is measured again when what it measures has changed, wherever
+    that is, and each names its machine and commit.
 
     Raises:
         ValueError: the page has no place for them.
     """
-    order = list(CASES)
-    results = sorted(report.load(path), key=lambda result: order.index(result.case))
+    stored = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    content = stored | json.loads(path.read_text())
+    content = {case: content[case] for case in CASES if case in content}
     page = _PAGE.read_text()
     before, found, rest = page.partition(_BEGIN)
     _, ended, after = rest.partition(_END)
     if not (found and ended):
         raise ValueError(f"{_PAGE}: no lines {_BEGIN} and {_END}")
     _PLOTS.mkdir(exist_ok=True)
-    parts = [_machines(path), report.tables(results), *_draw(results)]
+    _RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    results = report.load(_RESULTS)
+    parts = [report.tables(results), *_draw(results), _machines(content)]
     _PAGE.write_text(before + _BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + _END + after)
 
 
-def _machines(path: Path) -> str:
-    machines = [case["machine"] for case in json.loads(path.read_text()).values()]
-    last = max(machines, key=lambda machine: str(machine["time"]))
-    commits = ", ".join(sorted({machine["commit"] for machine in machines}))
-    return (
-        f"Measured {last['time'][:10]} on {last['cores']} cores ({last['cpu']}), {last['memoryGiB']} GiB, Linux"
-        f" {last['kernel']}, Python {last['python']}, Kubernetes {last['kubernetes']}, kwok {last['kwok']};"
-        f" commit {commits}."
-    )
+def _machines(content: Mapping[str, Any]) -> str:
+    """Say what was measured when, where and of which commit."""
+    cases: dict[str, list[str]] = {}
+    for case, measured in content.items():
+        machine = measured["machine"]
+        about = (
+            f"{machine['time'][:10]}, {machine['cores']} cores ({machine['cpu']}), {machine['memoryGiB']} GiB, Linux"
+            f" {machine['kernel']}, Python {machine['python']}, Kubernetes {machine['kubernetes']},"
+            f" kwok {machine['kwok']}, commit {machine['commit']}"
+        )
+        cases.setdefault(about, []).append(case)
+    return "\n".join(f"- {about}: {', '.join(names)}" for about, names in sorted(cases.items()))
 
 
 def _draw(results: Sequence[Result]) -> list[str]:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.controlplane
 ENDS = 6
 SECONDS = 0.5
 END_SECONDS = 15
+DELETE_SECONDS = 300.0
 
 
 async def test_a_stop_while_jobs_come_is_no_error(
@@ -25,9 +26,11 @@ async def test_a_stop_while_jobs_come_is_no_error(
     """kopf leaves watches half closed when it is stopped as it takes up a new object."""
     config, log = write_config(tmp_path, tenants=[]), tmp_path / "operator.log"
     numbers = count()
+    watched = asyncio.Event()
 
     async def create() -> None:
         while True:
+            await watched.wait()  # how many there are at the end must not depend on how long a start takes
             body = ingestion_job(name=f"job-{next(numbers)}", namespace=namespace)
             await kube.request("POST", ingestion_path(namespace), body=body)
             await asyncio.sleep(0.01)
@@ -38,13 +41,15 @@ async def test_a_stop_while_jobs_come_is_no_error(
             while log.read_text().count('"started"') <= ended:
                 assert process.poll() is None
                 await asyncio.sleep(0.02)
+            watched.set()
             await asyncio.sleep(SECONDS)
             process.terminate()
             assert await asyncio.to_thread(process.wait, END_SECONDS) == 0
+            watched.clear()
     assert not any(task.done() for task in creating)
     for task in creating:
         task.cancel()
     await asyncio.gather(*creating, return_exceptions=True)
     # Other tests share the cluster, and their operators would look at all of these.
-    await kube.request("DELETE", ingestion_path(namespace))
+    await kube.request("DELETE", ingestion_path(namespace), timeout=DELETE_SECONDS)
     assert '"error"' not in log.read_text()
