@@ -206,19 +206,6 @@ def _is_count(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def may_mount(pod: JsonObject) -> bool:
-    """Return whether a pod may be waiting for what it mounts: it has not started, and there is a node for it."""
-    return bool(pod["status"]["phase"] == "Pending") and _unschedulable(pod) is None
-
-
-def _unschedulable(pod: JsonObject) -> JsonObject | None:
-    """Return the condition by which the scheduler says that it finds no node for a pod."""
-    for condition in pod.get("status", {}).get("conditions", []):
-        if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return dict(condition)
-    return None
-
-
 def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: datetime) -> Waiting | None:
     """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 
@@ -242,10 +229,10 @@ def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: dateti
                 return Waiting(reason=Reason.IMAGE_UNAVAILABLE, message=shorten(text, limit=512))
             if reason in _START_REASONS:
                 return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
-        unschedulable = _unschedulable(pod)
-        if unschedulable is not None:
-            text = f"{pod['metadata']['name']}: {unschedulable.get('message', 'cannot be scheduled')}"
-            return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+        for condition in status.get("conditions", []):
+            if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
+                text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
+                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
     if refused is not None:
         return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(refused, limit=512))
     return None

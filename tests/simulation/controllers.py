@@ -554,13 +554,11 @@ class Verdict:
         code: an error code of the table; empty for success.
         hangs: it never ends by itself.
         image: its image is not to be had, so that it never starts.
-        unschedulable: no node has room for it.
     """
 
     code: str = ""
     hangs: bool = False
     image: bool = False
-    unschedulable: bool = False
 
 
 GOOD: Final = Verdict()
@@ -619,10 +617,7 @@ class Kubelet:
 
     def _can_start(self, pod: JsonObject) -> bool:
         state = pod["status"].get("containerStatuses", [{}])[0].get("state", {})
-        verdict = self._verdict_of(pod)
-        if verdict.unschedulable:
-            return "conditions" not in pod["status"]
-        if verdict.image:
+        if self._verdict_of(pod).image:
             return bool(state.get("waiting", {}).get("reason") != "ErrImagePull")
         return self._file(pod) is not None
 
@@ -662,12 +657,7 @@ class Kubelet:
 
     def _start(self, key: tuple[str, str, str]) -> None:
         pod = self._live(key)
-        verdict = self._verdict_of(pod)
-        if verdict.unschedulable:
-            full = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no room"}
-            self._set(pod, {"conditions": [full]})
-            return
-        if verdict.image:
+        if self._verdict_of(pod).image:
             waiting = {"reason": "ErrImagePull", "message": "not found"}
             self._set(pod, {"containerStatuses": self._container(waiting=waiting)})
             return

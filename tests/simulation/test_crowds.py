@@ -101,20 +101,6 @@ def test_a_reason_costs_three_reads_and_a_write(
     assert paths == [*asked, f"{PATH}/status", core_path("events", NAMESPACE)]
 
 
-def test_that_no_node_has_room_costs_no_look_at_what_a_node_would_mount(
-    cluster: SimulatedCluster, crowd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crowd()
-    start(cluster, seconds=200)
-    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(unschedulable=True)
-    delete_pod(cluster, cluster.api.all("pods")[0])
-    assert cluster.pass_until(lambda: has_pods(cluster, ready=SEGMENTS - 1), seconds=200)
-    sent = note_calls(cluster, monkeypatch)
-    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=400)
-    assert stalled(cluster)["reason"] == Reason.POD_PENDING
-    assert not [call for call in sent if "/configmaps" in call.path and not call.writes]
-
-
 def test_a_reason_that_the_job_leaves_behind_while_it_is_found_is_gone_after_one_rest(
     cluster: SimulatedCluster, crowd: Callable[[], None]
 ) -> None:
