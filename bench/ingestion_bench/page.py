@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ingestion_bench import plots, report
-from ingestion_bench.case import CASES
 from ingestion_bench.result import Result
 
 _DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -28,39 +26,23 @@ def write(path: Path) -> None:
     Raises:
         ValueError: the page has no place for them.
     """
-    stored = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
-    content = stored | json.loads(path.read_text())
-    content = {case: content[case] for case in CASES if case in content}
     page = _PAGE.read_text()
     before, found, rest = page.partition(_BEGIN)
     _, ended, after = rest.partition(_END)
     if not (found and ended):
         raise ValueError(f"{_PAGE}: no lines {_BEGIN} and {_END}")
     _PLOTS.mkdir(exist_ok=True)
-    _RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    report.merge(path, into=_RESULTS)
     results = report.load(_RESULTS)
-    parts = [report.tables(results), *_draw(results), _machines(content)]
+    parts = [report.tables(results), *_draw(results), report.machines(_RESULTS)]
     _PAGE.write_text(before + _BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + _END + after)
-
-
-def _machines(content: Mapping[str, Any]) -> str:
-    """Say what was measured when, where and of which commit."""
-    cases: dict[str, list[str]] = {}
-    for case, measured in content.items():
-        machine = measured["machine"]
-        about = (
-            f"{machine['time'][:10]}, {machine['cores']} cores ({machine['cpu']}), {machine['memoryGiB']} GiB, Linux"
-            f" {machine['kernel']}, Python {machine['python']}, Kubernetes {machine['kubernetes']},"
-            f" kwok {machine['kwok']}, commit {machine['commit']}"
-        )
-        cases.setdefault(about, []).append(case)
-    return "\n".join(f"- {about}: {', '.join(names)}" for about, names in sorted(cases.items()))
 
 
 def _draw(results: Sequence[Result]) -> list[str]:
     lines = []
-    plots.draw_ratios(_PLOTS / "ratios.svg", results)
-    lines.append("![Ratios of all cases beside their budgets](performance/ratios.svg)")
+    if any(result.theirs and result.budget is not None for result in results):
+        plots.draw_ratios(_PLOTS / "ratios.svg", results)
+        lines.append("![Ratios of all cases beside their budgets](performance/ratios.svg)")
     retries = [result for result in results if result.case.startswith("retry-") and "k" in result.growth]
     if len({result.growth["k"] for result in retries}) > 1:
         title = "A retry of k failed segments, and the bare Indexed Job of k"

@@ -14,7 +14,7 @@ from typing import Any
 
 from local_cluster import versions
 
-from ingestion_bench.case import Budget
+from ingestion_bench.case import CASES, Budget
 from ingestion_bench.result import Growth, Result, growths
 
 JsonObject = dict[str, Any]
@@ -62,6 +62,28 @@ def store(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
 def load(path: Path) -> list[Result]:
     """Return the results of a JSON file."""
     return [Result.from_json(value) for case in json.loads(path.read_text()).values() for value in case["results"]]
+
+
+def merge(path: Path, *, into: Path) -> None:
+    """Put the results of one JSON file into another, over those of the same cases and beside those of others."""
+    content: JsonObject = json.loads(into.read_text()) if into.exists() else {}
+    content |= json.loads(path.read_text())
+    ordered = {case: content[case] for case in CASES if case in content}
+    into.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
+def machines(path: Path) -> str:
+    """Say what of a JSON file was measured when, where and of which commit."""
+    cases: dict[str, list[str]] = {}
+    for case, measured in json.loads(path.read_text()).items():
+        machine = measured["machine"]
+        about = (
+            f"{machine['time'][:10]}, {machine['cores']} cores ({machine['cpu']}), {machine['memoryGiB']} GiB, Linux"
+            f" {machine['kernel']}, Python {machine['python']}, Kubernetes {machine['kubernetes']},"
+            f" kwok {machine['kwok']}, commit {machine['commit']}"
+        )
+        cases.setdefault(about, []).append(case)
+    return "\n".join(f"- {about}: {', '.join(found)}" for about, found in sorted(cases.items()))
 
 
 def tables(results: Sequence[Result]) -> str:

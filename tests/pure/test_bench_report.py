@@ -1,0 +1,38 @@
+"""The results of `make bench` that docs/performance.md is written from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ingestion_bench import cases, report
+from ingestion_bench.case import CASES
+from ingestion_bench.result import Result
+
+assert cases.__all__
+
+
+def measured(path: Path, *names: str, value: float) -> Path:
+    """Store results of these cases."""
+    found = {name: [Result.of(name, "", measure, [value], []) for measure in CASES[name].measures] for name in names}
+    report.store(path, found)
+    return path
+
+
+def test_results_stay_beside_those_of_other_machines_until_their_case_is_measured_again(tmp_path: Path) -> None:
+    page = measured(tmp_path / "results.json", "running-1000", "size-50-of-1000", value=1.0)
+    report.merge(measured(tmp_path / "bench.json", "size-50-of-1000", "api-get", value=2.0), into=page)
+    values = {result.case: result.ours for result in report.load(page)}
+    assert values == {"api-get": [2.0], "running-1000": [1.0], "size-50-of-1000": [2.0]}
+    assert list(values) == [name for name in CASES if name in values]
+
+
+def test_each_commit_is_named_with_its_cases(tmp_path: Path) -> None:
+    page = measured(tmp_path / "results.json", "running-1000", "api-get", value=1.0)
+    content = json.loads(page.read_text())
+    content["api-get"]["machine"] |= {"commit": "abc1234", "time": "2026-01-02T00:00:00+00:00"}
+    page.write_text(json.dumps(content))
+    first, second = report.machines(page).splitlines()
+    assert first.startswith("- 2026-01-02")
+    assert first.endswith("commit abc1234: api-get")
+    assert second.endswith(": running-1000")
