@@ -237,7 +237,9 @@ class Reconciler:
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
-        if decided.actions or decided.events or not only_observations_changed(job.status, decided.status):
+        # A reason that was found while the Job changed may be over.
+        writable = only_observations_changed if pace.changed is None else only_counts_changed
+        if decided.actions or decided.events or not writable(job.status, decided.status):
             pace.diagnosed = diagnosed  # it is to be found again
             return None
         (raw, job), wait = await self._write(key, look.kept, decided)

@@ -347,7 +347,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                "if decided.actions or decided.events or not only_observations_changed(job.status, decided.status):",
+                "if decided.actions or decided.events or not writable(job.status, decided.status):",
                 "if decided.events:",
             ),
         ),
