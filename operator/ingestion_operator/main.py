@@ -41,7 +41,7 @@ WORKERS: Final = 64
 # Of these: what is merely due must not keep all of them waiting for a slow API server.
 _MOST_DUE: Final = 16
 _RESYNC_SECONDS: Final = 120.0
-_RESYNC_AGAIN_SECONDS: Final = 2.0
+_FIRST_RESYNC_AGAIN_SECONDS: Final = 2.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
@@ -200,11 +200,12 @@ class Operator:
         """List everything at once and now and then, so that a lost watch event costs minutes, not a job.
 
         The first list brings what was seen while another replica led; an operator that is alone has seen everything.
+        One that fails is tried again ever less often: an API server that is overwhelmed gets no better by lists.
         """
+        again = _FIRST_RESYNC_AGAIN_SECONDS
         if self._leadership is None:
             await asyncio.sleep(_RESYNC_SECONDS)
         while True:
-            pause = _RESYNC_SECONDS
             try:
                 page = ""
                 while True:
@@ -214,8 +215,10 @@ class Operator:
                     if not page:
                         break
             except ApiError as error:
-                log.warning("resync failed: %s", error)
-                pause = _RESYNC_AGAIN_SECONDS
+                pause, again = again, min(again * 2, _RESYNC_SECONDS)
+                log.warning("resync failed, again in %.0f s: %s", pause, error)
+            else:
+                pause, again = _RESYNC_SECONDS, _FIRST_RESYNC_AGAIN_SECONDS
             await asyncio.sleep(pause)
 
     async def _watch_jobs(self) -> None:

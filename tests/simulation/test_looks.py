@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
 from ingestion_operator.children import read_job
 from support.builders import ingestion_job
 
@@ -188,6 +189,25 @@ def test_a_completed_job_that_waits_for_its_end_costs_no_request(
     cluster.pass_until(lambda: False, seconds=600)
     assert len(sent) >= 4  # the resyncs
     assert {call.path for call in sent if call.by != "controllers"} == {ingestion_path()}
+
+
+def test_a_resync_that_fails_is_tried_again_ever_less_often(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overwhelmed = ApiError(status=504, reason="Timeout", message="the server was unable to return a response")
+    refused = [True] * 8 + [False] + [True] * 2
+    lists: list[float] = []
+    commit = cluster.commit
+
+    def answer(call: Call) -> JsonObject | ApiError:
+        lists.append(cluster.seconds)
+        return overwhelmed if refused.pop(0) else commit(call)
+
+    monkeypatch.setattr(cluster, "commit", answer)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: not refused, seconds=1_000)
+    pauses = [after - before for before, after in pairwise(lists)]
+    assert pauses == pytest.approx([2, 4, 8, 16, 32, 64, 120, 120, 120, 2])
 
 
 def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
