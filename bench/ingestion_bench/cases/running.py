@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from itertools import repeat
 from typing import Final
 
@@ -12,6 +13,7 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
 from local_cluster import ports
+from local_cluster.process import Process
 
 from ingestion_bench import many
 from ingestion_bench.bare import retry_patch
@@ -36,6 +38,7 @@ def _cpu(count: int) -> str:
     return f"running: operator's CPU for each segment, {count:,} jobs"
 
 
+_BESIDE: Final = "running: the same, beside that of kopf that does nothing"
 _FALLING: Final = "running: the same, many / few jobs"
 _SPREAD: Final = "running: longest / median wait of a key"
 _LONGEST: Final = "running: longest wait of a key"
@@ -56,13 +59,26 @@ class Running:
         self._many = many
 
     async def ours(self) -> Sample:
-        """Let few jobs run, then many."""
-        few, _ = await self._run(self._few)
-        sample, waits = await self._run(self._many)
-        return {_cpu(self._few): few, _cpu(self._many): sample, _FALLING: sample / few, **waits}
+        """Let few jobs run, then as many with the minimal operator watching too, then many."""
+        (few,), _ = await self._run(self._few)
+        (beside, minimal), _ = await self._run(self._few, minimal=True)
+        (sample,), waits = await self._run(self._many)
+        return {
+            _cpu(self._few): few,
+            _BESIDE: beside / minimal,
+            _cpu(self._many): sample,
+            _FALLING: sample / few,
+            **waits,
+        }
 
-    async def _run(self, count: int) -> tuple[float, Sample]:
-        """Return the operator's CPU seconds for each segment, and how long keys waited."""
+    async def _run(self, count: int, *, minimal: bool = False) -> tuple[list[float], Sample]:
+        """Return CPU seconds for each segment, of the operator and of the minimal one, and how long keys waited.
+
+        Args:
+            count: jobs.
+            minimal: the minimal operator runs as well, and hears of the same events in the same seconds: what a
+                machine's processor seconds are worth then meets both.
+        """
         stand = self._stand
         jobs = await many.store(stand, count=count, pasts=repeat(_PAST))
         begun: set[str] = set()
@@ -84,20 +100,25 @@ class Running:
             await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
 
         port = ports.free(count=1)[0]
-        async with (
-            stand.operator(port=port) as process,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60.0) as client,
-            Feed(stand.kube, ingestion_path(stand.namespace)) as feed,
-        ):
-            await calm(process.pid)
-            before = usage(process.pid).cpu_seconds
+        async with AsyncExitStack() as stack:
+            processes = [await stack.enter_async_context(stand.operator(port=port))]
+            if minimal:
+                environment = {"BENCH_SEEN": str(stand.folder / "seen")}
+                module = "ingestion_bench.minimal_operator"
+                other = stand.process(module, user="bench:minimal", environment=environment)
+                processes.append(await stack.enter_async_context(other))
+            client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60.0)
+            await stack.enter_async_context(client)
+            feed = await stack.enter_async_context(Feed(stand.kube, ingestion_path(stand.namespace)))
             running, completed = feed.expect(runs), feed.expect(seen)
+            before = [await _cpu_at_rest(process) for process in processes]
             await per_second(jobs, lanes=_LANES, do=retry)
             await running  # how long they waited to be begun is the storm's
             metrics = await scrape(client)
             await completed
-            cpu = (usage(process.pid).cpu_seconds - before) / (count * _SEGMENTS)
             after = await scrape(client)
+            used = [await _cpu_at_rest(process) for process in processes]
+        cpu = [(end - begin) / (count * _SEGMENTS) for begin, end in zip(before, used, strict=True)]
         waits, late = (spread(metrics, after, histogram=_WAIT, labels=f'why="{why}"') for why in ("happened", "due"))
         await many.remove(stand, jobs)
         await stand.quiet()
@@ -106,6 +127,11 @@ class Running:
             _LONGEST: waits.largest,
             _LATEST: late.largest,
         }
+
+
+async def _cpu_at_rest(process: Process) -> float:
+    await calm(process.pid)
+    return usage(process.pid).cpu_seconds
 
 
 def _run(few: int, many_: int) -> Callable[[Stand], AsyncIterator[Duel]]:
@@ -122,6 +148,7 @@ for _few, _many in ((10, 100), (100, 1_000)):
         about=f"{_few} and {_many:,} running jobs of {_SEGMENTS} segments; pods run for no time at all",
         measures=[
             Measure(what=_cpu(_few), unit="s"),
+            Measure(what=_BESIDE, unit=""),
             Measure(what=_cpu(_many), unit="s", budget=Budget(at_most=0.002) if _budgeted else None),
             Measure(what=_FALLING, unit="", budget=Budget(at_most=1.0) if _budgeted else None),
             Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
