@@ -117,11 +117,12 @@ async def _bare_dispatches(stand: Stand) -> Sample:
         for job in jobs:
             children = bare_children(stand, job)
             seen = feed.expect(_added(LABEL, children.job["metadata"]["name"]))
+            live = await stand.get(job.metadata.name)  # the operator may have written what it had to say of it
             begun = time.perf_counter()
             await stand.kube.request(
                 "PATCH",
                 ingestion_path(stand.namespace, job.metadata.name, "status"),
-                body={"metadata": {"resourceVersion": job.metadata.resource_version}, "status": {"chunks": 1}},
+                body={"metadata": {"resourceVersion": live["metadata"]["resourceVersion"]}, "status": {"chunks": 1}},
                 content_type=MERGE_PATCH,
             )
             await stand.kube.request("POST", core_path("configmaps", stand.namespace), body=children.config_map)
