@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import ingestion_operator.main
 import ingestion_operator.pace
 import pytest
 from ingestion_crds import constants as names
@@ -208,6 +209,21 @@ def test_a_resync_that_fails_is_tried_again_ever_less_often(
     assert cluster.pass_until(lambda: not refused, seconds=1_000)
     pauses = [after - before for before, after in pairwise(lists)]
     assert pauses == pytest.approx([2, 4, 8, 16, 32, 64, 120, 120, 120, 2])
+
+
+@pytest.mark.parametrize(("jobs", "pause"), [(1, 120), (3, 300), (7, 600)])
+def test_thousands_of_jobs_are_listed_more_rarely(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, jobs: int, pause: float
+) -> None:
+    monkeypatch.setattr(ingestion_operator.main, "_RESYNC_SECONDS_FOR_EACH", 100.0)
+    for number in range(jobs):
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(name=f"job-{number}"))
+    sent = note_calls(cluster, monkeypatch)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=2_000)
+    lists = [call.sent for call in sent if call.path == ingestion_path() and not call.writes]
+    assert [after - before for before, after in pairwise(lists)] == pytest.approx([pause] * (len(lists) - 1))
+    assert len(lists) > 3
 
 
 def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
