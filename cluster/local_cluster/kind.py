@@ -70,7 +70,12 @@ class Kind:
             if self.folder.exists():
                 chosen = self._engine()
                 with timed(f"deleting the kind cluster {self.name}"):
-                    self._kind(chosen, "delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
+                    delete = ("delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
+                    try:
+                        self._kind(chosen, *delete)
+                    except LocalClusterError:
+                        leftovers.thaw()
+                        self._kind(chosen, *delete)
                     if chosen.succeeds("network", "inspect", self._network, timeout=60):
                         chosen.run("network", "rm", self._network, timeout=60)
                     leftovers.remove(engine=chosen, container=self._node)

@@ -70,6 +70,17 @@ def _helpers(*, names: tuple[str, ...] = HELPERS, of: str = "") -> Iterator[str]
                 yield f"process {name} {folder.name}"
 
 
+def thaw() -> None:
+    """Let frozen processes within nodes go on, so that they can be killed.
+
+    runc freezes a container while it changes its cgroup. With cgroups of version 1, a node that is stopped just then
+    cannot end: a frozen process does not die. A node that somebody paused is left as it is.
+    """
+    for state in (CGROUPS / "freezer").glob("**/libpod_parent/libpod-*/*/**/freezer.state"):
+        with contextlib.suppress(OSError):
+            state.write_text("THAWED")
+
+
 def remove(*, engine: Engine, container: str) -> None:
     """Remove what podman leaves when `container` is gone: nothing is left when this returns.
 
@@ -79,6 +90,7 @@ def remove(*, engine: Engine, container: str) -> None:
     if engine.name != "podman":
         return
     others = bool(engine.run("ps", "--all", "--quiet", timeout=60).strip())
+    thaw()
     _wait_for_helpers(of=container if others else "")
     if others:
         return
@@ -87,8 +99,10 @@ def remove(*, engine: Engine, container: str) -> None:
             _remove_chains(command=command, table=table)
     for folder in sorted(CGROUPS.glob("**/libpod_parent"), key=lambda found: len(found.parts), reverse=True):
         _remove_empty(folder)
-    if NETWORK_NAMESPACES.is_mount() and not any(NETWORK_NAMESPACES.iterdir()):
-        succeeds(["umount", str(NETWORK_NAMESPACES)])  # `ip netns` and podman make it again when they need it
+    # Path.is_mount does not see that a directory is bound to itself, which is how podman and `ip netns` mount it. They
+    # make it again when they need it.
+    if f"mount {NETWORK_NAMESPACES}" in _mounts() and not any(NETWORK_NAMESPACES.iterdir()):
+        succeeds(["umount", str(NETWORK_NAMESPACES)])
 
 
 def _wait_for_helpers(*, of: str) -> None:
