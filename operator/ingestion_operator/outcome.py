@@ -26,6 +26,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 _IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
+_CREATING_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 _OVERDUE: Final = timedelta(seconds=60)
 _START_REASONS: Final = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"}
@@ -204,6 +205,13 @@ def read_chunks(payload: JsonObject) -> int | None:
 
 def _is_count(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def may_lack_volumes(pod: JsonObject) -> bool:
+    """Return whether a pod may wait for a ConfigMap: its node makes its containers, or has not yet spoken of them."""
+    states = [container.get("state", {}) for container in pod["status"].get("containerStatuses", [])]
+    creating = all(state.get("waiting", {}).get("reason") in _CREATING_REASONS for state in states)
+    return pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and creating
 
 
 def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: datetime) -> Waiting | None:

@@ -137,6 +137,18 @@ class FakeKubelet:
             if error.status not in (404, 409):
                 raise
 
+    async def _bind(self, pod: JsonObject) -> None:
+        """Have a node for a pod that lacks its ConfigMap: only on a node can it lack anything."""
+        if "nodeName" in pod["spec"]:
+            return
+        body = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "played"}}
+        try:
+            path = core_path("pods", self.namespace, pod["metadata"]["name"])
+            await self.client.request("POST", f"{path}/binding", body=body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
     async def _run(self, pod: JsonObject, running: dict[str, PodRun]) -> None:
         run = running.get(pod["metadata"]["uid"])
         if run is None:
@@ -145,6 +157,7 @@ class FakeKubelet:
             except ApiError as error:
                 if not error.not_found:
                     raise
+                await self._bind(pod)
                 return  # without its ConfigMap a pod does not start
             running[run.uid] = run
             self.runs.append(run)
