@@ -41,8 +41,9 @@ WORKERS: Final = 64
 # Of these: what is merely due must not keep all of them waiting for a slow API server.
 _MOST_DUE: Final = 16
 _RESYNC_SECONDS: Final = 120.0
-# From 4,000 on rarer: a full list of 10,000 takes a second of processor time, which is to stay below half a percent.
-_RESYNC_SECONDS_FOR_EACH: Final = 0.03
+# From 2,400 on rarer: a full list of 10,000 takes one or two seconds of processor time, which is to stay below half a
+# percent of a core.
+_RESYNC_SECONDS_FOR_EACH: Final = 0.05
 _LONGEST_RESYNC_SECONDS: Final = 600.0
 _FIRST_RESYNC_AGAIN_SECONDS: Final = 2.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
@@ -75,6 +76,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["error"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def resync_pause(jobs: int) -> float:
+    """Return after how many seconds a full list that brought so many jobs is followed by the next."""
+    return min(max(_RESYNC_SECONDS, jobs * _RESYNC_SECONDS_FOR_EACH), _LONGEST_RESYNC_SECONDS)
 
 
 class Operator:
@@ -223,7 +229,7 @@ class Operator:
                 log.warning("resync failed, again in %.0f s: %s", pause, error)
             else:
                 again = _FIRST_RESYNC_AGAIN_SECONDS
-                pause = min(max(_RESYNC_SECONDS, listed * _RESYNC_SECONDS_FOR_EACH), _LONGEST_RESYNC_SECONDS)
+                pause = resync_pause(listed)
             await asyncio.sleep(pause)
 
     async def _watch_jobs(self) -> None:
