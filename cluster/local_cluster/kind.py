@@ -74,7 +74,7 @@ class Kind:
                     try:
                         self._kind(chosen, *delete)
                     except LocalClusterError:
-                        leftovers.thaw()
+                        leftovers.thaw()  # what is frozen in the node does not die, nor does the node
                         self._kind(chosen, *delete)
                     if chosen.succeeds("network", "inspect", self._network, timeout=60):
                         chosen.run("network", "rm", self._network, timeout=60)

@@ -207,8 +207,8 @@ def _is_count(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def may_lack_volumes(pod: JsonObject) -> bool:
-    """Return whether a pod may wait for a ConfigMap: its node makes its containers, or has not yet spoken of them."""
+def may_lack_config_map(pod: JsonObject) -> bool:
+    """Return whether a pod may wait for its ConfigMap: its node makes its containers, or has not yet spoken of them."""
     states = [container.get("state", {}) for container in pod["status"].get("containerStatuses", [])]
     creating = all(state.get("waiting", {}).get("reason") in _CREATING_REASONS for state in states)
     return pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and creating

@@ -18,7 +18,7 @@ from ingestion_crds.kube import ApiError, JsonObject
 from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
-from ingestion_operator.outcome import Waiting, may_lack_volumes, read_pods, read_waiting
+from ingestion_operator.outcome import Waiting, may_lack_config_map, read_pods, read_waiting
 from ingestion_operator.pace import Kept, Pace, rest_for
 from ingestion_operator.plan import (
     Action,
@@ -357,7 +357,8 @@ class Reconciler:
             return replace(
                 snapshot,
                 waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
-                config_map_gone=any(map(may_lack_volumes, pods)) and await self._config_map_gone(namespace, child.name),
+                config_map_gone=any(map(may_lack_config_map, pods))
+                and await self._config_map_gone(namespace, child.name),
             )
         if wants_diagnosis(child) and snapshot.waiting is None:
             return replace(snapshot, waiting=_waiting_before(snapshot.job))

@@ -64,7 +64,9 @@ def test_a_kind_cluster_comes_and_goes_without_a_trace(
         current.down()
 
     # cgroups of version 1: what runc had frozen when the node was stopped does not die
-    for state in leftovers.CGROUPS.glob(f"freezer/**/libpod-{cluster.node_id()}/*/**/cri-containerd-*/freezer.state"):
+    frozen = list(leftovers.CGROUPS.glob(f"freezer/**/libpod-{cluster.node_id()}/*/**/cri-containerd-*/freezer.state"))
+    assert frozen or runs_it.name != "podman" or not (leftovers.CGROUPS / "freezer").is_dir()
+    for state in frozen:
         state.write_text("FROZEN")
     cluster.down()
     assert leftovers.inventory(engine=runs_it) - before == set()

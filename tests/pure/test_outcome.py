@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ingestion_operator.outcome import may_lack_volumes
+from ingestion_operator.outcome import may_lack_config_map
 
 
 def waiting(reason: str) -> dict[str, object]:
@@ -24,4 +24,4 @@ def waiting(reason: str) -> dict[str, object]:
 def test_which_pods_may_wait_for_their_config_map(
     spec: dict[str, object], status: dict[str, object], may: bool
 ) -> None:
-    assert may_lack_volumes({"metadata": {"name": "pod"}, "spec": spec, "status": status}) is may
+    assert may_lack_config_map({"metadata": {"name": "pod"}, "spec": spec, "status": status}) is may

@@ -131,20 +131,19 @@ class FakeKubelet:
 
     async def _force_delete(self, pod: JsonObject) -> None:
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
-        try:
-            await self.client.request("DELETE", core_path("pods", self.namespace, pod["metadata"]["name"]), body=body)
-        except ApiError as error:
-            if error.status not in (404, 409):
-                raise
+        await self._try("DELETE", pod, "", body)
 
     async def _bind(self, pod: JsonObject) -> None:
         """Have a node for a pod that lacks its ConfigMap: only on a node can it lack anything."""
-        if "nodeName" in pod["spec"]:
-            return
-        body = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "played"}}
+        if "nodeName" not in pod["spec"]:
+            body = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "played"}}
+            await self._try("POST", pod, "/binding", body)
+
+    async def _try(self, method: str, pod: JsonObject, subresource: str, body: JsonObject) -> None:
+        """Send a request about a pod that may be gone or changed by now."""
+        path = core_path("pods", self.namespace, pod["metadata"]["name"]) + subresource
         try:
-            path = core_path("pods", self.namespace, pod["metadata"]["name"])
-            await self.client.request("POST", f"{path}/binding", body=body)
+            await self.client.request(method, path, body=body)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
