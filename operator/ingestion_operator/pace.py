@@ -189,8 +189,13 @@ class Pace:
         return child.version > known.version and (self.changed is not None or _essence(child) != _essence(known))
 
     @property
+    def outdated(self) -> bool:
+        """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
+        return self.heard != "" and self.heard not in self.versions
+
+    @property
     def _news(self) -> bool:
-        return self.ended or (self.heard != "" and self.heard not in self.versions)
+        return self.ended or self.outdated
 
 
 def rest_for(jobs: int) -> float:

@@ -131,10 +131,10 @@ class Reconciler:
         return True
 
     def up_to_date(self, key: str) -> bool:
-        """Return whether a look at a job would find nothing new: the watch has told of what the last one wrote."""
-        if key in self._suspects or key not in self._paces:
+        """Return whether another look would find nothing new: what was heard is what the last one wrote or left."""
+        if key in self._suspects:
             return False
-        return self._paces[key].idle(self._monotonic()) > 0
+        return key not in self._paces or self._paces[key].idle(self._monotonic()) > 0
 
     def rest(self, key: str) -> float:
         """Return for how many seconds a job need not be looked at for what may have happened."""
@@ -172,15 +172,13 @@ class Reconciler:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
             if error.not_found:
-                self._forget(key)
                 self._suspects.discard(key)
-                return None
+                return self._leave(key)
             raise
         job = self._understand(key, raw)
         suspected = key in self._suspects
         if settled(job) and not suspected:
-            self._forget(key)
-            return None
+            return self._leave(key)
         self._suspects.discard(key)  # before anything is read: what is heard of from now on may not be among it
         try:
             jobs = await self._read_jobs(key, job, everything=suspected)
@@ -205,8 +203,7 @@ class Reconciler:
                 raw, snapshot = await self._apply(action, raw, snapshot)
             await self._tell(raw, decided.events)
             if settled(snapshot.job):
-                self._forget(key)
-                return None
+                return self._leave(key)
             if not written and not _moves_on(decided.actions):
                 return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
@@ -224,6 +221,7 @@ class Reconciler:
             Seconds after which to look again; None when a full look has to be taken.
         """
         pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
+        self._share(key)  # others have come or gone since the last look
         if not suspected and (idle := pace.idle(now)) > 0:
             return idle
         look = pace.look(now)
@@ -250,9 +248,18 @@ class Reconciler:
         now = self._monotonic()
         return self._paces.setdefault(key, Pace(looked=now, diagnosed=now))
 
-    def _forget(self, key: str) -> None:
-        self._paces.pop(key, None)
+    def _leave(self, key: str) -> float | None:
+        """Forget a job that is settled or gone, unless it has changed under the look; return the delay."""
+        if self._pace(key).outdated:
+            return 0.0
+        del self._paces[key]
         self._leave_crowd(key)
+        return None
+
+    def _share(self, key: str) -> None:
+        for crowd in self._crowds.values():
+            if key in crowd:
+                self._pace(key).every = rest_for(len(crowd))
 
     def _leave_crowd(self, key: str) -> None:
         for crowd in self._crowds.values():
@@ -277,9 +284,8 @@ class Reconciler:
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
             return wait  # for its time to live
-        crowd = self._crowds[_point(child)]
-        crowd.add(key)
-        pace.every = rest_for(len(crowd))
+        self._crowds[_point(child)].add(key)
+        self._share(key)
         if wait is None:
             return None
         if child is None:

@@ -395,7 +395,17 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="what happens to a job while it is looked at is dropped",
         file="reconcile.py",
-        changes=(("        return self._paces[key].idle(self._monotonic()) > 0\n", "        return True\n"),),
+        changes=(("key not in self._paces or self._paces[key].idle(self._monotonic()) > 0\n", "True\n"),),
+    ),
+    Mutation(
+        name="a job shares the looks with those alone that were there when it came",
+        file="reconcile.py",
+        changes=(("        self._share(key)  # others have come or gone since the last look\n", ""),),
+    ),
+    Mutation(
+        name="what happens to a job while it is found settled is dropped",
+        file="reconcile.py",
+        changes=(("        if self._pace(key).outdated:\n            return 0.0\n", ""),),
     ),
     Mutation(
         name="keys that are due wait for ever when there were too many",
@@ -407,7 +417,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="pace.py",
         changes=(
             ("        if resource_version in self.versions:\n            return False\n", ""),
-            ('(self.heard != "" and self.heard not in self.versions)', 'self.heard != ""'),
+            ('self.heard != "" and self.heard not in self.versions', 'self.heard != ""'),
         ),
     ),
     Mutation(

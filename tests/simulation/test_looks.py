@@ -17,7 +17,7 @@ from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
-from simulation.controllers import GOOD
+from simulation.controllers import GOOD, Verdict
 from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, note_calls, stalled, start
 
 
@@ -106,7 +106,7 @@ def test_a_job_that_goes_well_is_looked_at_for_what_happens_and_lists_nothing(
     cluster.settle_down()
     looks = [call for call in sent if call.path == PATH and not call.writes]
     lists = [call for call in sent if call.path == job_path(NAMESPACE) and not call.writes]
-    assert len(looks) == 5  # it is there, and each of its three Jobs has ended; the last one is seen to be settled
+    assert len(looks) == 5  # it is there, and each of its three Jobs has ended; the watch shows a last write late
     assert len(lists) == 1
 
 
@@ -124,26 +124,44 @@ def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monk
     assert not [call for call in sent if call.by != "controllers"], sent
 
 
+def tells_the_end(cluster: SimulatedCluster, *, phase: str) -> Call:
+    """Let a job run until it has ended, and an event for people is still to be sent; return that request."""
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+
+    def ends(call: Call) -> bool:
+        return call.tells and live(cluster)["status"]["phase"] == phase
+
+    while not any(map(ends, cluster.calls)):
+        cluster.settle_down(held=ends)
+        cluster.pass_time(0.1)
+    return next(filter(ends, cluster.calls))
+
+
 def test_what_the_jobs_of_a_settled_job_go_through_costs_no_request(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watch shows its last write before it is known to be settled: an event for people is still to be sent."""
+    """The watch shows its last write before it is known to be settled."""
     cluster.start_operator()
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-
-    def tells_the_end(call: Call) -> bool:
-        return call.tells and live(cluster)["status"]["phase"] == "completed"
-
-    while not any(map(tells_the_end, cluster.calls)):
-        cluster.settle_down(held=tells_the_end)
-        cluster.pass_time(0.1)
-    cluster.settle_down()
+    tells_the_end(cluster, phase="completed")
     sent = note_calls(cluster, monkeypatch)
+    cluster.settle_down()
     for job in cluster.api.all("jobs"):
         cluster.api.request("DELETE", job_path(NAMESPACE, job["metadata"]["name"]), body={})
     cluster.settle_down()
     assert not cluster.api.all("jobs")
-    assert not [call for call in sent if call.by != "controllers"], sent
+    assert not [call for call in sent if call.by != "controllers" and not call.tells], sent
+
+
+def test_a_retry_that_is_asked_for_while_the_job_is_found_settled_begins_at_once(cluster: SimulatedCluster) -> None:
+    """Invariant 5: its event comes before the look that completed the job is over."""
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
+    only = cluster.start_operator()
+    told = tells_the_end(cluster, phase="partial_failure")
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    while cluster.undelivered(only, INGESTION_JOBS) is not None:
+        cluster.deliver(only, INGESTION_JOBS)
+    cluster.settle(told)
+    assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=1)
 
 
 def test_a_job_that_ended_while_its_parent_was_seen_open_is_looked_at(cluster: SimulatedCluster) -> None:
@@ -176,6 +194,23 @@ def test_jobs_that_wait_alike_share_the_looks(
     reads = [call.path for call in sent if not call.writes and call.path != ingestion_path()]
     assert 0.8 * count * seconds / every < len(reads) < 3 * count * seconds / every  # alone: every 30 or 60 s
     assert job_path(namespace) not in reads
+
+
+def test_the_first_of_many_is_asked_for_no_sooner_than_the_last(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares with those that came after it: else a storm begins with a question for each of the first."""
+    monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 400.0)
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(image=True)
+    cluster.start_operator()
+    sent = note_calls(cluster, monkeypatch)
+    for number in range(10):
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(name=f"job-{number}"))
+        cluster.settle_down()
+        cluster.pass_time(0.4)
+    cluster.pass_until(lambda: False, seconds=50)
+    assert not [call for call in sent if call.path == core_path("pods", NAMESPACE) and call.method == "GET"]
+    assert cluster.pass_until(lambda: stalled(cluster, "job-0")["reason"] == Reason.IMAGE_UNAVAILABLE, seconds=200)
 
 
 def test_a_completed_job_that_waits_for_its_end_costs_no_request(
