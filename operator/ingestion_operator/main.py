@@ -324,7 +324,9 @@ class Operator:
             wait = self._reconciler.hear_of_change(key, child)
             if wait is not None:
                 self.queue.add_after(key, wait)
-        elif (key in self._open or self._reconciler.follows(key)) and self._reconciler.hear_of_end(key, child.name):
+        elif (key in self._open or self._reconciler.follows(key)) and self._reconciler.hear_of_end(
+            key, child, gone=deleted or child.deleting
+        ):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and
         # will be looked at then.

@@ -49,11 +49,11 @@ class Kept(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What counts, and why pods do not start, may be decided from.
+    """What counts, why pods do not start, and the end of a Job may be decided from.
 
     Args:
         kept: the IngestionJob.
-        child: the Job that runs, if the watch has told of it; else it is to be read.
+        child: the Job that ran, if the watch has told of it; else it is to be read.
     """
 
     kept: Kept
@@ -71,7 +71,7 @@ class Pace:
         heard: the one that the watch has shown since the last look, unless it was one of them then.
         kept: the IngestionJob as it was last read or written, while its Job runs.
         confirmed: when that was.
-        ended: one of its Jobs has ended since the last look, or is gone, or it is gone itself.
+        gone: one of its Jobs is gone since the last look, or it is gone itself.
         seen: the one that runs, as it was at the last look; None during a look.
         changed: that one as the watch has shown it since, or as it was when its counts came too soon to be written.
         every: how long it rests after a look while nothing happens to it; see `rest_for`.
@@ -88,7 +88,7 @@ class Pace:
     heard: str = ""
     kept: Kept | None = None
     confirmed: float = 0.0
-    ended: bool = False
+    gone: bool = False
     seen: ChildJob | None = None
     changed: ChildJob | None = None
     every: float = _LOOK_EVERY_SECONDS
@@ -118,6 +118,13 @@ class Pace:
         self.changed = child
         return self.rest(now)
 
+    def end(self, child: ChildJob | None) -> None:
+        """Take in that one of its Jobs has ended, as the watch shows it; None when one is gone, or it is itself."""
+        if child is None:
+            self.gone = True
+        else:
+            self.changed = child
+
     def keep(self, kept: Kept | None, child: ChildJob | None, *, unwritten: bool) -> None:
         """End a look.
 
@@ -133,7 +140,7 @@ class Pace:
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
-        if self.kept is None or self._news:
+        if self.kept is None or self._news or (self.changed is not None and self.changed.finished):
             return 0.0
         return self._left(self.every if self.changed is not None else self._diagnose_every(moving=False), now)
 
@@ -141,7 +148,7 @@ class Pace:
         """Begin a look; return what a look at counts decides from, None when a full look is due."""
         fresh = not self._news and now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
         look = Look(kept=self.kept, child=self.changed) if fresh and self.kept is not None else None
-        self.looked, self.kept, self.heard, self.ended = now, None, "", False
+        self.looked, self.kept, self.heard, self.gone = now, None, "", False
         self.seen, self.changed = None, None
         return look
 
@@ -195,7 +202,7 @@ class Pace:
 
     @property
     def _news(self) -> bool:
-        return self.ended or self.outdated
+        return self.gone or self.outdated
 
 
 def rest_for(jobs: int) -> float:

@@ -19,7 +19,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
 from ingestion_operator.outcome import Waiting, may_lack_config_map, read_pods, read_waiting
-from ingestion_operator.pace import Kept, Pace, rest_for
+from ingestion_operator.pace import Kept, Look, Pace, rest_for
 from ingestion_operator.plan import (
     Action,
     CreateChildren,
@@ -106,7 +106,7 @@ class Reconciler:
     def hear_of_deletion(self, key: str) -> None:
         """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
         if key in self._paces:
-            self._paces[key].ended = True
+            self._paces[key].end(None)
 
     def follows(self, key: str) -> bool:
         """Return whether anything is remembered of a job."""
@@ -121,13 +121,13 @@ class Reconciler:
         """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
         return key not in self._paces or self._paces[key].hear(resource_version)
 
-    def hear_of_end(self, key: str, job_name: str) -> bool:
+    def hear_of_end(self, key: str, child: ChildJob, *, gone: bool) -> bool:
         """Take in that a Job of a job has ended, or is gone; False when no look waits for it: it was replaced."""
         if key not in self._paces:
             return True
-        if job_name not in self._paces[key].recorded and key not in self._suspects:
+        if child.name not in self._paces[key].recorded and key not in self._suspects:
             return False
-        self._paces[key].ended = True  # the next look is a full one
+        self._paces[key].end(None if gone else child)
         return True
 
     def up_to_date(self, key: str) -> bool:
@@ -158,11 +158,19 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
+        pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
+        self._share(key)  # others have come or gone since the last look
+        if not suspected and (idle := pace.idle(now)) > 0:
+            return idle
+        look = pace.look(now)
         try:
-            wait = await self._count(key)
-            return wait if wait is not None else await self._look(key)
+            if look is None or suspected:
+                return await self._look(key)
+            if look.child is not None and look.child.finished:
+                return await self._end(key, look.kept, look.child)
+            return await self._count(key, look)
         except Exception:
-            self._pace(key).distrust()
+            pace.distrust()
             raise
 
     async def _look(self, key: str) -> float | None:
@@ -189,13 +197,36 @@ class Reconciler:
                 self.suspect(key)
             raise
 
-    async def _act(self, key: str, raw: JsonObject, snapshot: Snapshot) -> float | None:
-        """Plan, write and act until nothing is left to do at once; return the delay."""
+    async def _end(self, key: str, kept: Kept, child: ChildJob) -> float | None:
+        """Take in that the Job of the running stage has ended, as the watch tells, without reading anything again.
+
+        A Job that has ended does not change any more. And the end is recorded before anything is done about it, by a
+        write under the resourceVersion of the IngestionJob as it was last read or written: it proves that nothing
+        else has happened to that, or is refused.
+        """
+        record = current(kept.job)
+        if record is None or record.uid != child.uid:
+            return await self._look(key)
+        snapshot = Snapshot(job=kept.job, config=self._config, jobs=(child,))
+        return await self._act(key, kept.raw, snapshot, proven=False)
+
+    async def _act(self, key: str, raw: JsonObject, snapshot: Snapshot, *, proven: bool = True) -> float | None:
+        """Plan, write and act until nothing is left to do at once; return the delay.
+
+        Args:
+            key: namespace/name.
+            raw: the IngestionJob.
+            snapshot: what exists.
+            proven: it was read live; else the first round must write, or a full look is taken instead.
+        """
         for _ in range(_ROUNDS):
             snapshot = await self._read_pods(key, snapshot)
             decided = plan(snapshot, now=self._now())
             (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
             written = job.metadata.resource_version != snapshot.job.metadata.resource_version
+            proven = proven or written
+            if not proven:
+                return await self._look(key)
             snapshot = replace(snapshot, job=job)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
@@ -210,28 +241,18 @@ class Reconciler:
 
     # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _count(self, key: str) -> float | None:
+    async def _count(self, key: str, look: Look) -> float | None:
         """Write a running Job's counts, from the IngestionJob as it was last read or written, and its Job as last seen.
 
         Counts, and why its pods do not start: nothing else is ever decided from these. The IngestionJob's
         resourceVersion stands in the write, so an outdated one is refused; and anything else that is to be done is
         decided by a full look. A Job that the watch tells nothing of is read: the watch may be what is late.
-
-        Returns:
-            Seconds after which to look again; None when a full look has to be taken.
         """
-        pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
-        self._share(key)  # others have come or gone since the last look
-        if not suspected and (idle := pace.idle(now)) > 0:
-            return idle
-        look = pace.look(now)
-        if look is None or suspected:
-            return None
-        raw, job = look.kept
+        pace, (raw, job) = self._pace(key), look.kept
         jobs = (look.child,) if look.child is not None else await self._read_recorded_jobs(job)
         snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         if _running(snapshot) is None:
-            return None
+            return await self._look(key)
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot)
         decided = plan(snapshot, now=self._now())
@@ -239,7 +260,7 @@ class Reconciler:
         writable = only_observations_changed if pace.changed is None else only_counts_changed
         if decided.actions or decided.events or not writable(job.status, decided.status):
             pace.diagnosed = diagnosed  # it is to be found again
-            return None
+            return await self._look(key)
         (raw, job), wait = await self._write(key, look.kept, decided)
         snapshot = replace(snapshot, job=job)
         return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)

@@ -377,7 +377,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                "if job_name not in self._paces[key].recorded and key not in self._suspects:",
+                "if child.name not in self._paces[key].recorded and key not in self._suspects:",
                 "if False:",
             ),
         ),
@@ -385,12 +385,22 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="after trouble only recorded Jobs are read",
         file="reconcile.py",
-        changes=(("            self._pace(key).distrust()\n", ""),),
+        changes=(("            pace.distrust()\n", ""),),
     ),
     Mutation(
         name="the end of a Job waits for the next look",
         file="reconcile.py",
-        changes=(("        self._paces[key].ended = True  # the next look is a full one\n", ""),),
+        changes=(("        self._paces[key].end(None if gone else child)\n", ""),),
+    ),
+    Mutation(
+        name="an end is believed that nothing has confirmed",
+        file="reconcile.py",
+        changes=(("snapshot, proven=False)", "snapshot, proven=True)"),),
+    ),
+    Mutation(
+        name="the end of another Job of that name is believed",
+        file="reconcile.py",
+        changes=(("        if record is None or record.uid != child.uid:\n", "        if record is None:\n"),),
     ),
     Mutation(
         name="what happens to a job while it is looked at is dropped",

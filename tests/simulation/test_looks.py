@@ -73,6 +73,50 @@ def test_a_cancellation_whose_event_is_lost_is_found_with_the_next_count(cluster
     assert cluster.pass_until(cancelled, seconds=30)
 
 
+def test_an_end_is_not_taken_in_over_a_cancellation_whose_event_is_lost(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 5: an end is decided from the job as it was last read, which the API server must confirm."""
+    only = start(cluster)
+    body = {"spec": {"cancelGeneration": 0}}
+    cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
+    cluster.deliver(only, INGESTION_JOBS, lose=True)
+    sent = note_calls(cluster, monkeypatch)
+    cluster.verdicts.clear()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] in names.TERMINAL_PHASES, seconds=30)
+    assert live(cluster)["status"]["attempts"][0]["reason"] == "Cancelled"
+    assert not [call for call in sent if call.path == job_path(NAMESPACE) and call.method == "POST"]
+
+
+def test_an_end_that_there_is_nothing_to_record_of_is_looked_at_whole(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has confirmed then that what is remembered still holds: here of a job that is being deleted."""
+    start(cluster)
+    cluster.api.request("PATCH", PATH, body={"metadata": {"finalizers": ["a/b"]}}, content_type=MERGE_PATCH)
+    cluster.api.request("DELETE", PATH, body={})
+    cluster.pass_until(lambda: False, seconds=2)
+    (own,) = cluster.api.all("jobs")
+    sent = note_calls(cluster, monkeypatch)
+    cluster.verdicts.clear()
+    cluster.settle_down()  # no time passes
+    reads = [call.path for call in sent if call.by != "controllers"]
+    assert reads == [PATH, job_path(NAMESPACE, own["metadata"]["name"])]
+
+
+def test_the_end_of_another_job_of_that_name_is_not_that_of_ones_own(cluster: SimulatedCluster) -> None:
+    """Somebody's own, which was in the way and was deleted; the watch tells of it late."""
+    only = start(cluster)
+    (own,) = cluster.api.all("jobs")
+    other = {**own, "metadata": {**own["metadata"], "uid": "uid-of-another"}}
+    other["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    only.operator.see_job(other, deleted=False)
+    cluster.pass_time(0.1)
+    cluster.settle_down()
+    assert live(cluster)["status"]["phase"] == "processing"
+    assert "reason" not in live(cluster)["status"]["attempts"][0]
+
+
 def test_a_duplicate_is_removed_while_its_elder_runs(cluster: SimulatedCluster) -> None:
     """Invariant 1: a Job is heard of that nobody recorded."""
     start(cluster)
@@ -104,10 +148,10 @@ def test_a_job_that_goes_well_is_looked_at_for_what_happens_and_lists_nothing(
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
     cluster.settle_down()
-    looks = [call for call in sent if call.path == PATH and not call.writes]
-    lists = [call for call in sent if call.path == job_path(NAMESPACE) and not call.writes]
-    assert len(looks) == 5  # it is there, and each of its three Jobs has ended; the watch shows a last write late
-    assert len(lists) == 1
+    reads = [call.path for call in sent if call.by != "controllers" and not call.writes]
+    assert reads.count(PATH) == 2  # it is there; the watch shows a last write late
+    assert reads.count(job_path(NAMESPACE)) == 1
+    assert not [path for path in reads if path.startswith(f"{job_path(NAMESPACE)}/")]
 
 
 def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +344,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
     for done in (1, 2):
         cluster.verdicts[Stage.SEGMENTS, done] = GOOD
         cluster.settle_down()
-        only.operator._reconciler._paces[KEY].ended = True  # a full look, at once
+        only.operator._reconciler._paces[KEY].gone = True  # a full look, at once
         only.operator.queue.add(KEY)
         cluster.pass_time(0.1)
         cluster.settle_down()
@@ -311,7 +355,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
 def test_what_happens_while_a_job_is_looked_at_is_looked_at_at_once(cluster: SimulatedCluster) -> None:
     """Invariant 5: the look under way has read the job as it was before."""
     only = start(cluster)
-    only.operator._reconciler._paces[KEY].ended = True  # a full look
+    only.operator._reconciler._paces[KEY].gone = True  # a full look
     only.operator.queue.add(KEY)
     cluster.pass_time(0.1)
     (read,) = cluster.calls
