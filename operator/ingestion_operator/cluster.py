@@ -19,6 +19,8 @@ from ingestion_crds.kube import (
 )
 
 _PAGES: Final = 4
+# Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
+_SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
 _INDEX_LABEL: Final = "batch.kubernetes.io/job-completion-index"
 
@@ -134,7 +136,7 @@ class KubeCluster:
         return await self._some_pods(namespace, job_uid, "status.phase!=Succeeded,status.phase!=Failed")
 
     async def _some_pods(self, namespace: str, job_uid: str, fields: str) -> list[JsonObject]:
-        query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": 20}
+        query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": _SOME_PODS}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
     async def list_creation_failures(self, *, namespace: str) -> dict[str, str]:

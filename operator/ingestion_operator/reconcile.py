@@ -374,7 +374,7 @@ class Reconciler:
             return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
         pace = self._pace(key)
         if pace.diagnosis_due(child, self._monotonic()):
-            pace.diagnosed = self._monotonic()
+            moved_on, pace.diagnosed = pace.moved_on, self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
                 refused = None
@@ -384,7 +384,9 @@ class Reconciler:
             return replace(
                 snapshot,
                 waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
-                config_map_gone=any(map(may_lack_config_map, pods))
+                # Those that have ended found it; if it is gone since, none does before the next time.
+                config_map_gone=not moved_on
+                and any(map(may_lack_config_map, pods))
                 and await self._config_map_gone(namespace, child.name),
             )
         if wants_diagnosis(child) and snapshot.waiting is None:

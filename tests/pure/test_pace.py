@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
@@ -79,6 +81,27 @@ def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_as
     pace.look(changed)
     pace.keep(KEPT, child(version=11, done=1), unwritten=False)
     assert pace.idle(changed) == unchanged
+
+
+@pytest.mark.parametrize(
+    ("every", "moving", "still"), [(1.2, 30, 5), (10, 100, 30), (100, 1_000, 300), (200, 2_000, 300)]
+)
+def test_pods_are_asked_why_they_do_not_start_when_others_end_and_when_none_does(
+    every: float, moving: float, still: float
+) -> None:
+    """With a thousand jobs, each asks only when nothing has happened to it for a while: to list pods is what costs."""
+    for ends, after in ((True, moving), (False, still)):
+        pace = kept(every=every)
+        asked = [second for second in range(3_000) if asks(pace, second, done=second if ends else 0)]
+        assert asked == [after * number for number in range(1, len(asked) + 1)]
+
+
+def asks(pace: Pace, second: int, *, done: int) -> bool:
+    """Return whether a look asks the pods of a Job that has none ready."""
+    due = pace.diagnosis_due(replace(child(version=10, done=done), ready=0), second)
+    if due:
+        pace.diagnosed = second
+    return due
 
 
 def told(pace: Pace) -> ChildJob | None:

@@ -554,11 +554,13 @@ class Verdict:
         code: an error code of the table; empty for success.
         hangs: it never ends by itself.
         image: its image is not to be had, so that it never starts.
+        slow: its node never gets as far as to make its container.
     """
 
     code: str = ""
     hangs: bool = False
     image: bool = False
+    slow: bool = False
 
 
 GOOD: Final = Verdict()
@@ -617,9 +619,10 @@ class Kubelet:
 
     def _can_start(self, pod: JsonObject) -> bool:
         state = pod["status"].get("containerStatuses", [{}])[0].get("state", {})
-        if self._verdict_of(pod).image:
+        verdict = self._verdict_of(pod)
+        if verdict.image:
             return bool(state.get("waiting", {}).get("reason") != "ErrImagePull")
-        return self._file(pod) is not None
+        return self._file(pod) is not None and not verdict.slow
 
     def _file(self, pod: JsonObject) -> JsonObject | None:
         """Return the ConfigMap's data; an immutable one that was read before is not read again."""

@@ -305,6 +305,26 @@ def test_thousands_of_jobs_are_listed_more_rarely(
     assert len(lists) > 3
 
 
+def test_a_config_map_is_looked_for_when_no_pod_ends(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While some end, that others wait for their nodes is ordinary; if it is gone, the next question finds that."""
+    start(cluster)
+    cluster.verdicts[Stage.SEGMENTS, SEGMENTS - 1] = Verdict(slow=True)
+    (own,) = (job["metadata"]["name"] for job in cluster.api.all("jobs"))
+    path, pods = core_path("configmaps", NAMESPACE, own), core_path("pods", NAMESPACE)
+    last = next(pod for pod in cluster.api.all("pods") if pod["metadata"]["name"].startswith(f"{own}-{SEGMENTS - 1}-"))
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    cluster.api.request("DELETE", f"{pods}/{last['metadata']['name']}", body={})
+    sent = note_calls(cluster, monkeypatch)
+    for segment in range(1, SEGMENTS - 10):
+        cluster.pass_until(lambda: False, seconds=3)
+        cluster.verdicts[Stage.SEGMENTS, segment] = GOOD
+    assert {call.path for call in sent if call.path in (path, pods) and not call.writes} == {pods}
+    cluster.pass_until(lambda: False, seconds=15)
+    assert path in [call.path for call in sent]
+
+
 def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
