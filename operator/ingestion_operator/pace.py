@@ -30,11 +30,11 @@ _SOON_SECONDS: Final = 0.01
 _COUNTS_EVERY_SECONDS: Final = 1.0
 # While none of its pods ends; while some do, others that start are ordinary.
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
-_DIAGNOSE_AT_LEAST_EVERY_SECONDS: Final = 300.0
+_DIAGNOSE_AT_LEAST_EVERY_SECONDS: Final = 600.0
 _DIAGNOSE_MOVING_SECONDS: Final = 30.0
 _CONFIRM_EVERY_SECONDS: Final = 30.0
 # Where many jobs share the looks: for so many rests nothing of this is done twice, as it costs more than to count.
-_DIAGNOSE_RESTS: Final = 3
+_DIAGNOSE_RESTS: Final = 4
 _DIAGNOSE_MOVING_RESTS: Final = 10
 _CONFIRM_RESTS: Final = 5
 _LIST_RESTS: Final = 10
@@ -169,11 +169,6 @@ class Pace:
             self.done, self.moved = done, now
         moving = now - self.moved < _DIAGNOSE_EVERY_SECONDS
         return wants_diagnosis(child) and now - self.diagnosed >= self._diagnose_every(moving=moving)
-
-    @property
-    def moved_on(self) -> bool:
-        """True when pods have ended since they were last asked why they do not start."""
-        return self.moved > self.diagnosed
 
     def listing_due(self, now: float) -> bool:
         """True when it is time to see whether it has Jobs that nobody recorded, and nobody heard of."""

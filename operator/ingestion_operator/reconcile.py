@@ -254,7 +254,7 @@ class Reconciler:
         if _running(snapshot) is None:
             return await self._look(key)
         diagnosed = pace.diagnosed
-        snapshot = await self._read_pods(key, snapshot)
+        snapshot = await self._read_pods(key, snapshot, thorough=False)
         decided = plan(snapshot, now=self._now())
         # A reason that was found while the Job changed may be over.
         writable = only_observations_changed if pace.changed is None else only_counts_changed
@@ -357,8 +357,14 @@ class Reconciler:
                 return None
             raise
 
-    async def _read_pods(self, key: str, snapshot: Snapshot) -> Snapshot:
-        """Add what the pods of the running stage say, where the plan needs it."""
+    async def _read_pods(self, key: str, snapshot: Snapshot, *, thorough: bool = True) -> Snapshot:
+        """Add what the pods of the running stage say, where the plan needs it.
+
+        Args:
+            key: namespace/name.
+            snapshot: what exists.
+            thorough: see too whether pods wait for a ConfigMap that somebody deleted, which hardly ever happens.
+        """
         record = current(snapshot.job)
         if record is None:
             return replace(snapshot, harvest=None, harvest_truncated=False, waiting=None)
@@ -374,7 +380,7 @@ class Reconciler:
             return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
         pace = self._pace(key)
         if pace.diagnosis_due(child, self._monotonic()):
-            moved_on, pace.diagnosed = pace.moved_on, self._monotonic()
+            pace.diagnosed = self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
                 refused = None
@@ -384,8 +390,7 @@ class Reconciler:
             return replace(
                 snapshot,
                 waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
-                # Those that have ended found it; if it is gone since, none does before the next time.
-                config_map_gone=not moved_on
+                config_map_gone=thorough
                 and any(map(may_lack_config_map, pods))
                 and await self._config_map_gone(namespace, child.name),
             )

@@ -69,7 +69,7 @@ def test_all_jobs_are_listed_again_after_trouble() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "changed", "unchanged"), [(1.2, 1.2, 5), (10, 10, 30), (100, 100, 300), (200, 200, 300)]
+    ("every", "changed", "unchanged"), [(1.2, 1.2, 5), (10, 10, 40), (100, 100, 400), (200, 200, 600)]
 )
 def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_asked(
     every: float, changed: float, unchanged: float
@@ -84,7 +84,7 @@ def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_as
 
 
 @pytest.mark.parametrize(
-    ("every", "moving", "still"), [(1.2, 30, 5), (10, 100, 30), (100, 1_000, 300), (200, 2_000, 300)]
+    ("every", "moving", "still"), [(1.2, 30, 5), (10, 100, 40), (100, 1_000, 400), (200, 2_000, 600)]
 )
 def test_pods_are_asked_why_they_do_not_start_when_others_end_and_when_none_does(
     every: float, moving: float, still: float

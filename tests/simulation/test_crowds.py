@@ -94,7 +94,7 @@ def test_a_reason_costs_two_reads_and_a_write(
     start(cluster, seconds=200)
     replace_by_one_that_cannot_start(cluster)
     sent = note_calls(cluster, monkeypatch)
-    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=400)
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=500)
     (own,) = (job["metadata"]["name"] for job in cluster.api.all("jobs"))
     asked = [job_path(NAMESPACE, own), core_path("pods", NAMESPACE)]  # a pod that pulls its image has its ConfigMap
     paths = [call.path for call in sent if call.by != "controllers" and call.path != ingestion_path()]  # but the resync

@@ -218,7 +218,7 @@ def test_a_job_that_ended_while_its_parent_was_seen_open_is_looked_at(cluster: S
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
 
 
-@pytest.mark.parametrize(("waits_for", "every"), [("a tenant", 100), ("its queue", 300)])
+@pytest.mark.parametrize(("waits_for", "every"), [("a tenant", 100), ("its queue", 400)])
 def test_jobs_that_wait_alike_share_the_looks(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, waits_for: str, every: float
 ) -> None:
@@ -236,7 +236,7 @@ def test_jobs_that_wait_alike_share_the_looks(
     sent = note_calls(cluster, monkeypatch)
     cluster.pass_until(lambda: False, seconds=seconds)
     reads = [call.path for call in sent if not call.writes and call.path != ingestion_path()]
-    assert 0.8 * count * seconds / every < len(reads) < 3 * count * seconds / every  # alone: every 30 or 60 s
+    assert 0.6 * count * seconds / every < len(reads) < 3 * count * seconds / every  # alone: every 30 or 60 s
     assert job_path(namespace) not in reads
 
 
@@ -305,24 +305,19 @@ def test_thousands_of_jobs_are_listed_more_rarely(
     assert len(lists) > 3
 
 
-def test_a_config_map_is_looked_for_when_no_pod_ends(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While some end, that others wait for their nodes is ordinary; if it is gone, the next question finds that."""
+def test_a_config_map_is_looked_for_now_and_then(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a pod waits for its node is ordinary, and that its ConfigMap was deleted is not: full looks see to it."""
     start(cluster)
     cluster.verdicts[Stage.SEGMENTS, SEGMENTS - 1] = Verdict(slow=True)
     (own,) = (job["metadata"]["name"] for job in cluster.api.all("jobs"))
     path, pods = core_path("configmaps", NAMESPACE, own), core_path("pods", NAMESPACE)
     last = next(pod for pod in cluster.api.all("pods") if pod["metadata"]["name"].startswith(f"{own}-{SEGMENTS - 1}-"))
-    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
     cluster.api.request("DELETE", f"{pods}/{last['metadata']['name']}", body={})
     sent = note_calls(cluster, monkeypatch)
-    for segment in range(1, SEGMENTS - 10):
-        cluster.pass_until(lambda: False, seconds=3)
-        cluster.verdicts[Stage.SEGMENTS, segment] = GOOD
-    assert {call.path for call in sent if call.path in (path, pods) and not call.writes} == {pods}
-    cluster.pass_until(lambda: False, seconds=15)
-    assert path in [call.path for call in sent]
+    cluster.pass_until(lambda: False, seconds=120)
+    reads = [call.path for call in sent if not call.writes]
+    assert 20 <= reads.count(pods) <= 26
+    assert 0 < reads.count(path) <= reads.count(PATH) <= 4
 
 
 def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
