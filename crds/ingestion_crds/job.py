@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import NAMESPACE_OID, uuid5
 
@@ -47,6 +48,7 @@ CODE_LENGTH: Final = 32
 MAX_CODES: Final = 48
 
 
+@lru_cache(maxsize=4096)  # a status holds many times, most of which it held when it was last written
 def format_time(moment: datetime) -> str:
     """Return a time as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

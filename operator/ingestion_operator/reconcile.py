@@ -412,6 +412,8 @@ class Reconciler:
     async def _write(self, key: str, kept: Kept, decided: Plan) -> tuple[Kept, float | None]:
         """Write the status if it differs; return the object as it is now, and a delay if the write waits."""
         raw, job = kept
+        if decided.status == job.status:
+            return kept, None
         wanted = dump_status(decided.status)
         patch = merge_diff(raw.get("status", {}), wanted)
         if not patch:

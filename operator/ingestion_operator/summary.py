@@ -146,12 +146,18 @@ def _condition(
     now: datetime,
 ) -> Condition:
     status: Literal["True", "False", "Unknown"] = "Unknown" if value is None else "True" if value else "False"
-    unchanged = before is not None and before.status == status and before.last_transition_time is not None
+    message = message.encode()[:1000].decode(errors="ignore")
+    generation = job.metadata.generation
+    since = now
+    if before is not None and before.status == status and before.last_transition_time is not None:
+        if (before.reason, before.message, before.observed_generation) == (reason, message, generation):
+            return before
+        since = before.last_transition_time
     return Condition(
         type=kind,
         status=status,
         reason=reason,
-        message=message.encode()[:1000].decode(errors="ignore"),
-        last_transition_time=before.last_transition_time if before is not None and unchanged else now,
-        observed_generation=job.metadata.generation,
+        message=message,
+        last_transition_time=since,
+        observed_generation=generation,
     )
