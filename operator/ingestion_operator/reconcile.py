@@ -278,9 +278,11 @@ class Reconciler:
         return None
 
     def _share(self, key: str) -> None:
+        pace = self._pace(key)
+        pace.among_all = rest_for(sum(map(len, self._crowds.values())))
         for crowd in self._crowds.values():
             if key in crowd:
-                self._pace(key).every = rest_for(len(crowd))
+                pace.every = rest_for(len(crowd))
 
     def _leave_crowd(self, key: str) -> None:
         for crowd in self._crowds.values():

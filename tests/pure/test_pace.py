@@ -40,7 +40,7 @@ def child(*, version: int, done: int = 0, active: int = 5, uid: str = "uid-of-th
 
 def kept(*, every: float) -> Pace:
     """Return what is remembered of a job that runs, and was read whole at 0."""
-    pace = Pace(looked=0.0, diagnosed=0.0, every=every, listed=0.0)
+    pace = Pace(looked=0.0, diagnosed=0.0, every=every, among_all=every, listed=0.0)
     pace.remember(RAW, now=0.0)
     pace.keep(KEPT, child(version=10), unwritten=False)
     return pace

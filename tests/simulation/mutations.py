@@ -423,6 +423,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("self._working.pop(key) and self._due:", "self._working.pop(key) and False:"),),
     ),
     Mutation(
+        name="the few are listed as often as they are looked at",
+        file="pace.py",
+        changes=(("_LIST_RESTS * self.among_all", "_LIST_RESTS * self.every"),),
+    ),
+    Mutation(
         name="the operator's own writes wake it",
         file="pace.py",
         changes=(

@@ -240,6 +240,25 @@ def test_jobs_that_wait_alike_share_the_looks(
     assert job_path(namespace) not in reads
 
 
+def test_one_that_waits_alone_while_many_run_is_listed_as_rarely_as_they_are(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not share their looks. But lists are for what was lost on the way, which befalls all alike."""
+    monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 200.0)
+    for number in range(100):
+        body = ingestion_job(name=f"job-{number}")
+        body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "documents"}
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.api.request("POST", ingestion_path("nobody"), body=ingestion_job(name="job", namespace="nobody"))
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=200)
+    sent = note_calls(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=700)
+    reads = [call.path for call in sent if not call.writes]
+    assert ingestion_path("nobody", "job") in reads
+    assert job_path("nobody") not in reads
+
+
 def test_the_first_of_many_is_asked_for_no_sooner_than_the_last(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
