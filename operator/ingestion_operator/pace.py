@@ -143,14 +143,15 @@ class Pace:
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
-        if self.kept is None or self._news or (self.changed is not None and self.changed.finished):
+        if self.kept is None or self._news or self._ended:
             return 0.0
         return self._left(self.every if self.changed is not None else self._diagnose_every(moving=False), now)
 
     def look(self, now: float) -> Look | None:
-        """Begin a look; return what a look at counts decides from, None when a full look is due."""
-        fresh = not self._news and now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
-        look = Look(kept=self.kept, child=self.changed) if fresh and self.kept is not None else None
+        """Begin a look; return what a look at counts, or at an end, decides from, None when a full look is due."""
+        fresh = now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
+        enough = fresh or self._ended  # the write that records an end confirms it
+        look = Look(kept=self.kept, child=self.changed) if enough and self.kept is not None and not self._news else None
         self.looked, self.kept, self.heard, self.gone = now, None, "", False
         self.seen, self.changed = None, None
         return look
@@ -204,6 +205,10 @@ class Pace:
     def outdated(self) -> bool:
         """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
         return self.heard != "" and self.heard not in self.versions
+
+    @property
+    def _ended(self) -> bool:
+        return self.changed is not None and self.changed.finished
 
     @property
     def _news(self) -> bool:

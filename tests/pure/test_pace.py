@@ -55,6 +55,16 @@ def test_a_full_look_is_taken_every_30_seconds_or_instead_of_each_fifth_where_ma
     assert (kept(every=every).look(at) is not None) is counts_alone
 
 
+def test_an_end_is_taken_from_the_watch_however_long_ago_the_job_was_read() -> None:
+    """The write that records it confirms what is remembered: another read would tell nothing more."""
+    pace = kept(every=1.2)
+    ended = replace(child(version=11, done=5, active=0), complete=True)
+    pace.end(ended)
+    look = pace.look(1_000)
+    assert look is not None
+    assert look.child == ended
+
+
 @pytest.mark.parametrize(
     ("every", "at", "due"), [(1.2, 119, True), (12, 119, False), (12, 121, True), (100, 990, False)]
 )
