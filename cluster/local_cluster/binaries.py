@@ -96,13 +96,16 @@ def ensure(*, names: Iterable[str]) -> Path:
     missing = [name for name in wanted if not (folder / name).exists()]
     if missing:
         go()  # before two ask for it
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    beside = ThreadPoolExecutor(max_workers=1)
+    try:
         for module in dict.fromkeys(BINARIES[name].module for name in missing):
             beside.submit(_download, module=module)
         for name in missing:
             with locked(folder / f".{name}.lock"):
                 if not (folder / name).exists():
                     _build(name=name, folder=folder)
+    finally:
+        beside.shutdown(cancel_futures=True)
     return folder
 
 
