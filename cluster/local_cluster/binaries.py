@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import paths, versions
-from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from local_cluster.go import go
+from local_cluster.go import go, run_go
 from local_cluster.progress import locked, timed
 
 
@@ -94,11 +93,12 @@ def ensure(*, names: Iterable[str]) -> Path:
         raise LocalClusterError(f"unknown: {', '.join(unknown)}; there are: {', '.join(sorted(BINARIES))}")
     folder = paths.cache() / "bin" / versions_key()
     missing = [name for name in wanted if not (folder / name).exists()]
-    if missing:
-        go()  # before two ask for it
+    if not missing:
+        return folder
+    go()  # before two ask for it
     beside = ThreadPoolExecutor(max_workers=1)
     try:
-        for module in dict.fromkeys(BINARIES[name].module for name in missing):
+        for module in list(dict.fromkeys(BINARIES[name].module for name in missing))[1:]:
             beside.submit(_download, module=module)
         for name in missing:
             with locked(folder / f".{name}.lock"):
@@ -129,19 +129,11 @@ def _build(*, name: str, folder: Path) -> None:
         # What the linker would leave out is not made in the first place, for an eighth of the time.
         flags = ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags=-s -w {binary.linker}".rstrip()]
         with timed(f"building {name}"):
-            _go("build", *flags, "-o", str(built), binary.package, module=binary.module)
+            run_go("build", *flags, "-o", str(built), binary.package, module=binary.module)
         built.replace(folder / name)
 
 
 def _download(*, module: str) -> None:
     """Fetch what a module is made from while another one is being built; what fails here fails there, and is told."""
     with suppress(LocalClusterError):
-        _go("mod", "download", module=module)
-
-
-def _go(*arguments: str, module: str) -> None:
-    run(
-        [go(), *arguments],
-        cwd=paths.GO_MODULES / module,
-        env={"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"},
-    )
+        run_go("mod", "download", module=module)

@@ -35,6 +35,15 @@ def go() -> Path:
     return installed
 
 
+def run_go(*arguments: str, module: str) -> str:
+    """Call `go` in a folder of cluster/go, by what its go.mod and go.sum pin, and return its output.
+
+    Raises LocalClusterError as `go` and `commands.run` do.
+    """
+    env = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    return run([go(), *arguments], cwd=paths.GO_MODULES / module, env=env)
+
+
 def _new_enough(command: str) -> bool:
     answer = subprocess.run([command, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
     found = re.match(r"go(\d+)\.(\d+)", answer)

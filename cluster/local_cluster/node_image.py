@@ -19,7 +19,7 @@ from pathlib import Path
 from local_cluster import archive, binaries, debian, host, paths, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from local_cluster.go import go
+from local_cluster.go import run_go
 from local_cluster.progress import locked, timed
 
 PACKAGES = (
@@ -100,10 +100,8 @@ def _build(*, file: Path) -> None:
 
 
 def _kind_base_files() -> Path:
-    module = paths.GO_MODULES / "kind"
-    env = {"GOFLAGS": "-mod=readonly"}
-    run([go(), "mod", "download", "sigs.k8s.io/kind"], cwd=module, env=env)
-    folder = run([go(), "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kind"], cwd=module, env=env).strip()
+    run_go("mod", "download", "sigs.k8s.io/kind", module="kind")
+    folder = run_go("list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kind", module="kind").strip()
     return Path(folder) / "images" / "base" / "files"
 
 

@@ -75,8 +75,7 @@ class Pace:
         gone: one of its Jobs is gone since the last look, or it is gone itself.
         seen: the one that runs, as it was at the last look; None during a look.
         changed: that one as the watch has shown it since, or as it was when its counts came too soon to be written.
-        every: how long it rests after a look while nothing happens to it: `rest_for` those at the same point.
-        among_all: `rest_for` all that are not at rest.
+        every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
         listed: there are no others, as far as is known; since when.
     """
@@ -94,7 +93,6 @@ class Pace:
     seen: ChildJob | None = None
     changed: ChildJob | None = None
     every: float = _LOOK_EVERY_SECONDS
-    among_all: float = _LOOK_EVERY_SECONDS
     uid: str = ""
     recorded: tuple[str, ...] = ()
     listed: float | None = None
@@ -173,9 +171,14 @@ class Pace:
         moving = now - self.moved < _DIAGNOSE_EVERY_SECONDS
         return wants_diagnosis(child) and now - self.diagnosed >= self._diagnose_every(moving=moving)
 
-    def listing_due(self, now: float) -> bool:
-        """True when it is time to see whether it has Jobs that nobody recorded, and nobody heard of."""
-        return self.listed is None or now - self.listed >= _LIST_RESTS * self.among_all
+    def listing_due(self, now: float, *, rest: float) -> bool:
+        """True when it is time to see whether it has Jobs that nobody recorded, and nobody heard of.
+
+        Args:
+            now: seconds.
+            rest: how long a job would rest if all that are not at rest were at the same point.
+        """
+        return self.listed is None or now - self.listed >= _LIST_RESTS * rest
 
     def counts_wait(self, now: float) -> float:
         """Return for how many seconds running counts are not to be written again; 0 when they are, as of now."""

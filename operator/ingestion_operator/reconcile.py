@@ -101,7 +101,10 @@ class Reconciler:
 
     def listing_due(self, key: str) -> bool:
         """Return whether it is time to suspect a job that is not at rest although nothing was heard."""
-        return key not in self._paces or self._paces[key].listing_due(self._monotonic())
+        if key not in self._paces:
+            return True
+        rest = rest_for(sum(map(len, self._crowds.values())))
+        return self._paces[key].listing_due(self._monotonic(), rest=rest)
 
     def hear_of_deletion(self, key: str) -> None:
         """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
@@ -278,11 +281,9 @@ class Reconciler:
         return None
 
     def _share(self, key: str) -> None:
-        pace = self._pace(key)
-        pace.among_all = rest_for(sum(map(len, self._crowds.values())))
         for crowd in self._crowds.values():
             if key in crowd:
-                pace.every = rest_for(len(crowd))
+                self._pace(key).every = rest_for(len(crowd))
 
     def _leave_crowd(self, key: str) -> None:
         for crowd in self._crowds.values():

@@ -40,7 +40,7 @@ def child(*, version: int, done: int = 0, active: int = 5, uid: str = "uid-of-th
 
 def kept(*, every: float) -> Pace:
     """Return what is remembered of a job that runs, and was read whole at 0."""
-    pace = Pace(looked=0.0, diagnosed=0.0, every=every, among_all=every, listed=0.0)
+    pace = Pace(looked=0.0, diagnosed=0.0, every=every, listed=0.0)
     pace.remember(RAW, now=0.0)
     pace.keep(KEPT, child(version=10), unwritten=False)
     return pace
@@ -69,13 +69,13 @@ def test_an_end_is_taken_from_the_watch_however_long_ago_the_job_was_read() -> N
     ("every", "at", "due"), [(1.2, 119, True), (12, 119, False), (12, 121, True), (100, 990, False)]
 )
 def test_a_resync_has_all_jobs_listed_again_after_ten_looks(every: float, at: float, due: bool) -> None:
-    assert kept(every=every).listing_due(at) is due
+    assert kept(every=every).listing_due(at, rest=every) is due
 
 
 def test_all_jobs_are_listed_again_after_trouble() -> None:
     pace = kept(every=100)
     pace.distrust()
-    assert pace.listing_due(1)
+    assert pace.listing_due(1, rest=100)
 
 
 @pytest.mark.parametrize(

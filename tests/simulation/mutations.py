@@ -424,8 +424,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="the few are listed as often as they are looked at",
-        file="pace.py",
-        changes=(("_LIST_RESTS * self.among_all", "_LIST_RESTS * self.every"),),
+        file="reconcile.py",
+        changes=(("rest = rest_for(sum(map(len, self._crowds.values())))", "rest = self._paces[key].every"),),
     ),
     Mutation(
         name="the operator's own writes wake it",
