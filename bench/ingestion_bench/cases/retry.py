@@ -21,9 +21,17 @@ from ingestion_bench.feed import Feed, Wish, counted
 from ingestion_bench.past import Past
 from ingestion_bench.stand import Plane, Stand
 
-PODS: Final = "retry: POST → all pods created"
-DONE: Final = "retry: POST → segments finished, seen in status"
 _BUDGET: Final = Budget(at_most=1.5, plus=0.080)
+
+
+def measured(past: Past) -> tuple[str, str]:
+    """Return what is measured: until all pods are created, and until their end is seen in status.
+
+    Retries of all segments are a series of their own: when their last pods start, all others have ended and are still
+    there.
+    """
+    retry = "retry of all" if len(past.failed) == past.segments else "retry"
+    return f"{retry}: POST → all pods created", f"{retry}: POST → segments finished, seen in status"
 
 
 def parallelism(past: Past) -> int:
@@ -46,6 +54,7 @@ class Retry:
         self._past = past
         self._k = len(past.failed)
         self._parallelism = parallelism(past)
+        self._measured = measured(past)
 
     async def ours(self) -> Sample:
         """POST a retry of a failed job and see it through."""
@@ -61,7 +70,7 @@ class Retry:
             begun = time.perf_counter()
             answer = await self._api.post(f"/ingestion-jobs/{job.job_id}/retry")
             assert answer.status_code == 202, answer.text
-            sample = {PODS: await created - begun, DONE: await done - begun}
+            sample = dict(zip(self._measured, (await created - begun, await done - begun), strict=True))
             await completed
         await stand.kube.request("DELETE", ingestion_path(stand.namespace, job.metadata.name))
         await stand.quiet()
@@ -81,7 +90,7 @@ class Retry:
             created, done = pods.expect(counted(self._k)), jobs.expect(lambda event: _complete(event["object"]))
             begun = time.perf_counter()
             await stand.kube.request("POST", jobs_path, body=children.job)
-            sample = {PODS: await created - begun, DONE: await done - begun}
+            sample = dict(zip(self._measured, (await created - begun, await done - begun), strict=True))
         gone = {"propagationPolicy": "Background"}
         await stand.kube.request("DELETE", f"{jobs_path}/{name}", body=gone)
         await stand.kube.request("DELETE", f"{config_maps}/{name}")
@@ -122,15 +131,20 @@ for _k, _n, _pairs in (
     (250, 5_000, PAIRS),
     (500, 10_000, PAIRS),
     (5_000, 100_000, 1),
-    (100_000, 100_000, 1),  # all of a large job
+    (5_000, 5_000, 1),
+    (10_000, 10_000, 1),
+    (20_000, 20_000, 1),
+    (100_000, 100_000, 1),
 ):
+    _past = Past(segments=_n, failed=scattered(count=_k, of=_n))
+    _growth = {"N": _n} if _k == _n else {"k": _k, "N": _n}
     register(
         name=f"retry-{_k}-of-{_n}",
         about=f"a retry of {_k:,} failed segments of {_n:,}, from the REST POST on",
         baseline="the bare Indexed Job",
-        measures=[Measure(what=what, unit="s", budget=_BUDGET, growth={"k": _k, "N": _n}) for what in (PODS, DONE)],
-        run=_run(Past(segments=_n, failed=scattered(count=_k, of=_n))),
+        measures=[Measure(what=what, unit="s", budget=_BUDGET, growth=_growth) for what in measured(_past)],
+        run=_run(_past),
         pairs=_pairs,
-        on_request=_n > 10_000,
+        on_request=_k >= 5_000,
         plane=Plane(nodes=10, pod_gc_threshold=200_000),
     )
