@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ingestion_crds.job import IngestionJob
 
 from ingestion_operator.children import ChildJob
-from ingestion_operator.plan import wants_diagnosis
+from ingestion_operator.plan import is_news, wants_diagnosis
 
 JsonObject = dict[str, Any]
 
@@ -74,7 +74,8 @@ class Pace:
         confirmed: when that was.
         gone: one of its Jobs is gone since the last look, or it is gone itself.
         seen: the one that runs, as it was at the last look; None during a look.
-        changed: that one as the watch has shown it since, or as it was when its counts came too soon to be written.
+        changed: that one as the watch has shown it since, if it has.
+        unwritten: its counts came too soon to be written.
         every: how long it rests after a look while nothing happens to it; see `rest_for`.
         uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
         listed: there are no others, as far as is known; since when.
@@ -92,6 +93,7 @@ class Pace:
     gone: bool = False
     seen: ChildJob | None = None
     changed: ChildJob | None = None
+    unwritten: bool = False
     every: float = _LOOK_EVERY_SECONDS
     uid: str = ""
     recorded: tuple[str, ...] = ()
@@ -114,10 +116,11 @@ class Pace:
         Returns:
             For how many seconds that need not be looked at; None when the status says nothing of what is new.
         """
-        if not self._is_change(child):
+        known = self.changed or self.seen
+        if known is not None and not _is_later(child, known):
             return None
         self.changed = child
-        return self.rest(now)
+        return self.rest(now) if self.stirred else None
 
     def end(self, child: ChildJob | None) -> None:
         """Take in that one of its Jobs has ended, as the watch shows it; None when one is gone, or it is itself."""
@@ -134,16 +137,15 @@ class Pace:
             child: the Job that runs.
             unwritten: its counts came too soon after the last ones.
         """
-        heard, self.changed = self.changed, child if unwritten else None
-        self.kept, self.seen = kept, child
-        if heard is not None and child is not None and self._is_change(heard):
-            self.changed = heard
+        self.kept, self.seen, self.unwritten = kept, child, unwritten
+        if self.changed is None or child is None or not _is_later(self.changed, child):
+            self.changed = child if unwritten else None
 
     def idle(self, now: float) -> float:
         """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
         if self.kept is None or self._news or self._ended:
             return 0.0
-        return self._left(self.every if self.changed is not None else self._diagnose_every(moving=False), now)
+        return self._left(self.every if self.stirred else self._diagnose_every(moving=False), now)
 
     def look(self, now: float) -> Look | None:
         """Begin a look; return what a look at counts, or at an end, decides from, None when a full look is due."""
@@ -151,7 +153,7 @@ class Pace:
         enough = fresh or self._ended  # the write that records an end confirms it
         look = Look(kept=self.kept, child=self.changed) if enough and self.kept is not None and not self._news else None
         self.looked, self.kept, self.heard, self.gone = now, None, "", False
-        self.seen, self.changed = None, None
+        self.seen, self.changed, self.unwritten = None, None, False
         return look
 
     def remember(self, raw: JsonObject, now: float) -> None:
@@ -198,16 +200,17 @@ class Pace:
         rests = min(_DIAGNOSE_AT_LEAST_EVERY_SECONDS, _DIAGNOSE_RESTS * self.every)
         return max(_DIAGNOSE_EVERY_SECONDS, rests)
 
-    def _is_change(self, child: ChildJob) -> bool:
-        known = self.changed or self.seen
-        if known is None or child.uid != known.uid:
-            return True
-        return child.version > known.version and (self.changed is not None or _essence(child) != _essence(known))
-
     @property
     def outdated(self) -> bool:
         """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
         return self.heard != "" and self.heard not in self.versions
+
+    @property
+    def stirred(self) -> bool:
+        """True when the Job that runs has something that its parent's status does not say yet."""
+        if self.changed is None or self.kept is None or self.seen is None or self.changed.uid != self.seen.uid:
+            return self.changed is not None
+        return self.unwritten or is_news(self.kept.job.status, before=self.seen, after=self.changed)
 
     @property
     def _ended(self) -> bool:
@@ -224,6 +227,6 @@ def rest_for(jobs: int) -> float:
     return min(_LOOK_AT_LEAST_EVERY_SECONDS, max(_LOOK_EVERY_SECONDS, rest))
 
 
-def _essence(child: ChildJob) -> ChildJob:
-    """Return a running Job without what its parent's status says nothing of: how many pods it has, and wait."""
-    return replace(child, version=0, active=min(child.active, 1), ready=int(child.ready >= child.active))
+def _is_later(child: ChildJob, known: ChildJob) -> bool:
+    """True for a later state of the same Job, or another one."""
+    return child.uid != known.uid or child.version > known.version

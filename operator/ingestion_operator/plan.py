@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -246,6 +246,26 @@ def wants_harvest(child: ChildJob) -> bool:
 def wants_diagnosis(child: ChildJob) -> bool:
     """True when a Job should have pods that run and has not."""
     return not child.finished and not child.suspended and (child.active == 0 or child.ready < child.active)
+
+
+def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
+    """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait."""
+    told, tells = (_told(status, child) for child in (before, after))
+    return told != tells or (wants_diagnosis(after) and not wants_diagnosis(before))
+
+
+def _told(status: Status, child: ChildJob) -> ChildJob:
+    """Return a running Job without what its job's status says nothing of.
+
+    What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
+    version is pending; that they run, one that says why they do not.
+    """
+    stalled = any(item.type == ConditionType.STALLED and item.status == "True" for item in status.conditions)
+    pending = status.version is not None and status.version.state is VersionState.PENDING
+    if status.stage is not Stage.SEGMENTS:
+        child = replace(child, succeeded=0, completed=IndexSet(), failed=IndexSet())
+    active = min(child.active, 1) if stalled or pending else 0
+    return replace(child, version=0, start_time=None, active=active, ready=int(stalled and not wants_diagnosis(child)))
 
 
 _CANCELLED: Final = PodResult(succeeded=False, code="Cancelled", message="the attempt was cancelled")

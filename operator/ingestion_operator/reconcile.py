@@ -317,7 +317,7 @@ class Reconciler:
         if key in self._suspects:
             return wait
         idle = pace.idle(self._monotonic())
-        return idle if pace.changed is not None else max(wait, idle)
+        return idle if pace.stirred else max(wait, idle)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 

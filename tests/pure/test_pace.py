@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from ingestion_crds.constants import Reason, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob
+from ingestion_crds.job import Condition, IngestionJob, Version
 from ingestion_operator.children import ChildJob
 from ingestion_operator.pace import Kept, Pace, rest_for
 from support.builders import ingestion_job
@@ -28,6 +29,7 @@ def test_no_job_is_forgotten_for_more_than_five_minutes() -> None:
 
 RAW = ingestion_job()
 RAW["metadata"] |= {"uid": "uid-of-it", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+RAW["status"] = {"stage": Stage.SEGMENTS}
 KEPT = Kept(RAW, IngestionJob.model_validate(RAW))
 
 
@@ -128,20 +130,83 @@ def test_the_next_look_takes_the_last_state_that_the_watch_has_shown() -> None:
     assert told(pace) == child(version=12, done=2)
 
 
-@pytest.mark.parametrize(
-    "shown",
-    [
-        child(version=9, done=1),
-        child(version=10, done=1),
-        child(version=11),
-        child(version=11, active=4),
-    ],
-    ids=["older", "the same", "nothing else", "nothing that the status tells"],
-)
-def test_what_is_no_news_of_its_job_is_not_looked_at(shown: ChildJob) -> None:
+WAITS = replace(child(version=10), ready=0)
+STARTS = replace(WAITS, active=0)
+
+
+def job(*, stage: Stage = Stage.SEGMENTS, stalled: bool = False, state: VersionState = VersionState.PROCESSING) -> Kept:
+    """Return an IngestionJob that runs.
+
+    Args:
+        stage: what runs.
+        stalled: it says why its pods do not start.
+        state: of its version.
+    """
+    condition = Condition(type="Stalled", status="True" if stalled else "False", reason=Reason.POD_PENDING, message="")
+    version = Version(id="v", number=1, state=state)
+    status = KEPT.job.status.model_copy(update={"stage": stage, "conditions": [condition], "version": version})
+    return Kept(RAW, KEPT.job.model_copy(update={"status": status}))
+
+
+def resting(seen: ChildJob, *, of: Kept) -> Pace:
+    """Return what is remembered of a job that was looked at at 0."""
     pace = kept(every=10)
+    pace.look(0)
+    pace.keep(of, seen, unwritten=False)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("shown", "of", "seen"),
+    [
+        (child(version=9, done=1), job(), child(version=10)),
+        (child(version=10, done=1), job(), child(version=10)),
+        (child(version=11), job(), child(version=10)),
+        (child(version=11, active=4), job(), child(version=10)),
+        (child(version=11), job(), STARTS),
+        (child(version=11), job(state=VersionState.PENDING), WAITS),
+        (replace(WAITS, version=11), job(stalled=True), replace(WAITS, active=4)),
+        (child(version=11, done=1), job(stage=Stage.PUBLISH), child(version=10)),
+    ],
+    ids=[
+        "older",
+        "the same",
+        "nothing else",
+        "fewer pods",
+        "pods run",
+        "pods run of a new one",
+        "more pods wait",
+        "published, and not complete yet",
+    ],
+)
+def test_what_the_status_says_nothing_of_is_not_looked_at(shown: ChildJob, of: Kept, seen: ChildJob) -> None:
+    pace = resting(seen, of=of)
     assert pace.change(shown, 1) is None
-    assert told(pace) is None
+    assert pace.idle(1) == 39  # until its pods are asked
+
+
+@pytest.mark.parametrize(
+    ("shown", "of", "seen"),
+    [
+        (child(version=11, done=1), job(), child(version=10)),
+        (replace(WAITS, version=11), job(), child(version=10)),
+        (child(version=11), job(stalled=True), WAITS),
+        (replace(WAITS, version=11), job(stalled=True), STARTS),
+        (replace(WAITS, version=11), job(state=VersionState.PENDING), STARTS),
+        (replace(child(version=11), suspended=True), job(), child(version=10)),
+    ],
+    ids=["a count", "pods wait", "stalled pods run", "stalled and gets pods", "the first pods", "suspended"],
+)
+def test_what_the_status_is_to_say_is_looked_at(shown: ChildJob, of: Kept, seen: ChildJob) -> None:
+    pace = resting(seen, of=of)
+    assert pace.change(shown, 1) == 9
+    assert pace.idle(1) == 9
+
+
+def test_what_was_not_looked_at_is_not_read_again() -> None:
+    pace = resting(WAITS, of=job())
+    assert pace.change(child(version=11), 1) is None
+    assert told(pace) == child(version=11)
 
 
 @pytest.mark.parametrize(("during", "left"), [(11, None), (12, None), (13, child(version=13, done=3))])
