@@ -223,6 +223,11 @@ def at_rest(job: IngestionJob) -> bool:
     return bool(job.status.attempts) and job.status.attempts[-1].completion_time is not None
 
 
+def begins(job: IngestionJob) -> bool:
+    """True when the body alone shows that an attempt is to begin: of a new job, or the next of one at rest."""
+    return not job.status.attempts or (at_rest(job) and retry.pending(job))
+
+
 def recorded(job: IngestionJob) -> tuple[str, ...]:
     """Return the names of the Jobs that exist if nothing has gone wrong: the last one, and one that is to replace it.
 

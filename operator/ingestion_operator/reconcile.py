@@ -91,6 +91,7 @@ class Reconciler:
         self._paces: dict[str, Pace] = {}
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
+        self._shown: dict[str, JsonObject] = {}  # by keys of which nothing else is remembered; see `show`
 
     def suspect(self, key: str) -> None:
         """Have all Jobs of a job read at the next look, although it may be settled: some may not be recorded.
@@ -123,6 +124,11 @@ class Reconciler:
     def hear(self, key: str, resource_version: str) -> bool:
         """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
         return key not in self._paces or self._paces[key].hear(resource_version)
+
+    def show(self, key: str, raw: JsonObject) -> None:
+        """Take in an IngestionJob whose next attempt begins, as the watch shows it: the first look is taken at that."""
+        if key not in self._paces:
+            self._shown[key] = raw
 
     def hear_of_end(self, key: str, child: ChildJob, *, gone: bool) -> bool:
         """Take in that a Job of a job has ended, or is gone; False when no look waits for it: it was replaced."""
@@ -161,12 +167,15 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
-        pace, now, suspected = self._pace(key), self._monotonic(), key in self._suspects
+        shown, suspected = self._shown.pop(key, None), key in self._suspects
+        pace, now = self._pace(key), self._monotonic()
         self._share(key)  # others have come or gone since the last look
         if not suspected and (idle := pace.idle(now)) > 0:
             return idle
         look = pace.look(now)
         try:
+            if shown is not None and not suspected:
+                return await self._begin(key, shown)
             if look is None or suspected:
                 return await self._look(key)
             if look.child is not None and look.child.finished:
@@ -199,6 +208,16 @@ class Reconciler:
             if suspected:
                 self.suspect(key)
             raise
+
+    async def _begin(self, key: str, raw: JsonObject) -> float | None:
+        """Take the first look at a job whose next attempt begins, as the watch shows it, without reading it again.
+
+        The first thing to do is to record the attempt, by a write under the job's resourceVersion. That proves that
+        nothing else has happened to it, or is refused.
+        """
+        job = self._understand(key, raw)
+        snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(key, job, everything=False))
+        return await self._act(key, raw, snapshot, proven=False)
 
     async def _end(self, key: str, kept: Kept, child: ChildJob) -> float | None:
         """Take in that the Job of the running stage has ended, as the watch tells, without reading anything again.

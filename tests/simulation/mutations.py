@@ -395,7 +395,12 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="an end is believed that nothing has confirmed",
         file="reconcile.py",
-        changes=(("snapshot, proven=False)", "snapshot, proven=True)"),),
+        changes=(("kept.raw, snapshot, proven=False)", "kept.raw, snapshot, proven=True)"),),
+    ),
+    Mutation(
+        name="what the watch has shown is acted on, and nothing has confirmed it",
+        file="reconcile.py",
+        changes=(("key, raw, snapshot, proven=False)", "key, raw, snapshot, proven=True)"),),
     ),
     Mutation(
         name="the end of another Job of that name is believed",

@@ -88,6 +88,37 @@ def test_an_end_is_not_taken_in_over_a_cancellation_whose_event_is_lost(
     assert not [call for call in sent if call.path == job_path(NAMESPACE) and call.method == "POST"]
 
 
+def test_what_the_watch_has_shown_is_not_believed_when_there_is_nothing_to_record(cluster: SimulatedCluster) -> None:
+    """Here by an operator that has just started, of a job that waits: that it may begin now, the watch has lost."""
+    body = ingestion_job(parallelism=SEGMENTS)
+    body["spec"]["suspend"] = True
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    first = cluster.start_operator()
+    cluster.settle_down()
+    cluster.kill(first)
+    second = cluster.start_operator()
+    cluster.settle_down(held=lambda call: call.by == second.name)
+    cluster.api.request("PATCH", PATH, body={"spec": {"suspend": False}}, content_type=MERGE_PATCH)
+    cluster.deliver(second, INGESTION_JOBS, lose=True)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=30)
+
+
+def test_a_retry_reads_the_last_job_and_nothing_else(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job itself the watch has shown, and the write that records the attempt confirms it."""
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    cluster.settle_down()
+    (last,) = cluster.api.all("jobs")
+    sent = note_calls(cluster, monkeypatch)
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    cluster.settle_down(held=lambda call: call.path == core_path("configmaps", NAMESPACE))
+    assert [call.path for call in sent if not call.writes] == [job_path(NAMESPACE, last["metadata"]["name"])]
+
+
 def test_an_end_that_there_is_nothing_to_record_of_is_looked_at_whole(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +180,7 @@ def test_a_job_that_goes_well_is_looked_at_for_what_happens_and_lists_nothing(
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
     cluster.settle_down()
     reads = [call.path for call in sent if call.by != "controllers" and not call.writes]
-    assert reads.count(PATH) == 2  # it is there; the watch shows a last write late
+    assert reads.count(PATH) == 1  # the watch shows a last write late; that it is there, it has shown
     assert reads.count(job_path(NAMESPACE)) == 1
     assert not [path for path in reads if path.startswith(f"{job_path(NAMESPACE)}/")]
 
