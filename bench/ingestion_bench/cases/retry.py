@@ -131,9 +131,9 @@ for _k, _n, _pairs in (
     (250, 5_000, PAIRS),
     (500, 10_000, PAIRS),
     (5_000, 100_000, 1),
-    (5_000, 5_000, 1),
+    (2_500, 2_500, 2),
+    (5_000, 5_000, 2),
     (10_000, 10_000, 1),
-    (20_000, 20_000, 1),
     (100_000, 100_000, 1),
 ):
     _past = Past(segments=_n, failed=scattered(count=_k, of=_n))
@@ -145,6 +145,6 @@ for _k, _n, _pairs in (
         measures=[Measure(what=what, unit="s", budget=_BUDGET, growth=_growth) for what in measured(_past)],
         run=_run(_past),
         pairs=_pairs,
-        on_request=_k >= 5_000,
+        on_request=_k >= 2_500,
         plane=Plane(nodes=10, pod_gc_threshold=200_000),
     )
