@@ -33,6 +33,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import read_job
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
+from ingestion_operator.pace import Kept
 from ingestion_operator.plan import begins, settled
 from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
@@ -284,7 +285,7 @@ class Operator:
             self._reconciler.suspect(key)
         if news:
             if begins(job):
-                self._reconciler.show(key, dict(body))
+                self._reconciler.show(key, Kept(dict(body), job))
             self.wake(key)
         elif suspect:
             self.queue.add_after(key, self._reconciler.rest(key))

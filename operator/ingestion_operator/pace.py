@@ -208,9 +208,11 @@ class Pace:
     @property
     def stirred(self) -> bool:
         """True when the Job that runs has something that its parent's status does not say yet."""
-        if self.changed is None or self.kept is None or self.seen is None or self.changed.uid != self.seen.uid:
-            return self.changed is not None
-        return self.unwritten or is_news(self.kept.job.status, before=self.seen, after=self.changed)
+        if self.changed is None:
+            return False
+        if self.unwritten or self.kept is None or self.seen is None or self.changed.uid != self.seen.uid:
+            return True
+        return is_news(self.kept.job.status, before=self.seen, after=self.changed)
 
     @property
     def _ended(self) -> bool:

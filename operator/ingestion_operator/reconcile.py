@@ -91,7 +91,7 @@ class Reconciler:
         self._paces: dict[str, Pace] = {}
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
-        self._shown: dict[str, JsonObject] = {}  # by keys of which nothing else is remembered; see `show`
+        self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `show`
 
     def suspect(self, key: str) -> None:
         """Have all Jobs of a job read at the next look, although it may be settled: some may not be recorded.
@@ -125,10 +125,10 @@ class Reconciler:
         """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
         return key not in self._paces or self._paces[key].hear(resource_version)
 
-    def show(self, key: str, raw: JsonObject) -> None:
+    def show(self, key: str, shown: Kept) -> None:
         """Take in an IngestionJob whose next attempt begins, as the watch shows it: the first look is taken at that."""
         if key not in self._paces:
-            self._shown[key] = raw
+            self._shown[key] = shown
 
     def hear_of_end(self, key: str, child: ChildJob, *, gone: bool) -> bool:
         """Take in that a Job of a job has ended, or is gone; False when no look waits for it: it was replaced."""
@@ -209,13 +209,14 @@ class Reconciler:
                 self.suspect(key)
             raise
 
-    async def _begin(self, key: str, raw: JsonObject) -> float | None:
+    async def _begin(self, key: str, shown: Kept) -> float | None:
         """Take the first look at a job whose next attempt begins, as the watch shows it, without reading it again.
 
         The first thing to do is to record the attempt, by a write under the job's resourceVersion. That proves that
         nothing else has happened to it, or is refused.
         """
-        job = self._understand(key, raw)
+        raw, job = shown
+        self._remember(key, raw, job)
         snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(key, job, everything=False))
         return await self._act(key, raw, snapshot, proven=False)
 
