@@ -24,7 +24,7 @@ $(UV):
 	@.make/uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 
 venv: $(UV) ## Install the locked dependencies into .venv
-	@$(UV) sync --frozen --all-extras --compile-bytecode --quiet
+	@$(UV) sync --python $(PYTHON) --frozen --all-extras --compile-bytecode --quiet
 
 check: venv ## Format, lint, types, layers, generated files
 	@$(SAY) "format and lint"; $(RUN) ruff format --check . && $(RUN) ruff check .
@@ -54,7 +54,7 @@ faults: venv ## Inject every fault, and count what is survived (docs/reliability
 	exit $$outcome
 
 bench: venv ## Measure everything beside its baseline; single ones with CASE="retry-3-of-50 requests-*"
-	@$(UV) sync --frozen --all-extras --group bench --compile-bytecode --quiet
+	@$(UV) sync --python $(PYTHON) --frozen --all-extras --group bench --compile-bytecode --quiet
 	@$(SAY) "programs of the control plane (built once, then cached)"
 	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kwok versitygw
 	@$(SAY) "cases and their baselines"; $(RUN) python -m ingestion_bench $(CASE) $(ARGS)

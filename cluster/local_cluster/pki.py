@@ -1,4 +1,8 @@
-"""A throw-away certificate authority for one bare control plane."""
+"""A throw-away certificate authority for one bare control plane.
+
+Its certificates have no key identifiers, as those of many clusters have none (Amazon's among them), so that whoever
+needs them is found out: Python does from 3.13 on, unless told not to.
+"""
 
 import datetime
 import ipaddress

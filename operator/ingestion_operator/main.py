@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import ssl
 import sys
 import threading
 import time
@@ -416,10 +417,8 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
             await operator.stop()
 
     @kopf.on.login(registry=registry)
-    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
-            return kopf.login_with_service_account(**kwargs)
-        return kopf.login_with_kubeconfig(**kwargs)
+    async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
+        return log_in(settings)
 
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
@@ -430,6 +429,24 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
             holder[0].see(body)
 
     return registry
+
+
+class Connection(kopf.ConnectionInfo):
+    """kopf's connection, without the strictness about certificates that `KubeClient.connect` does without."""
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        """Return a context that verifies the API server as client-go does."""
+        context = super().as_ssl_context()
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
+
+
+def log_in(settings: kopf.OperatorSettings) -> Connection | None:
+    """Return how kopf connects: as `KubeClient.connect` does."""
+    in_pod = "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ
+    login = kopf.login_with_service_account if in_pod else kopf.login_with_kubeconfig
+    found = login(settings=settings)
+    return Connection(**vars(found)) if found else None
 
 
 def configure_logging() -> None:

@@ -1,0 +1,56 @@
+"""Clusters whose certificates Python 3.13 and later refuse by default: many, Amazon's among them."""
+
+from __future__ import annotations
+
+import ssl
+
+import aiohttp
+import kopf
+import pytest
+from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_operator.main import log_in
+from local_cluster.control_plane import ControlPlane
+
+
+@pytest.fixture(autouse=True)
+def _strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have contexts made as Python makes them from 3.13 on."""
+    made = ssl.create_default_context
+
+    def strict(*args: object, **kwargs: object) -> ssl.SSLContext:
+        context = made(*args, **kwargs)  # type: ignore[arg-type]
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+
+
+async def test_certificates_without_key_identifiers_are_trusted(
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await KubeClient.connect(kubeconfig=str(control_plane.kubeconfig)) as kube:
+        assert (await kube.request("GET", "/version"))["major"] == "1"
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
+    connection = log_in(kopf.OperatorSettings())
+    assert connection is not None
+    assert (await _status(control_plane, connection.as_ssl_context())) == 200
+
+
+async def test_certificates_of_another_authority_are_not(control_plane: ControlPlane) -> None:
+    with ControlPlane() as other:
+        kubeconfig = control_plane.folder / "mixed"
+        kubeconfig.write_text(other.kubeconfig.read_text().replace(other.url, control_plane.url))
+        async with await KubeClient.connect(kubeconfig=str(kubeconfig)) as kube:
+            with pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED"):
+                await kube.request("GET", "/version")
+
+
+async def test_python_by_itself_refuses_them(control_plane: ControlPlane) -> None:
+    context = ssl.create_default_context(cafile=str(control_plane.authority))
+    with pytest.raises(aiohttp.ClientConnectorCertificateError, match="Missing Authority Key Identifier"):
+        await _status(control_plane, context)
+
+
+async def _status(control_plane: ControlPlane, context: ssl.SSLContext) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"{control_plane.url}/version", ssl=context) as answer:
+        return answer.status
