@@ -268,7 +268,8 @@ class Operator:
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         news = self._reconciler.hear(key, body["metadata"]["resourceVersion"])
         if not news and not (listed and self._reconciler.listing_due(key)):
-            self._open.add(key)
+            if self._reconciler.follows(key):
+                self._open.add(key)
             return
         try:
             job = IngestionJob.model_validate(body)

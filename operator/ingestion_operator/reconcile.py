@@ -44,6 +44,8 @@ from ingestion_operator.refusals import Refusals
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
+# The watch is seconds late at worst: what it has yet to show of these is older than how they were left.
+_MOST_LEFT: Final = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ class Reconciler:
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
         self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `show`
+        self._left: dict[str, int] = {}  # keys of jobs that were left at rest, or gone, with their last resourceVersion
 
     def suspect(self, key: str) -> None:
         """Have all Jobs of a job read at the next look, although it may be settled: some may not be recorded.
@@ -122,8 +125,10 @@ class Reconciler:
         return pace is not None and pace.uid != "" and (child.name in pace.recorded or child.owner_uid != pace.uid)
 
     def hear(self, key: str, resource_version: str) -> bool:
-        """Take in that the watch shows a state of an IngestionJob; False when a look read or wrote that one."""
-        return key not in self._paces or self._paces[key].hear(resource_version)
+        """Take in that the watch shows a state of an IngestionJob; False when looks know that one, or a later one."""
+        if key in self._paces:
+            return self._paces[key].hear(resource_version)
+        return int(resource_version) > self._left.get(key, 0)  # KEP-5504
 
     def show(self, key: str, shown: Kept) -> None:
         """Take in an IngestionJob whose next attempt begins, as the watch shows it: the first look is taken at that."""
@@ -296,8 +301,12 @@ class Reconciler:
         """Forget a job that is settled or gone, unless it has changed under the look; return the delay."""
         if self._pace(key).outdated:
             return 0.0
-        del self._paces[key]
+        versions = self._paces.pop(key).versions
         self._leave_crowd(key)
+        self._left.pop(key, None)
+        self._left[key] = max(map(int, versions), default=0)
+        if len(self._left) > _MOST_LEFT:
+            del self._left[next(iter(self._left))]
         return None
 
     def _share(self, key: str) -> None:

@@ -403,6 +403,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("key, raw, snapshot, proven=False)", "key, raw, snapshot, proven=True)"),),
     ),
     Mutation(
+        name="whatever the watch shows of a job that was left at rest is old",
+        file="reconcile.py",
+        changes=(("int(resource_version) > self._left.get(key, 0)", "key not in self._left"),),
+    ),
+    Mutation(
         name="the end of another Job of that name is believed",
         file="reconcile.py",
         changes=(("        if record is None or record.uid != child.uid:\n", "        if record is None:\n"),),
