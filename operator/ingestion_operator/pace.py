@@ -54,11 +54,11 @@ class Look(NamedTuple):
 
     Args:
         kept: the IngestionJob.
-        child: the Job that ran, if the watch has told of it; else it is to be read.
+        child: the Job that ran, as it was last read or the watch has shown it since.
     """
 
     kept: Kept
-    child: ChildJob | None
+    child: ChildJob
 
 
 @dataclass(slots=True)
@@ -151,7 +151,9 @@ class Pace:
         """Begin a look; return what a look at counts, or at an end, decides from, None when a full look is due."""
         fresh = now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
         enough = fresh or self._ended  # the write that records an end confirms it
-        look = Look(kept=self.kept, child=self.changed) if enough and self.kept is not None and not self._news else None
+        child, look = self.changed or self.seen, None
+        if enough and self.kept is not None and child is not None and not self._news:
+            look = Look(kept=self.kept, child=child)
         self.looked, self.kept, self.heard, self.gone = now, None, "", False
         self.seen, self.changed, self.unwritten = None, None, False
         return look

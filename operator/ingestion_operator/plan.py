@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final
 
 from ingestion_crds import constants as names
@@ -254,23 +255,35 @@ def wants_diagnosis(child: ChildJob) -> bool:
 
 
 def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
-    """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait."""
+    """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait.
+
+    That the last of its segments has ended is none: the end of the Job says the same, and comes next.
+    """
+    if status.stage is Stage.SEGMENTS and after.succeeded + len(after.failed) == status.attempts[-1].segments:
+        return _steered(before) != _steered(after)
     told, tells = (_told(status, child) for child in (before, after))
     return told != tells or (wants_diagnosis(after) and not wants_diagnosis(before))
 
 
-def _told(status: Status, child: ChildJob) -> ChildJob:
-    """Return a running Job without what its job's status says nothing of.
+_ends = attrgetter("succeeded", "completed", "failed")
+_UNSTEERED: Final = {"version", "start_time", "active", "ready", "succeeded", "completed", "failed"}
+_steered = attrgetter(*(item.name for item in fields(ChildJob) if item.name not in _UNSTEERED))
+
+
+def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
+    """Return what a job's status may say of a running Job.
 
     What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
     version is pending; that they run, one that says why they do not.
     """
     stalled = any(item.type == ConditionType.STALLED and item.status == "True" for item in status.conditions)
     pending = status.version is not None and status.version.state is VersionState.PENDING
-    if status.stage is not Stage.SEGMENTS:
-        child = replace(child, succeeded=0, completed=IndexSet(), failed=IndexSet())
-    active = min(child.active, 1) if stalled or pending else 0
-    return replace(child, version=0, start_time=None, active=active, ready=int(stalled and not wants_diagnosis(child)))
+    return (
+        _steered(child),
+        _ends(child) if status.stage is Stage.SEGMENTS else None,
+        child.active > 0 if stalled or pending else None,
+        stalled and not wants_diagnosis(child),
+    )
 
 
 _CANCELLED: Final = PodResult(succeeded=False, code="Cancelled", message="the attempt was cancelled")

@@ -183,7 +183,7 @@ class Reconciler:
                 return await self._begin(key, shown)
             if look is None or suspected:
                 return await self._look(key)
-            if look.child is not None and look.child.finished:
+            if look.child.finished:
                 return await self._end(key, look.kept, look.child)
             return await self._count(key, look)
         except Exception:
@@ -274,11 +274,10 @@ class Reconciler:
 
         Counts, and why its pods do not start: nothing else is ever decided from these. The IngestionJob's
         resourceVersion stands in the write, so an outdated one is refused; and anything else that is to be done is
-        decided by a full look. A Job that the watch tells nothing of is read: the watch may be what is late.
+        decided by a full look. Those read the Job too: the watch may be late, or interrupted.
         """
         pace, (raw, job) = self._pace(key), look.kept
-        jobs = (look.child,) if look.child is not None else await self._read_recorded_jobs(job)
-        snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
+        snapshot = Snapshot(job=job, config=self._config, jobs=(look.child,))
         if _running(snapshot) is None:
             return await self._look(key)
         diagnosed = pace.diagnosed

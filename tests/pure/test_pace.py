@@ -29,7 +29,8 @@ def test_no_job_is_forgotten_for_more_than_five_minutes() -> None:
 
 RAW = ingestion_job()
 RAW["metadata"] |= {"uid": "uid-of-it", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
-RAW["status"] = {"stage": Stage.SEGMENTS}
+ATTEMPT = {"generation": 0, "trigger": "Initial", "startTime": "2026-01-01T00:00:00Z", "segments": 20}
+RAW["status"] = {"stage": Stage.SEGMENTS, "attempts": [ATTEMPT]}
 KEPT = Kept(RAW, IngestionJob.model_validate(RAW))
 
 
@@ -116,8 +117,8 @@ def asks(pace: Pace, second: int, *, done: int) -> bool:
     return due
 
 
-def told(pace: Pace) -> ChildJob | None:
-    """Return the Job that the next look decides counts from without reading it."""
+def told(pace: Pace) -> ChildJob:
+    """Return the Job that the next look decides counts from."""
     look = pace.look(10)
     assert look is not None
     return look.child
@@ -167,6 +168,7 @@ def resting(seen: ChildJob, *, of: Kept) -> Pace:
         (child(version=11), job(state=VersionState.PENDING), WAITS),
         (replace(WAITS, version=11), job(stalled=True), replace(WAITS, active=4)),
         (child(version=11, done=1), job(stage=Stage.PUBLISH), child(version=10)),
+        (child(version=11, done=20, active=0), job(), child(version=10, done=18)),
     ],
     ids=[
         "older",
@@ -177,6 +179,7 @@ def resting(seen: ChildJob, *, of: Kept) -> Pace:
         "pods run of a new one",
         "more pods wait",
         "published, and not complete yet",
+        "all segments have ended, and it is not complete yet",
     ],
 )
 def test_what_the_status_says_nothing_of_is_not_looked_at(shown: ChildJob, of: Kept, seen: ChildJob) -> None:
@@ -209,15 +212,16 @@ def test_what_was_not_looked_at_is_not_read_again() -> None:
     assert told(pace) == child(version=11)
 
 
-@pytest.mark.parametrize(("during", "left"), [(11, None), (12, None), (13, child(version=13, done=3))])
+@pytest.mark.parametrize(("during", "taken", "rests"), [(11, 12, 40), (12, 12, 40), (13, 13, 10)])
 def test_what_is_heard_during_a_look_is_looked_at_again_if_it_is_newer_than_what_was_read(
-    during: int, left: ChildJob | None
+    during: int, taken: int, rests: float
 ) -> None:
     pace = kept(every=10)
     pace.look(1)
     assert pace.change(child(version=during, done=during - 10), 1) is not None
     pace.keep(KEPT, child(version=12, done=2), unwritten=False)
-    assert told(pace) == left
+    assert pace.idle(1) == rests
+    assert told(pace) == child(version=taken, done=taken - 10)
 
 
 def test_a_job_that_was_replaced_under_its_name_is_looked_at() -> None:

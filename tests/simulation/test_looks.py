@@ -376,8 +376,13 @@ def test_thousands_of_jobs_are_listed_more_rarely(
     assert len(lists) > 3
 
 
-def test_a_config_map_is_looked_for_now_and_then(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That a pod waits for its node is ordinary, and that its ConfigMap was deleted is not: full looks see to it."""
+def test_a_job_and_its_config_map_are_read_now_and_then(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch tells of the Job. That a pod waits for its node is ordinary, and that its ConfigMap was deleted is not.
+
+    What the watch has lost, and the ConfigMap, full looks see to.
+    """
     start(cluster)
     cluster.verdicts[Stage.SEGMENTS, SEGMENTS - 1] = Verdict(slow=True)
     (own,) = (job["metadata"]["name"] for job in cluster.api.all("jobs"))
@@ -389,6 +394,7 @@ def test_a_config_map_is_looked_for_now_and_then(cluster: SimulatedCluster, monk
     reads = [call.path for call in sent if not call.writes]
     assert 20 <= reads.count(pods) <= 26
     assert 0 < reads.count(path) <= reads.count(PATH) <= 4
+    assert 0 < reads.count(job_path(NAMESPACE, own)) <= reads.count(PATH)
 
 
 def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
