@@ -267,6 +267,8 @@ class Operator:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         news = self._reconciler.hear(key, body["metadata"]["resourceVersion"])
+        # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
+        news = news or (listed and not self._reconciler.follows(key))
         if not news and not (listed and self._reconciler.listing_due(key)):
             if self._reconciler.follows(key):
                 self._open.add(key)

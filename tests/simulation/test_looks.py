@@ -140,6 +140,18 @@ def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
     assert live(cluster)["metadata"]["annotations"][names.ANNOTATION_RETRY_HANDLED] == "now"
 
 
+def test_a_retry_after_etcd_was_restored_costs_minutes(cluster: SimulatedCluster) -> None:
+    """Its resourceVersions go back, so that what is new looks old; a list is taken as it is."""
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    cluster.pass_until(lambda: False, seconds=60)
+    only.operator._reconciler._left[KEY] += 1_000_000
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=150)
+
+
 def test_an_end_that_there_is_nothing_to_record_of_is_looked_at_whole(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
