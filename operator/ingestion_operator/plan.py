@@ -265,9 +265,12 @@ def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
     return told != tells or (wants_diagnosis(after) and not wants_diagnosis(before))
 
 
-_ends = attrgetter("succeeded", "completed", "failed")
-_UNSTEERED: Final = {"version", "start_time", "active", "ready", "succeeded", "completed", "failed"}
-_steered = attrgetter(*(item.name for item in fields(ChildJob) if item.name not in _UNSTEERED))
+_ENDS: Final = ("succeeded", "completed", "failed")
+_ends = attrgetter(*_ENDS)
+# All but what changes by itself while pods come and go.
+_steered = attrgetter(
+    *(item.name for item in fields(ChildJob) if item.name not in ("version", "start_time", "active", "ready", *_ENDS))
+)
 
 
 def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
