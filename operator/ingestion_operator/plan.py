@@ -240,6 +240,26 @@ def recorded(job: IngestionJob) -> tuple[str, ...]:
     return tuple(dict.fromkeys(made[-1:] + intended))
 
 
+def ended(job: IngestionJob) -> ChildJob | None:
+    """Return the last Job of a job at rest, as its record tells, if it was seen to end: it changes no more.
+
+    One that was found gone was not; its record has no start.
+    """
+    last = next((record for record in reversed(_records(job.status)) if record.uid is not None), None)
+    if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
+        return None
+    return ChildJob(
+        name=last.name,
+        uid=last.uid,
+        owner_uid=job.metadata.uid,
+        stage=last.stage.value,
+        map_digest=last.map_digest,
+        complete=True,  # or failed, which nobody asks any more
+        start_time=last.start_time,
+        completion_time=last.completion_time,
+    )
+
+
 def _records(status: Status) -> list[AttemptJob]:
     return [record for attempt in status.attempts for record in attempt.jobs]
 

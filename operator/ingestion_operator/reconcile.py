@@ -34,6 +34,7 @@ from ingestion_operator.plan import (
     Snapshot,
     at_rest,
     current,
+    ended,
     plan,
     recorded,
     settled,
@@ -218,11 +219,12 @@ class Reconciler:
         """Take the first look at a job whose next attempt begins, as the watch shows it, without reading it again.
 
         The first thing to do is to record the attempt, by a write under the job's resourceVersion. That proves that
-        nothing else has happened to it, or is refused.
+        nothing else has happened to it, or is refused. Nor is the Job of the last attempt read, which has ended.
         """
         raw, job = shown
         self._remember(key, raw, job)
-        snapshot = Snapshot(job=job, config=self._config, jobs=await self._read_jobs(key, job, everything=False))
+        jobs = await self._read_jobs(key, job, everything=False, known=ended(job))
+        snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         return await self._act(key, raw, snapshot, proven=False)
 
     async def _end(self, key: str, kept: Kept, child: ChildJob) -> float | None:
@@ -349,11 +351,13 @@ class Reconciler:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _read_jobs(self, key: str, job: IngestionJob, *, everything: bool) -> tuple[ChildJob, ...]:
-        """Read the Jobs that are recorded, or all where there may be others."""
+    async def _read_jobs(
+        self, key: str, job: IngestionJob, *, everything: bool, known: ChildJob | None = None
+    ) -> tuple[ChildJob, ...]:
+        """Read the Jobs that are recorded, or all where there may be others; those alone show one that is known."""
         pace, names, now = self._pace(key), recorded(job), self._monotonic()
         if not everything and (pace.listed is not None or at_rest(job)):
-            jobs = await self._read_recorded_jobs(job)
+            jobs = await self._read_recorded_jobs(job, known)
             pace.listed = now if pace.listed is None else pace.listed
             return jobs
         jobs = await self._read_all_jobs(job)
@@ -362,9 +366,12 @@ class Reconciler:
             self.suspect(key)  # until it is gone
         return jobs
 
-    async def _read_recorded_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:
+    async def _read_recorded_jobs(self, job: IngestionJob, known: ChildJob | None) -> tuple[ChildJob, ...]:
         """Read the Jobs that exist by what is recorded, each by its name: a list takes forty times as long."""
-        found = [await self._find_job(job.metadata.namespace, name) for name in recorded(job)]
+        found = [
+            known if known is not None and known.name == name else await self._find_job(job.metadata.namespace, name)
+            for name in recorded(job)
+        ]
         return tuple(child for child in found if child is not None)
 
     async def _read_all_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:

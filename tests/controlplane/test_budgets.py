@@ -83,7 +83,6 @@ async def test_a_retry_takes_the_same_few_requests_whatever_its_size(
         assert first - Counter({"get secrets": 1, "list ingestionjobs": 1}) == {
             "get ingestionjobs": 1,  # by the API: the operator begins from what the watch has shown
             "patch ingestionjobs": 1,
-            "get jobs": 1,
             "patch ingestionjobs/status": 2,
             "create configmaps": 1,
             "create jobs": 1,

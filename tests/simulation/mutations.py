@@ -403,6 +403,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("key, raw, snapshot, proven=False)", "key, raw, snapshot, proven=True)"),),
     ),
     Mutation(
+        name="a Job that was found gone is taken for one that ended",
+        file="plan.py",
+        changes=(("last.start_time is None or ", ""),),
+    ),
+    Mutation(
         name="whatever the watch shows of a job that was left at rest is old",
         file="reconcile.py",
         changes=(("int(resource_version) > self._left.get(key, 0)", "key not in self._left"),),

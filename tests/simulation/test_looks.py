@@ -103,10 +103,8 @@ def test_what_the_watch_has_shown_is_not_believed_when_there_is_nothing_to_recor
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=30)
 
 
-def test_a_retry_reads_the_last_job_and_nothing_else(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job itself the watch has shown, and the write that records the attempt confirms it."""
+def test_a_retry_reads_nothing(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job the watch has shown, and the write that records the attempt confirms it; its last Job has ended."""
     cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     cluster.start_operator()
@@ -116,7 +114,24 @@ def test_a_retry_reads_the_last_job_and_nothing_else(
     sent = note_calls(cluster, monkeypatch)
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
     cluster.settle_down(held=lambda call: call.path == core_path("configmaps", NAMESPACE))
-    assert [call.path for call in sent if not call.writes] == [job_path(NAMESPACE, last["metadata"]["name"])]
+    assert [call.method for call in sent] == ["PATCH", "POST"]
+    cluster.settle_down()
+    assert last["metadata"]["uid"] not in {job["metadata"]["uid"] for job in cluster.api.all("jobs")}
+
+
+def test_a_retry_looks_for_the_last_job_if_nobody_saw_it_end(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(cluster)
+    (last,) = cluster.api.all("jobs")
+    path = job_path(NAMESPACE, last["metadata"]["name"])
+    cluster.api.request("DELETE", path, body={"propagationPolicy": "Background"})
+    assert cluster.pass_until(lambda: "JobLost" in live(cluster)["status"]["failureSummary"], seconds=30)
+    cluster.settle_down()
+    sent = note_calls(cluster, monkeypatch)
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    cluster.settle_down(held=lambda call: call.path == core_path("configmaps", NAMESPACE))
+    assert [call.path for call in sent if not call.writes] == [path]
 
 
 def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
