@@ -134,6 +134,29 @@ def test_a_retry_looks_for_the_last_job_if_nobody_saw_it_end(
     assert [call.path for call in sent if not call.writes] == [path]
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_another_job_in_the_place_of_the_last_one_holds_nothing_up(cluster: SimulatedCluster, *, ours: bool) -> None:
+    """It is not the one that was recorded: somebody's own stays, a late duplicate goes."""
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    cluster.settle_down()
+    (last,) = cluster.api.all("jobs")
+    name, kept = last["metadata"]["name"], ("name", "namespace", *(("labels", "annotations", "ownerReferences") * ours))
+    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    cluster.settle_down()
+    another = {**last, "metadata": {field: last["metadata"][field] for field in kept}}
+    another["spec"] = {**last["spec"], "suspend": True}
+    del another["status"]
+    cluster.api.request("POST", job_path(NAMESPACE), body=another)
+    cluster.deliver(only, "jobs", lose=True)
+    cluster.verdicts.clear()
+    cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    assert (name in {job["metadata"]["name"] for job in cluster.api.all("jobs")}) is not ours
+
+
 def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

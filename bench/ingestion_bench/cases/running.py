@@ -38,6 +38,18 @@ def _cpu(count: int) -> str:
     return f"running: operator's CPU for each segment, {count:,} jobs"
 
 
+_COUNTED: Final = {
+    "events": ('ingestion_watch_events_total{kind="IngestionJob"}', 'ingestion_watch_events_total{kind="Job"}'),
+    "looks": ("ingestion_reconcile_seconds_count",),
+    "status writes": ("ingestion_status_writes_total",),
+}
+"""What the operator does for a segment, counted: that is the same on every machine."""
+
+
+def _each(what: str, count: int) -> str:
+    return f"running: {what} for each segment, {count:,} jobs"
+
+
 _BESIDE: Final = "running: the same, beside that of kopf that does nothing"
 _FALLING: Final = "running: the same, many / few jobs"
 _SPREAD: Final = "running: longest / median wait of a key"
@@ -60,10 +72,12 @@ class Running:
 
     async def ours(self) -> Sample:
         """Let few jobs run, then as many with the minimal operator watching too, then many."""
-        (few,), _ = await self._run(self._few)
-        (beside, minimal), _ = await self._run(self._few, minimal=True)
-        (sample,), waits = await self._run(self._many)
+        (few,), of_few, _ = await self._run(self._few)
+        (beside, minimal), _, _ = await self._run(self._few, minimal=True)
+        (sample,), of_many, waits = await self._run(self._many)
         return {
+            **of_few,
+            **of_many,
             _cpu(self._few): few,
             _BESIDE: beside / minimal,
             _cpu(self._many): sample,
@@ -71,8 +85,8 @@ class Running:
             **waits,
         }
 
-    async def _run(self, count: int, *, minimal: bool = False) -> tuple[list[float], Sample]:
-        """Return CPU seconds for each segment, of the operator and of the minimal one, and how long keys waited.
+    async def _run(self, count: int, *, minimal: bool = False) -> tuple[list[float], Sample, Sample]:
+        """Return CPU seconds for each segment, of the operator and of the minimal one, its counts, and keys' waits.
 
         Args:
             count: jobs.
@@ -112,6 +126,7 @@ class Running:
             feed = await stack.enter_async_context(Feed(stand.kube, ingestion_path(stand.namespace)))
             running, completed = feed.expect(runs), feed.expect(seen)
             before = [await _cpu_at_rest(process) for process in processes]
+            start = await scrape(client)
             await per_second(jobs, lanes=_LANES, do=retry)
             await running  # how long they waited to be begun is the storm's
             metrics = await scrape(client)
@@ -119,14 +134,19 @@ class Running:
             after = await scrape(client)
             used = [await _cpu_at_rest(process) for process in processes]
         cpu = [(end - begin) / (count * _SEGMENTS) for begin, end in zip(before, used, strict=True)]
-        waits, late = (spread(metrics, after, histogram=_WAIT, labels=f'why="{why}"') for why in ("happened", "due"))
+        counts = {
+            _each(what, count): sum(after[name] - start[name] for name in names) / (count * _SEGMENTS)
+            for what, names in _COUNTED.items()
+        }
+        happened, due = (spread(metrics, after, histogram=_WAIT, labels=f'why="{why}"') for why in ("happened", "due"))
+        waits = {
+            _SPREAD: happened.largest / max(happened.median, _NOTICED),
+            _LONGEST: happened.largest,
+            _LATEST: due.largest,
+        }
         await many.remove(stand, jobs)
         await stand.quiet()
-        return cpu, {
-            _SPREAD: waits.largest / max(waits.median, _NOTICED),
-            _LONGEST: waits.largest,
-            _LATEST: late.largest,
-        }
+        return cpu, counts, waits
 
 
 async def _cpu_at_rest(process: Process) -> float:
@@ -154,6 +174,7 @@ for _few, _many in ((10, 100), (100, 1_000)):
             Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
             Measure(what=_LONGEST, unit="s"),
             Measure(what=_LATEST, unit="s"),
+            *(Measure(what=_each(what, count), unit="") for what in _COUNTED for count in (_few, _many)),
         ],
         run=_run(_few, _many),
         pairs=1 if _budgeted else 3,
