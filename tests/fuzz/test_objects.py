@@ -211,12 +211,39 @@ async def every_job_explained(kube: KubeClient, namespace: str) -> list[JsonObje
     """Wait until each job has ended or says why not, and return them."""
     deadline = asyncio.get_running_loop().time() + (1200 if FULL else 300)
     while True:
-        jobs = list((await kube.request("GET", ingestion_path(namespace)))["items"])
+        jobs = await every_job(kube, namespace)
         waiting = [job for job in jobs if not explained(job)]
         if not waiting:
             return jobs
-        assert asyncio.get_running_loop().time() < deadline, json.dumps(waiting[:3], indent=1)
-        await asyncio.sleep(0.5)
+        # These alone, or the API server does little else than to list: many a job is hundreds of KB.
+        while waiting:
+            assert asyncio.get_running_loop().time() < deadline, json.dumps(waiting[:3], indent=1)
+            await asyncio.sleep(0.5)
+            paths = [ingestion_path(namespace, job["metadata"]["name"]) for job in waiting]
+            waiting = [job for path in paths if not explained(job := await get(kube, path))]
+
+
+async def every_job(kube: KubeClient, namespace: str) -> list[JsonObject]:
+    """List all jobs of a namespace, page by page."""
+    jobs: list[JsonObject] = []
+    query: JsonObject = {"limit": 50}
+    while True:
+        page = await get(kube, ingestion_path(namespace), query)
+        jobs += page["items"]
+        if not (more := page["metadata"].get("continue")):
+            return jobs
+        query["continue"] = more
+
+
+async def get(kube: KubeClient, path: str, query: JsonObject | None = None) -> JsonObject:
+    """GET, and again where the API server has too much to do with the largest objects to answer in time."""
+    while True:
+        try:
+            return await kube.request("GET", path, query=query)
+        except ApiError as error:
+            if error.status not in (0, 504):
+                raise
+            await asyncio.sleep(1.0)
 
 
 async def side_by_side(work: Callable[[Any], Awaitable[None]], items: list[Any], *, width: int = 8) -> None:
@@ -261,8 +288,7 @@ async def test_any_object_is_refused_clearly_or_ends(
 
             await side_by_side(one, list(enumerate(objects)))
             # What was asked to wait is let go, so that it too has to end.
-            jobs = (await kube.request("GET", ingestion_path(namespace)))["items"]
-            for job in jobs:
+            for job in await every_job(kube, namespace):
                 if job["spec"].get("suspend"):
                     path = ingestion_path(namespace, job["metadata"]["name"])
                     await kube.request("PATCH", path, body={"spec": {"suspend": False}}, content_type=MERGE_PATCH)
