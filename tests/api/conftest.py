@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from ingestion_api.app import create_app
 from ingestion_api.options import Options
 from ingestion_api.protocol import BoundedHttp
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path
+from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job
 
@@ -127,9 +127,7 @@ async def api(
     key = await asyncio.to_thread(
         mint, kubeconfig=control_plane.kubeconfig, system=system, namespace=namespace, capsys=capsys
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = ports.free(count=1)
     options = Options(
         namespace=system, config_path=str(config), kubeconfig=str(control_plane.kubeconfig), stall_seconds=2
     )

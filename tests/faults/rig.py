@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import secrets
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +27,7 @@ from faults.proxy import Call, Proxy
 from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
 from ingestion_crds import constants as names
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path, job_path
+from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job
 from support.kubelet import Exit, FakeKubelet
@@ -260,7 +260,7 @@ async def api_of(run: Run) -> AsyncIterator[Api]:
     (run.folder / "store").mkdir(exist_ok=True)
     folder = run.folder / f"api-{secrets.token_hex(3)}"
     folder.mkdir()
-    port = _free_port()
+    (port,) = ports.free(count=1)
     async with Proxy(kubeconfig=run.kubeconfig, folder=folder, namespace=run.namespace) as proxy:
         variables = {
             "KUBECONFIG": str(proxy.kubeconfig),
@@ -275,12 +275,6 @@ async def api_of(run: Run) -> AsyncIterator[Api]:
         )
         async with process, client:
             yield Api(proxy=proxy, process=process, client=client)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # ── the oracle ────────────────────────────────────────────────────────────────────────────────────────────────
