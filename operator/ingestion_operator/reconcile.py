@@ -354,7 +354,7 @@ class Reconciler:
     async def _read_jobs(
         self, key: str, job: IngestionJob, *, everything: bool, known: ChildJob | None = None
     ) -> tuple[ChildJob, ...]:
-        """Read the Jobs that are recorded, or all where there may be others; those alone show one that is known."""
+        """Read the Jobs that are recorded, but for one that is known, or all where there may be others."""
         pace, names, now = self._pace(key), recorded(job), self._monotonic()
         if not everything and (pace.listed is not None or at_rest(job)):
             jobs = await self._read_recorded_jobs(job, known)
