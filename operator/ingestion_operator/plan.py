@@ -235,9 +235,9 @@ def recorded(job: IngestionJob) -> tuple[str, ...]:
     Others are a leftover of a request that was lost or late, or somebody's own.
     """
     records = _records(job.status)
-    made = [record.name for record in records if record.uid is not None]
-    intended = [record.name for record in records[-1:] if record.uid is None]
-    return tuple(dict.fromkeys(made[-1:] + intended))
+    made = _last_made(records)
+    intended = [record for record in records[-1:] if record.uid is None]
+    return tuple(dict.fromkeys(record.name for record in (made, *intended) if record is not None))
 
 
 def ended(job: IngestionJob) -> ChildJob | None:
@@ -245,7 +245,7 @@ def ended(job: IngestionJob) -> ChildJob | None:
 
     One that was found gone was not; its record has no start.
     """
-    last = next((record for record in reversed(_records(job.status)) if record.uid is not None), None)
+    last = _last_made(_records(job.status))
     if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
         return None
     return ChildJob(
@@ -262,6 +262,10 @@ def ended(job: IngestionJob) -> ChildJob | None:
 
 def _records(status: Status) -> list[AttemptJob]:
     return [record for attempt in status.attempts for record in attempt.jobs]
+
+
+def _last_made(records: list[AttemptJob]) -> AttemptJob | None:
+    return next((record for record in reversed(records) if record.uid is not None), None)
 
 
 def wants_harvest(child: ChildJob) -> bool:
@@ -940,7 +944,7 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
     if child.deleting:
         return False
     records = _records(draft.status)
-    newest = next((record for record in reversed(records) if record.uid is not None), None)
+    newest = _last_made(records)
     if newest is not None and child.uid == newest.uid:
         return False
     intent = records[-1] if records else None

@@ -44,6 +44,15 @@ def start(cluster: SimulatedCluster, *, first: Verdict = HANGS, seconds: float =
     return only
 
 
+def fail_in_part(cluster: SimulatedCluster) -> RunningOperator:
+    """Bring a job to its end, of whose segments the first cannot be processed."""
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    return only
+
+
 def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:
     """Make a Job like the one that is recorded last, which never runs; return its path."""
     own = cluster.api.all("jobs")[-1]

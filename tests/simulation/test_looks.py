@@ -18,7 +18,7 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
-from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, note_calls, stalled, start
+from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, note_calls, stalled, start
 
 
 def test_a_job_that_moves_costs_one_write_a_second_and_a_read_now_and_then(
@@ -105,10 +105,7 @@ def test_what_the_watch_has_shown_is_not_believed_when_there_is_nothing_to_recor
 
 def test_a_retry_reads_nothing(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job the watch has shown, and the write that records the attempt confirms it; its last Job has ended."""
-    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    cluster.start_operator()
-    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    fail_in_part(cluster)
     cluster.settle_down()
     (last,) = cluster.api.all("jobs")
     sent = note_calls(cluster, monkeypatch)
@@ -137,10 +134,7 @@ def test_a_retry_looks_for_the_last_job_if_nobody_saw_it_end(
 @pytest.mark.parametrize("ours", [True, False])
 def test_another_job_in_the_place_of_the_last_one_holds_nothing_up(cluster: SimulatedCluster, *, ours: bool) -> None:
     """It is not the one that was recorded: somebody's own stays, a late duplicate goes."""
-    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    only = cluster.start_operator()
-    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    only = fail_in_part(cluster)
     cluster.settle_down()
     (last,) = cluster.api.all("jobs")
     name, kept = last["metadata"]["name"], ("name", "namespace", *(("labels", "annotations", "ownerReferences") * ours))
@@ -180,10 +174,7 @@ def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
 
 def test_a_retry_after_etcd_was_restored_costs_minutes(cluster: SimulatedCluster) -> None:
     """Its resourceVersions go back, so that what is new looks old; a list is taken as it is."""
-    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    only = cluster.start_operator()
-    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)
+    only = fail_in_part(cluster)
     cluster.pass_until(lambda: False, seconds=60)
     only.operator._reconciler._left[KEY] += 1_000_000
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)

@@ -43,7 +43,7 @@ _COUNTED: Final = {
     "looks": ("ingestion_reconcile_seconds_count",),
     "status writes": ("ingestion_status_writes_total",),
 }
-"""What the operator does for a segment, counted: that is the same on every machine."""
+"""What the operator does for a segment, counted: no matter how fast the processor is."""
 
 
 def _each(what: str, count: int) -> str:
