@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import NAMESPACE_OID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 from ingestion_crds.constants import (
@@ -147,11 +147,19 @@ class Pipeline(Model):
     )
 
 
+def _decimal(value: Any) -> Any:
+    return str(value) if isinstance(value, float) else value
+
+
+Quantity = Annotated[int | str, BeforeValidator(_decimal)]
+"""As in a pod: 0.5 is one too where it comes from YAML, in the chart's values; the CRD wants "0.5" or 500m."""
+
+
 class Resources(Model):
     """Requests and limits of the worker container, as in a pod."""
 
-    requests: dict[str, int | str] | None = Field(None, max_length=16, description="What the scheduler sets aside.")
-    limits: dict[str, int | str] | None = Field(None, max_length=16, description="What the container may use at most.")
+    requests: dict[str, Quantity] | None = Field(None, max_length=16, description="What the scheduler sets aside.")
+    limits: dict[str, Quantity] | None = Field(None, max_length=16, description="What the container may use at most.")
 
 
 class Toleration(Model):

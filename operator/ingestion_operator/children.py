@@ -297,6 +297,7 @@ class ChildJob:
         failed: Job indexes that failed for good.
         failure_reason: the reason of condition Failed=True; None unless the Job has failed.
         deleting: a deletion is recorded and waits for finalizers.
+        queued: it was made for a queue, which suspends it and admits it.
         version: its resourceVersion, 0 before it is stored; a later state of it has a greater one (KEP-5504).
     """
 
@@ -308,6 +309,7 @@ class ChildJob:
     generation: int = -1
     map_digest: str = ""
     deleting: bool = False
+    queued: bool = False
     suspended: bool = False
     parallelism: int = 1
     deadline_seconds: int | None = None
@@ -347,6 +349,7 @@ def read_job(raw: JsonObject) -> ChildJob:
         generation=int(generation) if generation.isdecimal() else -1,
         map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),
         deleting="deletionTimestamp" in metadata,
+        queued=bool(labels.get(names.LABEL_QUEUE_NAME)),
         suspended=bool(spec.get("suspend", False)),
         parallelism=spec.get("parallelism", 1),
         deadline_seconds=spec.get("activeDeadlineSeconds"),

@@ -76,10 +76,12 @@ Harvest = dict[int, PodResult]
 
 
 def shorten(message: str, *, limit: int = MAX_FAILURE_MESSAGE_BYTES) -> str:
-    """Return the message on one line and within `limit` bytes, never cut inside a character."""
-    line = _CONTROL.sub(" ", message).strip()
-    raw = line.encode()
-    return line if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
+    """Return the message on one line and within `limit` bytes, never cut inside a character.
+
+    Half a character, as JSON can have and UTF-8 cannot, becomes a question mark.
+    """
+    raw = _CONTROL.sub(" ", message).strip().encode(errors="replace")
+    return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
 
 
 def read_pods(pods: Iterable[JsonObject]) -> Harvest:
@@ -149,7 +151,7 @@ def _failed(code: str, message: str, exit_code: int | None) -> PodResult:
 def _json(text: str) -> JsonObject:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -162,9 +164,9 @@ def _error(said: str) -> tuple[str, str]:
     else:  # The kubelet cuts at 4096 bytes over all containers: what is left still names the cause.
         found, text = _CODE_IN_TRUNCATED.search(said), _MESSAGE_IN_TRUNCATED.search(said)
         code, message = found and found[1], text and text[1]
-    if code not in ERROR_CODES:
+    if not isinstance(code, str) or code not in ERROR_CODES:
         return "", ""
-    return str(code), message if isinstance(message, str) else ""
+    return code, message if isinstance(message, str) else ""
 
 
 def read_prepare(payload: JsonObject) -> PrepareResult | None:
@@ -178,10 +180,10 @@ def read_prepare(payload: JsonObject) -> PrepareResult | None:
     well_formed = (
         _is_count(segments, 1, MAX_SEGMENTS)
         and isinstance(version_id, str)
-        and re.match(UUID_PATTERN, version_id)
+        and re.fullmatch(UUID_PATTERN, version_id)
         and _is_count(number, 1, 2**31 - 1)
         and isinstance(plan_hash, str)
-        and re.match(r"^[0-9A-Za-z]{1,64}$", plan_hash)
+        and re.fullmatch(r"[0-9A-Za-z]{1,64}", plan_hash)
         and (chunks is None or _is_count(chunks, 0, 2**53))
         # A single pass publishes too: without an active version it has not done its work.
         and (mode is Mode.SEGMENTED or version.get("state") == VersionState.ACTIVE)

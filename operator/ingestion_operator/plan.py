@@ -190,8 +190,9 @@ def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
         return Plan(status=snapshot.job.status)  # the garbage collector takes the children
     _answer_annotation(draft)
     _advance(draft)
-    _clean_up(draft)
-    _expire(draft)
+    if snapshot.config.tenant(snapshot.job.metadata.namespace) is not None:  # else nothing may be deleted there
+        _clean_up(draft)
+        _expire(draft)
     status = summary.summarise(job=snapshot.job, status=draft.status, blocked=draft.blocked, held=draft.held, now=now)
     return Plan(status=status, actions=tuple(draft.actions), events=tuple(draft.events), look_again=draft.look_again)
 
@@ -471,7 +472,7 @@ def _origin(job: IngestionJob, *, first: bool) -> tuple[Trigger, str | None]:
         if origin.get("generation") == job.spec.retry_generation:
             by = origin.get("requestedBy")
             return Trigger(origin.get("trigger")), shorten(by, limit=128) if isinstance(by, str) else None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass  # somebody else's hand in the annotation: the retry itself is still a retry
     return Trigger.PATCH, None
 
@@ -496,18 +497,28 @@ def _dispatched(draft: _Draft) -> IndexSet:
     segments, attempt = draft.status.segments, draft.attempt
     if segments is None or attempt is None:
         return IndexSet()
-    wanted = draft.snapshot.job.spec.retry_segments
+    chosen = _chosen(draft.snapshot.job)
     unfinished = _unfinished(segments)
-    if wanted is None or len(draft.status.attempts) == 1:
-        return unfinished
-    return unfinished & IndexSet.parse(wanted)
+    return unfinished if chosen is None or len(draft.status.attempts) == 1 else unfinished & chosen
+
+
+def _chosen(job: IngestionJob) -> IndexSet | None:
+    """Return what `retrySegments` names; None when it is not given, and all are meant.
+
+    The CRD cannot see that a range ends before it begins. That names nothing, rather than what is left of the rest.
+    """
+    if job.spec.retry_segments is None:
+        return None
+    try:
+        return IndexSet.parse(job.spec.retry_segments)
+    except ValueError:
+        return IndexSet()
 
 
 def _failures_not_retried(draft: _Draft, stage: Stage) -> list[Failure]:
-    wanted = draft.snapshot.job.spec.retry_segments
-    if stage is not Stage.SEGMENTS or wanted is None or not draft.status.attempts:
+    chosen = _chosen(draft.snapshot.job)
+    if stage is not Stage.SEGMENTS or chosen is None or not draft.status.attempts:
         return []
-    chosen = IndexSet.parse(wanted)
     return [
         failure for failure in draft.status.failures if failure.segment is not None and failure.segment not in chosen
     ]
@@ -520,12 +531,7 @@ def _gate(draft: _Draft) -> bool:
     if job.spec.suspend:
         draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
         return True
-    if config.tenant(job.metadata.namespace) is None:
-        known = ", ".join(sorted(tenant.namespace for tenant in config.tenants)) or "none"
-        draft.block(
-            Reason.NO_STORE,
-            f"namespace {job.metadata.namespace} has no object store: it is not among the chart's tenants ({known})",
-        )
+    if _no_tenant(draft):
         return True
     if provider != names.BUILTIN_PROVIDER and config.provider(provider) is None:
         known = ", ".join([names.BUILTIN_PROVIDER, *sorted(entry.name for entry in config.embedding_providers)])
@@ -534,6 +540,17 @@ def _gate(draft: _Draft) -> bool:
         )
         return True
     return False
+
+
+def _no_tenant(draft: _Draft) -> bool:
+    """Return True, with the reason noted, when the namespace is no tenant's: the operator may do nothing in it."""
+    namespace, config = draft.snapshot.job.metadata.namespace, draft.snapshot.config
+    if config.tenant(namespace) is not None:
+        return False
+    known = ", ".join(sorted(tenant.namespace for tenant in config.tenants)) or "none"
+    text = f"namespace {namespace} has no object store: it is not among the chart's tenants ({known})"
+    draft.block(Reason.NO_STORE, text)
+    return True
 
 
 def _dispatch(draft: _Draft) -> None:
@@ -547,7 +564,9 @@ def _dispatch(draft: _Draft) -> None:
         _fail(draft, stage, _CANCELLED)
         return
     if stage is Stage.SEGMENTS and not dispatched:
-        _fail(draft, stage, _CANCELLED)  # retrySegments names none that is unfinished: nothing to run
+        text = "Nothing is run: spec.retrySegments names no segment that is unfinished; ranges are written 9-40"
+        draft.events.append(Event(reason=Reason.RETRY_REFUSED, message=text, warning=True))
+        _fail(draft, stage, _CANCELLED)
         return
     if _gate(draft):
         return
@@ -589,6 +608,8 @@ def _follow(draft: _Draft) -> None:
     """An attempt is open: go on from what is recorded and what exists."""
     attempt = draft.attempt
     assert attempt is not None
+    if _no_tenant(draft):
+        return
     if attempt.reason is not None:
         _finish(draft)
         return
@@ -653,27 +674,33 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     """The Job runs: count, and pass on what the spec says now."""
     job, attempt = draft.snapshot.job, draft.attempt
     assert attempt is not None
-    queued = names.LABEL_QUEUE_NAME in job.metadata.labels
     wish: JsonObject = {}
     if draft.cancelled(attempt.generation):
+        if child.suspended:
+            # A deadline does not reach it: what it has done is recorded, and `_finish` deletes it.
+            _settle(draft, child)
+            draft.set_record(start_time=None)  # it was not seen to end: the next attempt looks whether it is gone
+            return
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
-        if child.suspended and not child.deleting:
-            # A deadline does not reach a suspended Job.
-            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
-        elif child.deadline_seconds != 0:
+        if child.deadline_seconds != 0:
             wish["activeDeadlineSeconds"] = 0
     else:
         parallelism = _parallelism(draft)
-        if child.suspended != job.spec.suspend and not queued:
+        if child.suspended != job.spec.suspend and not child.queued:
             wish["suspend"] = job.spec.suspend
         if child.parallelism != parallelism:
             wish["parallelism"] = parallelism
-        if job.spec.suspend and not queued:
-            draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; what is done is kept")
-        elif child.suspended:
+        if child.suspended and child.queued:
             draft.held = Waiting(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
+        elif job.spec.suspend:
+            kept = "the running Job is its queue's to suspend" if child.queued else "what is done is kept"
+            draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting:
-        draft.actions.append(PatchJob(name=child.name, uid=child.uid, spec=wish))
+        if draft.snapshot.rejection is None:
+            _still_refused(draft)
+            draft.actions.append(PatchJob(name=child.name, uid=child.uid, spec=wish))
+        else:
+            draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     if draft.snapshot.waiting is not None:
         draft.blocked = draft.snapshot.waiting
     if draft.snapshot.config_map_gone:
@@ -906,6 +933,13 @@ def _finish(draft: _Draft) -> None:
     # The last one that was made: when the next stage's Job never was, nothing else tidies up after it.
     uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
+    running = next((child for child in draft.owned if child.uid == uid and not child.finished), None)
+    if running is not None:
+        # It was suspended when the attempt was cancelled, and nobody is to let it go on.
+        if not running.deleting:
+            draft.actions.append(DeleteJob(name=running.name, uid=running.uid))
+        draft.look_within(_LOOK_AT_STARTING_SECONDS)
+        return
     if uid is not None and uid not in draft.snapshot.tidied:
         # Only once the harvest is durable: pods are the only place where it can be read again.
         draft.actions.append(RemovePods(job_uid=uid, keep=_kept_indexes(draft, uid)))

@@ -45,6 +45,8 @@ from ingestion_operator.refusals import Refusals
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
+# Quota, admission, a namespace that ends: words for a person, and another try later.
+_REFUSALS: Final = (400, 403, 422)
 # The watch is seconds late at worst: what it has yet to show of these is older than how they were left.
 _MOST_LEFT: Final = 1_000
 
@@ -251,6 +253,7 @@ class Reconciler:
         """
         for _ in range(_ROUNDS):
             snapshot = await self._read_pods(key, snapshot)
+            rejection = snapshot.rejection
             decided = plan(snapshot, now=self._now())
             (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
             written = job.metadata.resource_version != snapshot.job.metadata.resource_version
@@ -265,7 +268,7 @@ class Reconciler:
             await self._tell(raw, decided.events)
             if settled(snapshot.job):
                 return self._leave(key)
-            if not written and not _moves_on(decided.actions):
+            if not written and not _moves_on(decided.actions) and snapshot.rejection == rejection:
                 return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
 
@@ -412,6 +415,8 @@ class Reconciler:
         if child is None:
             return snapshot
         namespace = snapshot.job.metadata.namespace
+        if self._config.tenant(namespace) is None:
+            return snapshot  # nothing is decided there, and nothing may be read
         if wants_harvest(child) and snapshot.harvest is None:
             failed_only = record.stage is Stage.SEGMENTS
             pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
@@ -505,6 +510,8 @@ class Reconciler:
                 except ApiError as error:
                     if error.conflict or error.not_found:
                         raise ConflictError(str(error)) from error
+                    if error.status in _REFUSALS:
+                        return raw, replace(snapshot, rejection=f"{action.name}: {error.message}")
                     raise
             case RemovePods():
                 await self._remove_pods(snapshot.job, action)
@@ -548,8 +555,7 @@ class Reconciler:
                     raise
                 created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
         except ApiError as error:
-            # Quota, admission, a namespace that ends: words for a person, and another try later.
-            if error.status in (400, 403, 422):
+            if error.status in _REFUSALS:
                 return replace(snapshot, rejection=f"{action.job['metadata']['name']}: {error.message}")
             raise
         return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from ingestion_api.options import Options
+from ingestion_crds.config import Config
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
@@ -94,6 +95,32 @@ def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
             assert role["kind"] == "Role"
             assert rule["verbs"] == ["get"]
             assert rule["resourceNames"]
+
+
+def test_the_operator_finds_the_jobs_of_a_namespace_that_is_no_tenant_any_more(tmp_path: Path) -> None:
+    """Or it could not say what has become of them."""
+    roles = {each["metadata"]["name"]: each for each in render({}, folder=tmp_path) if each["kind"] == "ClusterRole"}
+    verbs = {resource: rule["verbs"] for rule in roles["i-operator"]["rules"] for resource in rule["resources"]}
+    assert verbs["jobs"] == ["get", "list", "watch"]
+    assert {"get", "patch"} <= set(verbs["ingestionjobs"])
+
+
+def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:
+    documents = render(
+        {
+            "tenants": [{"namespace": "2024", "bucket": "bucket", "createNamespace": True}],
+            "worker": {"resources": {"requests": {"cpu": 0.5, "memory": "1Gi"}, "limits": {"cpu": 2}}},
+        },
+        folder=tmp_path,
+    )
+    for each in documents:
+        names = [each["metadata"]["name"], each["metadata"].get("namespace", "")]
+        assert all(isinstance(name, str) for name in names), names
+    (text,) = [each["data"]["config.yaml"] for each in documents if "config.yaml" in (each.get("data") or {})]
+    config = Config.model_validate(yaml.safe_load(text))
+    assert config.worker_resources.requests == {"cpu": "0.5", "memory": "1Gi"}
+    assert config.worker_resources.limits == {"cpu": 2, "memory": "1Gi"}  # what is not given is the chart's
+    assert config.tenant("2024") is not None
 
 
 def test_the_operator_reaches_one_lease_and_no_other(tmp_path: Path) -> None:

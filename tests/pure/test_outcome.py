@@ -1,9 +1,55 @@
-"""What pods say: which of them may wait for their ConfigMap."""
+"""What pods say, who may be anybody's: which of it is believed, and which of them may wait for their ConfigMap."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
-from ingestion_operator.outcome import may_lack_config_map
+from ingestion_crds import constants as names
+from ingestion_operator.outcome import PodResult, may_lack_config_map, read_pods, read_prepare
+
+
+def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, Any]:
+    """Return a pod of the first index that has said something at its end."""
+    terminated = {"exitCode": exit_code, "message": said}
+    return {
+        "metadata": {"name": "pod", "labels": {"batch.kubernetes.io/job-completion-index": "0"}},
+        "status": {
+            "phase": phase,
+            "containerStatuses": [{"name": names.WORKER_CONTAINER, "state": {"terminated": terminated}}],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "message"),
+    [
+        # What JSON.stringify makes of a string that was cut inside an emoji.
+        (r'{"code":"PageUnreadable","message":"cut \ud83d"}', "PageUnreadable", "cut ?"),
+        (r'{"code":"PageUnreadable","message":"' + r"\ud83d" * 500 + '"}', "PageUnreadable", "?" * 197 + "…"),
+        ('{"code":["x"]}', "ContainerError", 'exit code 1: {"code":["x"]}'),
+        ('{"code":{}}', "ContainerError", 'exit code 1: {"code":{}}'),
+        ("[" * 4096, "ContainerError", "exit code 1: " + "[" * 184 + "…"),
+    ],
+)
+def test_no_message_is_too_odd_to_be_read(said: str, code: str, message: str) -> None:
+    result = read_pods([ended(said)])[0]
+    assert result == PodResult(succeeded=False, code=code, message=message, exit_code=1)
+    assert len(result.message.encode()) <= 200
+
+
+def test_a_success_that_says_something_odd_is_one() -> None:
+    assert read_pods([ended("[" * 4096, phase="Succeeded", exit_code=0)])[0].payload == {}
+
+
+@pytest.mark.parametrize("field", ["id", "planHash"])
+def test_what_is_stored_of_a_version_has_no_line_break(field: str) -> None:
+    version = {"id": "00000000-0000-0000-0000-000000000001", "number": 1, "planHash": "41ab"}
+    payload = {"mode": "Segmented", "segments": 1, "version": version}
+    assert read_prepare(json.loads(json.dumps(payload))) is not None
+    version[field] = f"{version[field]}\n"
+    assert read_prepare(payload) is None
 
 
 def waiting(reason: str) -> dict[str, object]:

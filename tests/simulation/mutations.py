@@ -32,6 +32,7 @@ SUITES: Final = {
         "tests/simulation/test_regressions.py",
         "tests/simulation/test_looks.py",
         "tests/simulation/test_unrecorded_jobs.py",
+        "tests/simulation/test_wishes.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -336,6 +337,26 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="a lost Job is waited for",
         file="plan.py",
         changes=(("        _settle_lost(draft)\n        return\n", "        return\n"),),
+    ),
+    Mutation(
+        name="a suspended attempt that is cancelled loses what it did",
+        file="plan.py",
+        changes=(
+            (
+                "            _settle(draft, child)\n            draft.set_record(start_time=None)",
+                "            _settle_lost(draft)\n            draft.set_record(start_time=None)",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a cancelled attempt leaves its suspended Job",
+        file="plan.py",
+        changes=(("    if running is not None:\n", "    if False:\n"),),
+    ),
+    Mutation(
+        name="a refused change of a Job is not spoken of",
+        file="reconcile.py",
+        changes=((" and snapshot.rejection == rejection:\n", ":\n"),),
     ),
     Mutation(
         name="pods whose creation is refused are not spoken of",

@@ -31,7 +31,6 @@ from support.builders import ingestion_job
 from simulation.api import JOB_TRACKING, copied
 from simulation.cluster import SimulatedCluster
 
-NODE: Final = "truth"
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
 CONTROLLER: Final = "batch.kubernetes.io/controller-uid"
 _WAIT_SECONDS: Final = 240.0
@@ -64,7 +63,7 @@ class RealSide:
 
     async def bind(self, pod: JsonObject) -> None:
         name = pod["metadata"]["name"]
-        body = {"metadata": {"name": name}, "target": {"kind": "Node", "name": NODE}}
+        body = {"metadata": {"name": name}, "target": {"kind": "Node", "name": self.namespace}}
         await self.kube.request("POST", core_path("pods", self.namespace, name) + "/binding", body=body)
 
     async def until(self, wish: Callable[[], Awaitable[bool]]) -> None:
@@ -709,10 +708,13 @@ SCRIPTS: Final = (
 
 @pytest_asyncio.fixture
 async def real(kube: KubeClient, namespace: str) -> AsyncIterator[RealSide]:
-    """A namespace of the real cluster, with a node that nothing is scheduled to and pods can be bound to."""
-    await kube.request("POST", "/api/v1/nodes", body={"metadata": {"name": NODE}})
+    """A namespace of the real cluster, with a node that nothing is scheduled to and pods can be bound to.
+
+    A node of its own: one that is not heard of for a minute is taken for lost, and its pods are ready no more.
+    """
+    await kube.request("POST", "/api/v1/nodes", body={"metadata": {"name": namespace}})
     yield RealSide(kube, namespace)
-    await kube.request("DELETE", f"/api/v1/nodes/{NODE}")
+    await kube.request("DELETE", f"/api/v1/nodes/{namespace}")
 
 
 async def simulated(run: Callable[[Script], Awaitable[None]]) -> list[Any]:

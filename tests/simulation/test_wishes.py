@@ -1,0 +1,233 @@
+"""Wishes that are odd, or come at an odd moment: the job says what becomes of them, and can be asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Stage
+from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
+from support.builders import ingestion_job
+
+from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.controllers import GOOD, Verdict
+from simulation.oracle import Oracle
+from simulation.stories import HANGS, PATH, SEGMENTS, fail_in_part, live, note_calls, stalled, start
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    found = SimulatedCluster(segments=SEGMENTS)
+    try:
+        yield found
+        assert not found.broken.found
+    finally:
+        found.close()
+
+
+def patch(cluster: SimulatedCluster, **spec: Any) -> None:
+    cluster.api.request("PATCH", PATH, body={"spec": spec}, content_type=MERGE_PATCH)
+
+
+def patch_job(cluster: SimulatedCluster, **spec: Any) -> None:
+    """Change the Job that runs, as a queue does."""
+    path = job_path(NAMESPACE, cluster.api.all("jobs")[-1]["metadata"]["name"])
+    cluster.api.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
+
+
+def reach(cluster: SimulatedCluster, phase: str, generation: int = 0, *, seconds: float = 120) -> JsonObject:
+    """Let time pass until an attempt has ended so, and return the status."""
+
+    def there() -> bool:
+        status = live(cluster)["status"]
+        return status["phase"] == phase and status["observedRetryGeneration"] == generation
+
+    assert cluster.pass_until(there, seconds=seconds), live(cluster)["status"]
+    status: JsonObject = live(cluster)["status"]
+    return status
+
+
+def why(cluster: SimulatedCluster) -> str:
+    """Return the message of condition Ready."""
+    conditions = live(cluster)["status"]["conditions"]
+    return str(next(item for item in conditions if item["type"] == "Ready")["message"])
+
+
+def warnings(cluster: SimulatedCluster) -> list[str]:
+    return [event["message"] for event in cluster.api.all("events") if event["type"] == "Warning"]
+
+
+def suspend(cluster: SimulatedCluster) -> None:
+    """Suspend an attempt of which the first segment is done, and let its pods end."""
+    patch(cluster, suspend=True)
+    assert cluster.pass_until(lambda: not cluster.api.all("pods") or _all_ended(cluster), seconds=60)
+    cluster.pass_time(5)
+    cluster.settle_down()
+    assert cluster.api.all("jobs")[-1]["spec"]["suspend"]
+
+
+def _all_ended(cluster: SimulatedCluster) -> bool:
+    return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in cluster.api.all("pods"))
+
+
+def test_a_suspended_attempt_that_is_cancelled_keeps_what_it_has_done(cluster: SimulatedCluster) -> None:
+    """Invariants 2 and 4."""
+    start(cluster, first=GOOD)
+    suspend(cluster)
+    patch(cluster, cancelGeneration=0)
+    status = reach(cluster, "failed")
+    assert status["segments"]["completed"] == "0"
+    assert status["failureSummary"] == {"Cancelled": SEGMENTS - 1}
+    assert status["attempts"][0]["reason"] == "Cancelled"
+    assert not cluster.api.all("jobs"), "a queue could let it go on"
+    cluster.verdicts.clear()
+    patch(cluster, suspend=False, retryGeneration=1)
+    reach(cluster, "completed", 1)
+    ran = [segment for _, generation, segment in cluster.kubelet.started if generation == 1 and segment is not None]
+    assert sorted(ran) == list(range(1, SEGMENTS))
+
+
+def test_a_death_before_the_suspended_job_is_deleted_leaves_none(cluster: SimulatedCluster) -> None:
+    """Invariants 1 and 4: what was done is recorded before the deletion, and the attempt is not over before it."""
+    only = start(cluster, first=GOOD)
+    suspend(cluster)
+    patch(cluster, cancelGeneration=0)
+
+    def about_to_delete() -> bool:
+        return any(call.method == "DELETE" and "/jobs/" in call.path for call in cluster.calls)
+
+    while not about_to_delete():
+        calls = [call for call in cluster.calls if not (call.method == "DELETE" and "/jobs/" in call.path)]
+        if calls:
+            cluster.settle(calls[0])
+        elif not cluster.step(0):
+            cluster.pass_time(cluster.next_time() or 1)
+    status = live(cluster)["status"]
+    assert status["segments"]["completed"] == "0"
+    assert status["phase"] == "processing"
+    cluster.kill(only)
+    cluster.start_operator()
+    reach(cluster, "failed")
+    assert not cluster.api.all("jobs")
+
+
+def test_a_range_that_ends_before_it_begins_runs_nothing_and_says_so(cluster: SimulatedCluster) -> None:
+    """Invariant 5; and what stands in the way of an attempt does not stand in the way of the next."""
+    cluster.verdicts[Stage.SEGMENTS, 3] = Verdict(code="PdfEncrypted")
+    fail_in_part(cluster)
+    patch(cluster, retryGeneration=1, retrySegments="3-0")
+    status = reach(cluster, "partial_failure", 1)
+    assert status["segments"]["failed"] == "0,3"
+    assert any("spec.retrySegments" in text for text in warnings(cluster))
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=2, retrySegments=None)
+    reach(cluster, "completed", 2)
+
+
+def test_a_document_that_is_prepared_anew_does_not_hang_on_such_a_range(cluster: SimulatedCluster) -> None:
+    """Invariant 5."""
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(code="SourceUnavailable")
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(retrySegments="5-2"))
+    cluster.start_operator()
+    reach(cluster, "failed", seconds=600)
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "failed", 1)
+    patch(cluster, retryGeneration=2, retrySegments=None)
+    reach(cluster, "completed", 2)
+
+
+def test_a_change_of_the_job_that_the_cluster_refuses_is_said(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariants 5 and 8."""
+    start(cluster)
+    commit, refuses = cluster.commit, True
+
+    def refusing(call: Call) -> JsonObject | ApiError:
+        if refuses and call.method == "PATCH" and "/jobs/" in call.path:
+            return ApiError(status=403, reason="Forbidden", message="admission webhook says no")
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", refusing)
+    patch(cluster, suspend=True)
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    assert "admission webhook says no" in stalled(cluster)["message"]
+    version = live(cluster)["metadata"]["resourceVersion"]
+    cluster.pass_until(lambda: False, seconds=300)
+    assert live(cluster)["metadata"]["resourceVersion"] == version
+    refuses = False
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")[-1]["spec"].get("suspend")), seconds=120)
+    assert cluster.pass_until(lambda: stalled(cluster)["status"] == "False", seconds=60)
+    assert "suspend is true" in why(cluster)
+
+
+def test_a_namespace_that_is_no_tenant_any_more_is_a_reason_and_not_touched(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 5: the chart has taken the operator's rights there away."""
+    only = start(cluster, first=Verdict(code="PdfEncrypted"))
+    cluster.kill(only)
+    tenants, cluster.config = cluster.config, cluster.config.model_copy(update={"tenants": []})
+    cluster.verdicts = {key: GOOD if verdict == HANGS else verdict for key, verdict in cluster.verdicts.items()}
+    other = cluster.start_operator()
+    sent = note_calls(cluster, monkeypatch)
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=60)
+    cluster.pass_until(lambda: False, seconds=600)
+    assert Oracle.says_why(live(cluster)) == "NoStore"
+    assert live(cluster)["status"]["phase"] == "processing"
+    outside = {"pods", "configmaps"}
+    assert not [call for call in sent if outside & set(call.path.split("/"))], "it may not even read these"
+    assert not [call for call in sent if "/jobs" in call.path and call.writes]
+    cluster.kill(other)
+    cluster.config = tenants
+    cluster.start_operator()
+    reach(cluster, "partial_failure")
+    assert live(cluster)["status"]["segments"]["failed"] == "0"
+
+
+def test_a_job_that_no_queue_was_asked_to_admit_is_not_waited_for(cluster: SimulatedCluster) -> None:
+    """Invariant 5: what counts is the label of the Job, not that of its parent since."""
+    start(cluster, first=GOOD)
+    suspend(cluster)
+    label = {"metadata": {"labels": {names.LABEL_QUEUE_NAME: "night"}}}
+    cluster.api.request("PATCH", PATH, body=label, content_type=MERGE_PATCH)
+    cluster.verdicts.clear()
+    patch(cluster, suspend=False)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["stage"] == Stage.PUBLISH, seconds=120)
+    assert cluster.pass_until(lambda: "waiting for the queue" in why(cluster), seconds=30)
+    patch_job(cluster, suspend=False)
+    reach(cluster, "completed")
+
+
+def test_a_job_that_a_queue_has_yet_to_admit_is_left_to_it(cluster: SimulatedCluster) -> None:
+    """Who takes the label off the IngestionJob has not taken the Job out of the queue."""
+    body = ingestion_job(parallelism=SEGMENTS)
+    body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "night"}
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: "waiting for the queue" in why(cluster), seconds=30)
+    cluster.api.request(
+        "PATCH", PATH, body={"metadata": {"labels": {names.LABEL_QUEUE_NAME: None}}}, content_type=MERGE_PATCH
+    )
+    cluster.pass_until(lambda: False, seconds=120)
+    assert cluster.api.all("jobs")[-1]["spec"]["suspend"]
+    patch_job(cluster, suspend=False)
+    reach(cluster, "completed")
+
+
+def test_to_suspend_what_a_queue_has_admitted_is_answered(cluster: SimulatedCluster) -> None:
+    """Invariant 5: the running Job is the queue's to suspend."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    body = ingestion_job(parallelism=SEGMENTS)
+    body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "night"}
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: "waiting for the queue" in why(cluster), seconds=30)
+    patch_job(cluster, suspend=False)
+    cluster.pass_until(lambda: False, seconds=30)
+    patch(cluster, suspend=True)
+    assert cluster.pass_until(lambda: "its queue's to suspend" in why(cluster), seconds=30)
+    assert not cluster.api.all("jobs")[-1]["spec"]["suspend"]
