@@ -149,22 +149,25 @@ class KeyRing:
             now = time.monotonic()
             if now - self._read_at < older_than:
                 return
-            if now - self._tried_at < REREAD_SECONDS and now - self._read_at < STALE_SECONDS:
-                return
-            self._tried_at = now
-            try:
-                secret = await self._kube.request("GET", self._path, timeout=5.0)
-            except ApiError as error:
-                if error.not_found:
-                    secret = {}
-                elif now - self._read_at < STALE_SECONDS:
-                    LOG.warning("API keys not readable; the last ones stand", extra={"fields": {"error": str(error)}})
-                    return
-                else:
-                    LOG.error("API keys not readable", extra={"fields": {"error": str(error)}})
-                    raise unavailable("the API keys cannot be read from the cluster; try again") from error
-            self._entries = decode_entries(secret)
-            self._read_at = now
+            if now - self._tried_at >= REREAD_SECONDS and await self._read():
+                self._read_at = now
+            elif now - self._read_at >= STALE_SECONDS:
+                raise unavailable("the API keys cannot be read from the cluster; try again")
+
+    async def _read(self) -> bool:
+        """Read the Secret; False when the API server does not give it, and what was read last stands for a while."""
+        try:
+            secret = await self._kube.request("GET", self._path, timeout=5.0)
+        except ApiError as error:
+            if not error.not_found:
+                LOG.warning("API keys not readable", extra={"fields": {"error": str(error)}})
+                return False
+            secret = {}
+        finally:
+            # The end of it: those who waited for one that hung are not to try, one after the other, for as long.
+            self._tried_at = time.monotonic()
+        self._entries = decode_entries(secret)
+        return True
 
 
 class TenantKey(SecurityBase):

@@ -35,7 +35,20 @@ def serve(app: FastAPI, options: Options) -> None:
         app: from `create_app`.
         options: of the process.
     """
-    uvicorn.run(
+    server = uvicorn.Server(server_config(app, options))
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+def server_config(app: FastAPI, options: Options) -> uvicorn.Config:
+    """Return how an app is served.
+
+    Args:
+        app: from `create_app`.
+        options: of the process.
+    """
+    return uvicorn.Config(
         app,
         host=options.host,
         port=options.port,

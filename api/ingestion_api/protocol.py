@@ -1,42 +1,112 @@
-"""HTTP/1.1 by uvicorn's fast parser, with the bound on a request's head that it lacks.
+"""HTTP/1.1 by uvicorn's fast parser, with the bounds that it lacks on what a stranger sends.
 
-Its other parser, h11, has one, and takes several times as long over each request (docs/performance.md).
+Its other parser, h11, has some of them, and takes several times as long over each request (docs/performance.md).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ingestion_api.problems import bad_request, unavailable
+
+# What a cluster asks to decide whether to end the process: to have many clients is no reason to.
+_PROBES: Final = frozenset({b"/healthz", b"/readyz"})
+
 
 class BoundedHttp(HttpToolsProtocol):
-    """Answers 400 and hangs up once request line and headers grow over `h11_max_incomplete_event_size`, as h11 does.
+    """Hangs up on a client that keeps a connection busy without a request, or would fill memory with what is no body.
 
-    Bytes are counted as they come: the parser keeps a header without an end to itself.
+    - Over `h11_max_incomplete_event_size` bytes of request line and headers, or of what stands between and after the
+      pieces of a body: 400 if that can still be answered. Bytes are counted as they come: the parser keeps a header
+      without an end to itself.
+    - No whole head within `timeout_keep_alive` seconds, from the beginning of the connection or the last answer on.
+    - Over `limit_concurrency` connections: 503, but for probes.
+
+    Trailers are dropped (RFC 9110, 6.5.1): they would count as headers, without having been checked as such.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._limit = self.config.h11_max_incomplete_event_size
-        self._head: int | None = 0
-        """Bytes that came since a head began; None while a body is read."""
+        self._most_bytes = self.config.h11_max_incomplete_event_size
+        self._most_connections = self.config.limit_concurrency
+        self.limit_concurrency = None  # uvicorn's own answer is plain text, to probes too
+        self._bytes = 0
+        """That came since a head began, or since the last piece of a body."""
+        self._in_head = True
+        self._no_head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes."""
-        if self._head is not None:
-            self._head += len(data)
+        self._bytes += len(data)
         super().data_received(data)
-        if self._head is not None and self._limit is not None and self._head > self._limit:
+        if self._most_bytes is not None and self._bytes > self._most_bytes and not self.transport.is_closing():
             self.logger.warning("Request line and headers are too large.")
-            self.send_400_response("Request line and headers are too large.")
+            self.send_400_response("request line and headers are too large")
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header is whole, or a trailer."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A head is whole."""
-        self._head = None
+        self._bytes, self._in_head = 0, False
+        self._stop_waiting()
+        busy = max(len(self.connections), len(self.tasks))
+        full = self._most_connections is not None and busy >= self._most_connections
+        refused = full and self.url.partition(b"?")[0] not in _PROBES
+        self.app = unavailable("too many connections; try again").response() if refused else self.config.loaded_app
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body has come."""
+        self._bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole; the next head may begin."""
-        self._head = 0
+        self._bytes = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is sent."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._wait_for_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, and hang up; without an answer where another one is half sent."""
+        if not self.pipeline and (
+            self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
+        ):
+            body = bytes(bad_request(msg).response().body)
+            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _wait_for_head(self) -> None:
+        self._stop_waiting()
+        self._no_head = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._no_head is not None:
+            self._no_head.cancel()
+            self._no_head = None

@@ -13,6 +13,7 @@ from typing import Any, Final
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from ingestion_api.problems import ProblemError, bad_request
 
@@ -83,6 +84,8 @@ class MultipartReader:
                 raise ProblemError(
                     status=408, error="timeout", message=f"nothing arrived for {self._stall:.0f} s"
                 ) from None
+            except ClientDisconnect:
+                raise bad_request("the connection ended before the body did") from None
             if not block:
                 raise bad_request("the body ends before its last boundary")
             try:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import httpx
 import pytest_asyncio
 import uvicorn
 import yaml
+from fastapi import FastAPI
 from ingestion_api import keys
 from ingestion_api.app import create_app
+from ingestion_api.main import server_config
 from ingestion_api.options import Options
-from ingestion_api.protocol import BoundedHttp
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
@@ -83,19 +84,10 @@ def mint(*, kubeconfig: Path, system: str, namespace: str, capsys: Any) -> str:
     return str(capsys.readouterr().out.strip())
 
 
-def serve(options: Options, port: int) -> Iterator[None]:
-    """Run uvicorn in a thread until resumed."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(options),
-            port=port,
-            log_config=None,
-            access_log=False,
-            ws="none",
-            http=BoundedHttp,
-            h11_max_incomplete_event_size=options.header_bytes,
-        )
-    )
+def serve(options: Options, port: int, app: FastAPI | None = None) -> Iterator[None]:
+    """Run an app, or the API, in a thread until resumed."""
+    options = replace(options, host="127.0.0.1", port=port)
+    server = uvicorn.Server(server_config(app or create_app(options), options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield

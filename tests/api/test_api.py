@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
@@ -12,6 +13,8 @@ import httpx
 import pytest
 from ingestion_api import keys
 from ingestion_crds.kube import ingestion_path
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import Store
 from support.builders import DOCUMENT, KNOWLEDGE_BASE
 
 from .conftest import Api, mint
@@ -149,8 +152,13 @@ async def test_lists_are_newest_first_filtered_and_paged(api: Api) -> None:
         await asyncio.sleep(0.05)
     assert [item["id"] for item in completed] == [ids[0]]
     assert (await api.client.get(path, params={"status": "done"})).status_code == 400
-    assert (await api.client.get(path, params={"cursor": "zzz"})).status_code == 400
+    for odd in ("zzz", _encoded(f'[1{"0" * 400}, "a"]'), _encoded("[" * 3000)):
+        assert (await api.client.get(path, params={"cursor": odd})).status_code == 400
     assert (await api.client.get(path, params={"limit": 0})).status_code == 422
+
+
+def _encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 async def upload(api: Api, content: bytes = b"# Title\n\nText.\n", **fields: str) -> httpx.Response:
@@ -215,6 +223,42 @@ async def test_several_documents_are_refused(api: Api) -> None:
     answer = await api.client.post(path, files=files)
     assert answer.status_code == 400
     assert "one document for each request" in answer.json()["message"]
+    assert not [item for item in api.store.rglob("*") if item.is_file()]
+
+
+async def test_what_is_wrong_with_an_upload_is_said_although_its_file_cannot_be_removed(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise WorkerError("StoreUnavailable", "the store does not answer")
+
+    monkeypatch.setattr(Store, "delete", away)
+    assert (await upload(api, colour="red")).status_code == 400
+    files = [("file", ("a.md", b"a", "text/markdown")), ("file", ("b.md", b"b", "text/markdown"))]
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
+    answer = await api.client.post(path, files=files)
+    assert "one document for each request" in answer.json()["message"]
+
+
+async def test_an_upload_that_its_client_gives_up_is_no_error_of_ours(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = httpx.URL(api.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
+    head = f"POST {path} HTTP/1.1\r\nhost: api\r\nx-api-key: {api.key}\r\ncontent-length: 5000\r\n"
+    part = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nabc'
+    writer.write(f"{head}content-type: multipart/form-data; boundary=b\r\n\r\n{part}".encode())
+    await writer.drain()
+    await asyncio.sleep(0.5)
+    writer.close()
+    for _ in range(100):
+        metrics = (await api.client.get("/metrics")).text
+        if 'operation="bulkIngest"' in metrics:
+            break
+        await asyncio.sleep(0.05)
+    assert 'ingestion_api_requests_total{code="400",operation="bulkIngest"} 1.0' in metrics
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert not [item for item in api.store.rglob("*") if item.is_file()]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 from typing import Any, Final
 from uuid import UUID
@@ -124,7 +126,8 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
         except JobUnknownError:
             raise  # the job may exist, and needs its file
         except Exception:
-            store.delete(key=upload.key)
+            with contextlib.suppress(WorkerError):  # what went wrong first is the answer
+                await asyncio.to_thread(store.delete, key=upload.key)
             raise
     request.state.job_id = str(job_id)
     item = IngestResultItem(manifest_index=0, result="queued", document_id=UUID(document_id))

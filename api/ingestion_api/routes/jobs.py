@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -115,5 +114,5 @@ def _place(cursor: str | None) -> Place | None:
         value: Any = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         moment, uid = value
         return float(moment), str(uid)
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise bad_request("cursor: not a next_cursor of this list") from None

@@ -1,0 +1,158 @@
+"""What a client may do to a connection: an app of two routes, served as the API is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+from fastapi import FastAPI, Request
+from ingestion_api.options import Options
+from local_cluster import ports
+
+from .conftest import serve
+
+HEAD_BYTES = 16 * 1024
+SECONDS = 1
+# Bytes are sent on by the kernel: what hangs up is seen some of them later.
+WITHOUT_END = 400
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextmanager
+def served(*, connections: int = 100) -> Iterator[int]:
+    """Serve the app; yield its port."""
+    app = FastAPI()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        return {"healthy": True}
+
+    @app.post("/echo")
+    async def echo(request: Request) -> dict[str, str]:
+        await request.body()
+        return dict(request.headers)
+
+    (port,) = ports.free(count=1)
+    options = Options(connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
+    server = serve(options, port, app)
+    next(server)
+    yield port
+    next(server, None)
+
+
+@asynccontextmanager
+async def client(port: int) -> AsyncIterator[Client]:
+    """Connect, once the server listens."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+    yield reader, writer
+    writer.close()
+
+
+async def answer_of(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Read one answer."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), timeout=30)
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.split()[1]), await reader.readexactly(length)
+
+
+async def cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, piece: bytes) -> bytes | None:
+    """Send a piece again and again until the server hangs up; return what it has said, None if that was lost."""
+    try:
+        for _ in range(WITHOUT_END):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        raise AssertionError(f"{WITHOUT_END * len(piece)} bytes, and it goes on")
+    except (ConnectionError, BrokenPipeError):
+        pass
+    try:
+        return await asyncio.wait_for(reader.read(), timeout=30)
+    except ConnectionError:
+        return None
+
+
+@pytest.mark.parametrize("path", [b"GET /healthz", b"POST /echo"], ids=["answered", "waiting"])
+async def test_trailers_without_an_end_are_cut_off(path: bytes) -> None:
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(path + b" HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n")
+            await cut_off(reader, writer, b"x-more: " + b"a" * 4096 + b"\r\n")
+
+
+async def test_a_trailer_without_an_end_is_cut_off() -> None:
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-more: ")
+            assert (await answer_of(reader))[0] == 200
+            await cut_off(reader, writer, b"a" * 4096)
+
+
+async def test_a_trailer_is_no_header() -> None:
+    """What the middlewares have checked is what routes see."""
+    with served() as port:
+        async with client(port) as (reader, writer):
+            head = b"POST /echo HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n"
+            writer.write(head + b"2\r\nab\r\n0\r\nx-api-key: mine\r\n\r\n")
+            status, body = await answer_of(reader)
+            assert status == 200
+            assert json.loads(body) == {"host": "api", "transfer-encoding": "chunked"}
+
+
+async def test_a_body_is_no_head_however_large_its_pieces() -> None:
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"POST /echo HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(20):
+                writer.write(b"4000\r\n" + b"a" * 0x4000 + b"\r\n")
+            writer.write(b"0\r\n\r\n")
+            assert (await answer_of(reader))[0] == 200
+
+
+@pytest.mark.parametrize("drip", [b"", b"\r\n", b"x"], ids=["silent", "empty lines", "a byte now and then"])
+async def test_a_connection_without_a_request_is_closed(drip: bytes) -> None:
+    """At its beginning, and after an answer."""
+    with served() as port:
+        for first in (b"", b"GET /healthz HTTP/1.1\r\nhost: api\r\n\r\n"):
+            async with client(port) as (reader, writer):
+                writer.write(first)
+                if first:
+                    assert (await answer_of(reader))[0] == 200
+                begun = time.monotonic()
+                ended = asyncio.create_task(reader.read())
+                while not ended.done():
+                    assert time.monotonic() - begun < 20 * SECONDS, "it stays"
+                    if drip and not writer.is_closing():
+                        writer.write(drip)
+                    await asyncio.wait([ended], timeout=SECONDS / 4)
+                assert ended.exception() is None or isinstance(ended.exception(), ConnectionError)
+
+
+async def test_probes_are_answered_however_many_connections_there_are() -> None:
+    with served(connections=2) as port:
+        async with client(port), client(port), client(port) as (reader, writer):
+            writer.write(b"POST /echo HTTP/1.1\r\nhost: api\r\ncontent-length: 0\r\n\r\n")
+            status, body = await answer_of(reader)
+            assert status == 503
+            assert json.loads(body)["error"] == "unavailable"
+            writer.write(b"GET /healthz?verbose HTTP/1.1\r\nhost: api\r\n\r\n")
+            assert (await answer_of(reader))[0] == 200
+
+
+async def test_what_is_no_request_gets_an_error_like_any_other() -> None:
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"NONSENSE\r\n\r\n")
+            status, body = await answer_of(reader)
+            assert (status, json.loads(body)["error"]) == (400, "bad_request")
+            assert await reader.read() == b""
