@@ -164,10 +164,23 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to(fetch: 
         assert error.code == "SourceNotAllowed"
 
 
-@pytest.mark.parametrize("target", ["http://127.0.0.2:1/x", "http://[::1]/x", "file:///etc/passwd", "s3://team-a/x"])
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.2:1/x", "http://[::1]/x", "http://[", "file:///etc/passwd", "s3://team-a/x"]
+)
 def test_each_redirect_is_checked(fetch: Fetch, target: str) -> None:
     with http_server(handle=lambda request: answer(request, 302, Location=target)) as url:
         assert failure(fetch, f"{url}/a", allow=AllowList(text="127.0.0.1")).code == "SourceNotAllowed"
+
+
+def test_a_redirect_in_utf_8_is_followed(fetch: Fetch) -> None:
+    def handle(request: BaseHTTPRequestHandler) -> None:
+        if request.path == "/a":
+            answer(request, 302, Location="/é.txt".encode().decode("latin-1"))
+        else:
+            answer(request, 200, request.path.encode())
+
+    with http_server(handle=handle) as url:
+        assert fetch(f"{url}/a").path.read_bytes() == b"/%C3%A9.txt"
 
 
 def test_redirects_are_followed_and_counted(fetch: Fetch) -> None:

@@ -194,7 +194,7 @@ def _from_http(*, url: str, allow: AllowList, path: Path, limits: FetchLimits, r
                         key.decode("latin-1").lower(): value.decode("latin-1") for key, value in response.headers
                     }
                     if response.status in _REDIRECTS and "location" in headers:
-                        url = urljoin(url, headers["location"])
+                        url = _redirected(url, headers["location"])
                         continue
                     _check_status(status=response.status, name=name, url=url)
                     return _read_body(
@@ -212,6 +212,15 @@ def _from_http(*, url: str, allow: AllowList, path: Path, limits: FetchLimits, r
             except (httpcore.NetworkError, ssl.SSLError, OSError) as error:
                 raise WorkerError("SourceUnavailable", f"{_shown(url)} did not answer: {_text(error)}") from error
     raise WorkerError("SourceUnavailable", f"{_shown(url)}: more than {MAX_REDIRECTS} redirects")
+
+
+def _redirected(url: str, location: str) -> str:
+    # Where it is more than ASCII, it is UTF-8: https://fetch.spec.whatwg.org/#concept-response-location-url
+    text = location.encode("latin-1").decode("utf-8", "replace")
+    try:
+        return urljoin(url, text)
+    except ValueError as error:
+        raise WorkerError("SourceNotAllowed", f"{_shown(url)} redirects to what is no URL: {_text(error)}") from error
 
 
 def _read_body(
