@@ -239,9 +239,12 @@ async def test_retry_segments_cuts_the_retry(world: World) -> None:
     job = await world.settled("partial_failure", generation=2)
     assert world.segments_run(2) == []
     assert job["status"]["segments"]["failed"] == "1,5"
-    await world.patch({"retryGeneration": 3, "retrySegments": None})
-    await world.settled("completed", generation=3)
-    assert world.segments_run(3) == [1, 5]
+    await world.patch({"retryGeneration": 3, "retrySegments": "5-1"})  # the CRD cannot see what is wrong with it
+    await world.settled("partial_failure", generation=3)
+    assert world.segments_run(3) == []
+    await world.patch({"retryGeneration": 4, "retrySegments": None})
+    await world.settled("completed", generation=4)
+    assert world.segments_run(4) == [1, 5]
 
 
 async def test_a_transient_failure_is_run_again_by_the_cluster(world: World) -> None:
@@ -324,6 +327,25 @@ async def test_suspend_stops_the_pods_and_resume_goes_on(world: World) -> None:
     world.kubelet.script = script(segments=2)
     await world.patch({"suspend": False})
     await world.settled("completed")
+
+
+async def test_cancel_of_a_suspended_attempt_keeps_what_is_done(world: World) -> None:
+    world.kubelet.script = lambda pod: (
+        HANG if pod.stage == SEGMENTS and pod.segment in (1, 2) else script(segments=4)(pod)
+    )
+    await world.create()
+    await world.until(lambda job: job["status"].get("segments", {}).get("completedCount") == 2)
+    await world.patch({"suspend": True})
+    await world.until(lambda job: _condition(job, "Ready")["reason"] == "Suspended")
+    await world.patch({"cancelGeneration": 0})
+    job = await world.settled("failed")
+    assert job["status"]["attempts"][0]["reason"] == "Cancelled"
+    assert job["status"]["segments"]["completed"] == "0,3"
+    assert (await world.kube.request("GET", job_path(world.namespace)))["items"] == []
+    world.kubelet.script = script(segments=4)
+    await world.patch({"retryGeneration": 1, "suspend": False})
+    await world.settled("completed", generation=1)
+    assert world.segments_run(1) == [1, 2]
 
 
 def _condition(job: JsonObject, kind: str) -> JsonObject:
