@@ -142,13 +142,14 @@ def test_a_document_that_is_prepared_anew_does_not_hang_on_such_a_range(cluster:
 def test_a_change_of_the_job_that_the_cluster_refuses_is_said(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Invariants 5 and 8."""
+    """Invariants 5 and 8: also when the status that claims it was written before, and the first try met an error."""
     start(cluster)
     commit, refuses = cluster.commit, True
+    answers = iter([ApiError(status=500, reason="InternalError", message="etcdserver: timed out")])
 
     def refusing(call: Call) -> JsonObject | ApiError:
         if refuses and call.method == "PATCH" and "/jobs/" in call.path:
-            return ApiError(status=403, reason="Forbidden", message="admission webhook says no")
+            return next(answers, ApiError(status=403, reason="Forbidden", message="admission webhook says no"))
         return commit(call)
 
     monkeypatch.setattr(cluster, "commit", refusing)
