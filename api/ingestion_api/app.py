@@ -46,6 +46,7 @@ def create_app(options: Options | None = None) -> FastAPI:
             try:
                 yield
             finally:
+                services.searches.close()
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
 

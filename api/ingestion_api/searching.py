@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
+import threading
+import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from ingestion_crds.config import Config, EmbeddingProvider
+from ingestion_crds.config import Config
 from ingestion_crds.constants import BUILTIN_PROVIDER
-from ingestion_crds.kube import KubeClient, core_path
+from ingestion_crds.kube import ApiError, KubeClient, core_path
+from ingestion_worker.budget import Budget
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import Store
 
 from ingestion_api.options import Options
-from ingestion_api.problems import ProblemError, unavailable
+from ingestion_api.problems import unavailable
 from ingestion_api.slots import Slots
 from ingestion_api.stores import TenantStores, from_worker_error
 
 if TYPE_CHECKING:
     # pyarrow and the built-in embedder's weights: loaded with the first search, so that the API starts quickly.
-    from ingestion_worker.embedding import Embedder, EmbeddingSpec
+    from ingestion_worker.embedding import Embedder, EmbeddingSpec, RequestLimits
     from ingestion_worker.search import Hit, SegmentCache
 
 _TENANT_CACHES: Final = 4
+# Beside those caches (512 MiB), and what the process takes itself, it fits into the chart's 1 GiB.
+_READ_BYTES: Final = 192 * 2**20
+# Their specs come from tenants.
+_EMBEDDERS: Final = 32
 
 
 class Searches:
-    """Runs searches in threads, a bounded number at a time.
+    """Runs searches in threads of their own, a bounded number at a time.
 
     Args:
         kube: reads the providers' Secrets, in the API's own namespace.
@@ -45,8 +55,11 @@ class Searches:
         self._options = options
         self._namespace = namespace
         self._slots = Slots(what="searches", count=options.searches, wait_seconds=options.search_seconds / 2)
+        self._threads = ThreadPoolExecutor(max_workers=options.searches, thread_name_prefix="search")
+        self._budget = Budget(max_bytes=_READ_BYTES)
         self._caches: OrderedDict[str, SegmentCache] = OrderedDict()
-        self._embedders: dict[EmbeddingSpec, Embedder] = {}
+        self._embedders: OrderedDict[EmbeddingSpec, tuple[Embedder, str | None]] = OrderedDict()
+        self._lock = threading.Lock()
 
     async def run(self, *, namespace: str, knowledge_base: str, query: str, limit: int) -> list[Hit]:
         """Return the best chunks of one knowledge base, best first.
@@ -58,15 +71,17 @@ class Searches:
             limit: chunks at most.
 
         Raises:
-            ProblemError: 400 no tenant; 429 too many searches; 503 store or embedder away, or too slow.
+            ProblemError: 400 no tenant; 413 a segment too large to be read; 429 too many searches; 503 store, embedder
+                or its key away, or too slow.
         """
         from ingestion_worker.search import search_text
 
         store = await self._stores.of(namespace=namespace)
         keys = await self._provider_keys()
+        seconds = self._options.search_seconds
 
-        async def look() -> list[Hit]:
-            return await asyncio.to_thread(
+        async def look(store: Store, deadline: float) -> list[Hit]:
+            search = functools.partial(
                 search_text,
                 store=store,
                 knowledge_base=knowledge_base,
@@ -74,24 +89,37 @@ class Searches:
                 limit=limit,
                 embedder_for=lambda spec: self._embedder(spec, keys),
                 cache=self._cache(namespace),
+                budget=self._budget,
+                deadline=deadline,
             )
+            return await asyncio.get_running_loop().run_in_executor(self._threads, search)
 
-        async with self._slots.one():
+        async def work() -> list[Hit]:
+            deadline = time.monotonic() + seconds
             try:
-                async with asyncio.timeout(self._options.search_seconds):
-                    try:
-                        return await look()
-                    except WorkerError as error:
-                        if error.code != "StoreForbidden":
-                            raise
-                        # The tenant's credentials may have been changed since they were read.
-                        store = await self._stores.of(namespace=namespace, refresh=True)
-                        return await look()
-            except TimeoutError as error:
-                seconds = self._options.search_seconds
-                raise unavailable(f"the search took longer than {seconds:.0f} s") from error
+                return await look(store, deadline)
             except WorkerError as error:
-                raise from_worker_error(error) from error
+                if error.code != "StoreForbidden":
+                    raise
+                # The tenant's credentials may have been changed since they were read.
+                return await look(await self._stores.of(namespace=namespace, refresh=True), deadline)
+
+        # A thread cannot be cancelled: what takes too long keeps its slot until it has noticed.
+        searching = await self._slots.start(work)
+        await asyncio.wait({searching}, timeout=seconds)
+        try:
+            if not searching.done():
+                raise TimeoutError
+            return searching.result()
+        except TimeoutError as error:
+            raise unavailable(f"the search took longer than {seconds:.0f} s") from error
+        except WorkerError as error:
+            raise from_worker_error(error) from error
+
+    def close(self) -> None:
+        """Give back what is held open; what still runs ends by itself."""
+        self._threads.shutdown(wait=False)
+        self._embedders.clear()
 
     def _cache(self, namespace: str) -> SegmentCache:
         from ingestion_worker.search import SegmentCache
@@ -103,30 +131,54 @@ class Searches:
         return cache
 
     def _embedder(self, spec: EmbeddingSpec, keys: dict[str, str]) -> Embedder | None:
-        """Return the embedder of a live version; None, so that it is passed over, when its provider is gone."""
+        """Return the embedder of a live version; None, so that it is passed over, when its provider is gone.
+
+        Raises:
+            ProblemError: 503 when the provider's key is not to be had.
+        """
         from ingestion_worker.embedding import make_embedder
 
-        if spec in self._embedders:
-            return self._embedders[spec]
         provider = self._config.provider(spec.provider)
         if provider is None and spec.provider != BUILTIN_PROVIDER:
             return None
-        url = provider.url if provider else None
-        embedder = self._embedders[spec] = make_embedder(spec=spec, url=url, api_key=keys.get(spec.provider))
-        return embedder
+        key = keys.get(spec.provider)
+        if provider and provider.secret_name and key is None:
+            raise unavailable(f"the Secret of the embedding provider {provider.name} is missing, or lacks apiKey")
+        with self._lock:
+            embedder, made_with = self._embedders.pop(spec, (None, None))
+            if embedder is None or made_with != key:
+                url = provider.url if provider else None
+                limits = _request_limits(self._options.search_seconds)
+                embedder = make_embedder(spec=spec, url=url, api_key=key, limits=limits)
+            self._embedders[spec] = (embedder, key)
+            if len(self._embedders) > _EMBEDDERS:
+                self._embedders.popitem(last=False)
+            return embedder
 
     async def _provider_keys(self) -> dict[str, str]:
+        """Return the keys that are to be had: one that is not matters only to who needs it."""
         keys: dict[str, str] = {}
         for provider in self._config.embedding_providers:
-            if provider.secret_name:
-                keys[provider.name] = await self._provider_key(provider, provider.secret_name)
+            if provider.secret_name and (key := await self._provider_key(provider.secret_name)) is not None:
+                keys[provider.name] = key
         return keys
 
-    async def _provider_key(self, provider: EmbeddingProvider, secret_name: str) -> str:
-        secret = await self._kube.request("GET", core_path("secrets", self._namespace, secret_name))
+    async def _provider_key(self, secret_name: str) -> str | None:
+        try:
+            secret = await self._kube.request("GET", core_path("secrets", self._namespace, secret_name))
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
         encoded = (secret.get("data") or {}).get("apiKey")
-        if encoded is None:
-            raise ProblemError(
-                status=503, error="unavailable", message=f"the Secret of provider {provider.name} lacks apiKey"
-            )
-        return base64.b64decode(encoded).decode()
+        return None if encoded is None else base64.b64decode(encoded).decode()
+
+
+def _request_limits(seconds: float) -> RequestLimits:
+    """Return limits of what an endpoint is asked in a search of so many seconds."""
+    from ingestion_worker.embedding import RequestLimits
+
+    # A request takes two parts at the worst: half a part to connect, half for TLS, and one for the read that is waited
+    # for last. Two of them, and the pause between, take five parts of the six.
+    part = seconds / 6
+    return RequestLimits(connect_seconds=part / 2, read_seconds=part, total_seconds=part, tries=2, pause_seconds=part)

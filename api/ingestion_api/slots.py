@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from ingestion_api.problems import busy
+
+_Result = TypeVar("_Result")
 
 
 class Slots:
@@ -30,6 +33,33 @@ class Slots:
         Raises:
             ProblemError: 429 when none is free in time.
         """
+        await self._take()
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    async def start(self, work: Callable[[], Coroutine[Any, Any, _Result]]) -> asyncio.Task[_Result]:
+        """Begin work that holds a slot until it has ended, whether or not somebody still waits for it.
+
+        Args:
+            work: what to begin.
+
+        Raises:
+            ProblemError: 429 when none is free in time.
+        """
+        await self._take()
+        task = asyncio.create_task(work())
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._free.release()
+        if not task.cancelled():
+            # Looked at here, as nobody else may: asyncio logs an error that was never looked at.
+            task.exception()
+
+    async def _take(self) -> None:
         if self._free.locked():
             try:
                 async with asyncio.timeout(self._wait):
@@ -38,7 +68,3 @@ class Slots:
                 raise busy(f"too many {self._what} at the same time; try again") from None
         else:
             await self._free.acquire()
-        try:
-            yield
-        finally:
-            self._free.release()

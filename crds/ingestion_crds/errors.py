@@ -212,8 +212,9 @@ _TABLE: Final = (
         ANY,
         81,
         False,
-        "Reading the document went over the parser's limits of memory or time.",
-        "Split or simplify the document, or raise spec.template.resources in a new attempt.",
+        "Reading the document went over the parser's limits of memory or time, or a segment is too large for searches.",
+        "Split or simplify the document, raise spec.template.resources in a new attempt, or make a new job with smaller"
+        " segments or larger chunks.",
     ),
     # Transient: the cluster runs the index again, up to segmentBackoffLimit times.
     _transient(

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ingestion_worker.embedding import EmbeddingSpec, HttpEmbedder, batches, make_embedder, parse_retry_after
+from ingestion_worker.embedding import (
+    EmbeddingSpec,
+    HttpEmbedder,
+    RequestLimits,
+    batches,
+    make_embedder,
+    parse_retry_after,
+)
 from ingestion_worker.outcome import WorkerError
 from support.worker_builders import BUILTIN, answer, builtin, http_server
 
@@ -54,15 +61,11 @@ def _closed() -> Iterator[None]:
         OPEN.pop().close()
 
 
-def embedder(url: str, **more: Any) -> HttpEmbedder:
-    options: dict[str, Any] = {
-        "spec": SPEC,
-        "read_seconds": 30.0,
-        "total_seconds": 60.0,
-        "backoff_seconds": 0.001,
-        **more,
-    }
-    made = HttpEmbedder(url=f"{url}/v1/", **options)
+def embedder(
+    url: str, *, api_key: str | None = None, sleep: Callable[[float], None] = time.sleep, **limits: Any
+) -> HttpEmbedder:
+    chosen = RequestLimits(**{"read_seconds": 30.0, "total_seconds": 60.0, "backoff_seconds": 0.001, **limits})
+    made = HttpEmbedder(spec=SPEC, url=f"{url}/v1/", api_key=api_key, limits=chosen, sleep=sleep)
     OPEN.append(made)
     return made
 
@@ -183,6 +186,34 @@ def test_retry_after_is_honoured_up_to_a_minute() -> None:
         embedder(url, sleep=pauses.append).embed(["a"])
     assert pauses[:2] == [7.0, 60.0]
     assert pauses[2] < 0.1
+
+
+def test_no_pause_is_longer_than_asked_for() -> None:
+    pauses: list[float] = []
+    endpoint = Endpoint(script=[(429, {"Retry-After": "7"}), (503, {}), (503, {})])
+    with http_server(handle=endpoint) as url:
+        limits = {"tries": 3, "backoff_seconds": 9.0, "pause_seconds": 0.5}
+        assert failure(lambda: embedder(url, sleep=pauses.append, **limits).embed(["a"])).code == "EmbeddingUnavailable"
+    assert pauses == [0.5, 0.5]
+
+
+def test_limits_are_passed_on() -> None:
+    endpoint = Endpoint(script=[(503, {})])
+    with http_server(handle=endpoint) as url:
+        made = make_embedder(spec=SPEC, url=url, limits=RequestLimits(tries=1))
+        assert failure(lambda: made.embed(["a"])).code == "EmbeddingUnavailable"
+    assert len(endpoint.requests) == 1
+
+
+def test_an_embedder_that_nobody_has_any_more_holds_nothing_open() -> None:
+    with http_server(handle=Endpoint()) as url:
+        made = make_embedder(spec=SPEC, url=url)
+        assert isinstance(made, HttpEmbedder)
+        made.embed(["a"])
+        client = made._client
+        assert not client.is_closed
+        del made
+        assert client.is_closed
 
 
 def test_retry_after_can_be_a_date() -> None:

@@ -42,6 +42,19 @@ def test_objects_are_written_read_listed_and_deleted(any_store: Store) -> None:
     any_store.ping()
 
 
+def test_an_objects_size_is_known_before_its_bytes_are_read(any_store: Store) -> None:
+    any_store.put(key="kb/a/x.json", data=b"12345")
+    body = any_store.open(key="kb/a/x.json", max_bytes=5)
+    assert body.size == 5
+    assert body.read() == b"12345"
+    assert any_store.get(key="kb/a/x.json", max_bytes=5) == b"12345"
+    for read in (any_store.open, any_store.get):
+        with pytest.raises(WorkerError, match="DocumentTooLarge"):
+            read(key="kb/a/x.json", max_bytes=4)
+    with pytest.raises(ObjectMissingError):
+        any_store.open(key="kb/a/y.json")
+
+
 def test_one_creator_wins_and_a_repeated_request_is_the_same_one(any_store: Store) -> None:
     won: list[int] = []
 

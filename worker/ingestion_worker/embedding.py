@@ -10,7 +10,9 @@ import json
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BuiltinEmbedder", "Embedder", "EmbeddingSpec", "HttpEmbedder", "make_embedder"]
+__all__ = ["BuiltinEmbedder", "Embedder", "EmbeddingSpec", "HttpEmbedder", "RequestLimits", "make_embedder"]
 
 BATCH_TEXTS: Final = 64
 # A batch also ends at so many characters: what bounds memory is text, not the number of texts.
@@ -51,13 +53,35 @@ class Embedder(Protocol):
         """Give back what it holds open."""
 
 
-def make_embedder(*, spec: EmbeddingSpec, url: str | None = None, api_key: str | None = None) -> Embedder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """How long an endpoint is asked for one batch.
+
+    Args:
+        connect_seconds, read_seconds: timeouts of one request; total_seconds: of one request with its body.
+        tries: requests at most, the first included.
+        backoff_seconds: the first pause; doubled each time, with jitter; a Retry-After counts instead.
+        pause_seconds: a pause at most.
+    """
+
+    connect_seconds: float = 10.0
+    read_seconds: float = 60.0
+    total_seconds: float = 120.0
+    tries: int = 5
+    backoff_seconds: float = 0.5
+    pause_seconds: float = RETRY_AFTER_CAP_SECONDS
+
+
+def make_embedder(
+    *, spec: EmbeddingSpec, url: str | None = None, api_key: str | None = None, limits: RequestLimits | None = None
+) -> Embedder:
     """Return the embedder for a job's spec.
 
     Args:
         spec: provider, model and dimensions.
         url: base URL of the provider's endpoint; not used for the built-in one.
         api_key: bearer token, where the provider has one.
+        limits: of what is asked of the endpoint.
 
     Raises:
         WorkerError: EmbeddingRejected for a model or dimensions that the built-in embedder does not have;
@@ -67,7 +91,7 @@ def make_embedder(*, spec: EmbeddingSpec, url: str | None = None, api_key: str |
         return BuiltinEmbedder(spec=spec)
     if not url:
         raise WorkerError("InvalidAttempt", f"no URL is configured for the embedding provider {spec.provider!r}")
-    return HttpEmbedder(spec=spec, url=url, api_key=api_key)
+    return HttpEmbedder(spec=spec, url=url, api_key=api_key, limits=limits)
 
 
 def batches(*, texts: Sequence[str]) -> Iterator[list[str]]:
@@ -166,9 +190,7 @@ class HttpEmbedder:
         spec: model and dimensions to ask for.
         url: base URL.
         api_key: bearer token or None.
-        connect_seconds, read_seconds: timeouts of one request; total_seconds: of one request with its body.
-        tries: requests per batch at most, the first included.
-        backoff_seconds: the first pause; doubled each time, with jitter; a Retry-After counts instead, up to a minute.
+        limits: of each batch.
         sleep: how to pause.
 
     Source: https://platform.openai.com/docs/api-reference/embeddings/create
@@ -180,11 +202,7 @@ class HttpEmbedder:
         spec: EmbeddingSpec,
         url: str,
         api_key: str | None = None,
-        connect_seconds: float = 10.0,
-        read_seconds: float = 60.0,
-        total_seconds: float = 120.0,
-        tries: int = 5,
-        backoff_seconds: float = 0.5,
+        limits: RequestLimits | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         import httpx
@@ -193,9 +211,7 @@ class HttpEmbedder:
 
         self._spec = spec
         self._url = url.rstrip("/") + "/embeddings"
-        self._total_seconds = total_seconds
-        self._tries = tries
-        self._backoff_seconds = backoff_seconds
+        self._limits = limits or RequestLimits()
         self._sleep = sleep
         self._send_dimensions = False
         headers = {"Accept": "application/json"}
@@ -204,17 +220,19 @@ class HttpEmbedder:
         try:
             self._client = httpx.Client(
                 headers=headers,
-                timeout=httpx.Timeout(read_seconds, connect=connect_seconds),
+                timeout=httpx.Timeout(self._limits.read_seconds, connect=self._limits.connect_seconds),
                 follow_redirects=False,
                 trust_env=False,
                 verify=tls_context(),
             )
         except (ValueError, UnicodeError) as error:
             raise WorkerError("EmbeddingUnauthorized", "the embedding key holds characters no header can") from error
+        # Who drops an embedder that threads share cannot know when the last of them is done with it.
+        self._close = weakref.finalize(self, self._client.close)
 
     def close(self) -> None:
         """Close the connections that are kept open between batches."""
-        self._client.close()
+        self._close()
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the endpoint's vectors, normalised, in the order of the texts."""
@@ -247,7 +265,7 @@ class HttpEmbedder:
         if self._send_dimensions:
             body["dimensions"] = self._spec.dimensions
         error = WorkerError("EmbeddingUnavailable", "the embedding endpoint was not tried")
-        for attempt in range(self._tries):
+        for attempt in range(self._limits.tries):
             retry_after: float | None = None
             try:
                 status, headers, content = self._post(json.dumps(body).encode("utf-8"), len(batch))
@@ -264,16 +282,16 @@ class HttpEmbedder:
                 if error.code not in ("EmbeddingUnavailable", "EmbeddingRateLimited"):
                     raise error
                 retry_after = parse_retry_after(value=headers.get("retry-after"), now=time.time())
-            if attempt + 1 < self._tries:
-                pause = self._backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-                self._sleep(min(RETRY_AFTER_CAP_SECONDS, pause if retry_after is None else retry_after))
+            if attempt + 1 < self._limits.tries:
+                pause = self._limits.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                self._sleep(min(self._limits.pause_seconds, pause if retry_after is None else retry_after))
         raise error
 
     def _post(self, body: bytes, count: int) -> tuple[int, httpx.Headers, bytes]:
         import httpx
 
         limit = _RESPONSE_SLACK + count * max(self._spec.dimensions, 4096) * _BYTES_PER_NUMBER
-        deadline = time.monotonic() + self._total_seconds
+        deadline = time.monotonic() + self._limits.total_seconds
         content = bytearray()
         headers = {"Content-Type": "application/json"}
         with self._client.stream("POST", self._url, content=body, headers=headers) as response:
@@ -283,7 +301,7 @@ class HttpEmbedder:
                 if len(content) > limit:
                     raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is over {limit} bytes")
                 if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout(f"no whole answer within {self._total_seconds:g} s")
+                    raise httpx.ReadTimeout(f"no whole answer within {self._limits.total_seconds:g} s")
             return response.status_code, response.headers, bytes(content)
 
     def _vectors(self, content: bytes, count: int) -> NDArray[np.float32]:

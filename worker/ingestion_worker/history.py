@@ -28,6 +28,8 @@ from ingestion_worker.store import ObjectMissingError, Store
 FORMAT: Final = 1
 # Every lost race means that another writer got through, so this is far beyond any real number of writers.
 MAX_TRIES: Final = 1000
+# An entry has under 1 KB, and some 60 bytes for each unfinished job of its document.
+MAX_ENTRY_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

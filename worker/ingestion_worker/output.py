@@ -1,18 +1,44 @@
-"""A segment's output: one Parquet file, the same bytes on every run."""
+"""A segment's output: one Parquet file, the same bytes for the same chunks and vectors."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ingestion_worker import layout
 from ingestion_worker.chunking import Chunk, chunk_id, chunk_index
+from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+# A search reads an output whole: what is over these bounds is neither written nor read.
+MAX_VECTOR_BYTES: Final = 64 * 2**20
+MAX_OUTPUT_BYTES: Final = 128 * 2**20
+_FLOAT_BYTES: Final = 4
+
+
+def vector_bytes(*, chunks: int, dimensions: int) -> int:
+    """Return how much memory the vectors of so many chunks take."""
+    return chunks * dimensions * _FLOAT_BYTES
+
+
+def check_vectors(*, chunks: int, dimensions: int) -> None:
+    """Refuse a segment of more vectors than a search can read.
+
+    Raises:
+        WorkerError: DocumentTooComplex, saying what is allowed.
+    """
+    size = vector_bytes(chunks=chunks, dimensions=dimensions)
+    if size > MAX_VECTOR_BYTES:
+        raise WorkerError(
+            "DocumentTooComplex",
+            f"{chunks} chunks of {dimensions} dimensions have {size} bytes of vectors; a segment has at most"
+            f" {MAX_VECTOR_BYTES}: use smaller segments or larger chunks",
+        )
 
 
 def encode_segment(
@@ -26,6 +52,9 @@ def encode_segment(
         chunks: in order; none is fine (blank pages).
         vectors: shape (len(chunks), dimensions).
         dimensions: length of a vector.
+
+    Raises:
+        WorkerError: DocumentTooComplex when it is more than a search can read.
     """
     import numpy as np
     import pyarrow as pa
@@ -50,6 +79,12 @@ def encode_segment(
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd", version="2.6")
+    if buffer.tell() > MAX_OUTPUT_BYTES:
+        raise WorkerError(
+            "DocumentTooComplex",
+            f"the segment's output has {buffer.tell()} bytes; at most {MAX_OUTPUT_BYTES} are written: use smaller"
+            " segments",
+        )
     return buffer.getvalue()
 
 

@@ -1,36 +1,46 @@
 """Search: exact nearest chunks over the live versions of a knowledge base.
 
 Reads what publishing made visible and nothing else: the newest history entry of each document, and the outputs of the
-version it names. Outputs never change once live, so they can be cached.
+version it names. Outputs never change once live, so they can be cached. How much is in memory at the same time, and how
+long a search goes on, is bounded by what the caller gives for it.
 """
 
 from __future__ import annotations
 
 import heapq
-import io
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestion_worker import layout
 from ingestion_worker.attempt import EmbeddingSpec
+from ingestion_worker.budget import Budget
 from ingestion_worker.embedding import Embedder
-from ingestion_worker.history import LiveVersion, decode_state, sequence_of
-from ingestion_worker.output import list_outputs
+from ingestion_worker.history import MAX_ENTRY_BYTES, LiveVersion, decode_state, sequence_of
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.output import MAX_OUTPUT_BYTES, list_outputs, vector_bytes
 from ingestion_worker.store import ObjectMissingError, Store
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
 __all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search", "search_text"]
 
 MAX_LIMIT: Final = 1000
+# A few KB of Parquet can unpack to gigabytes.
+MAX_UNPACKED_BYTES: Final = 256 * 2**20
 _READERS: Final = 8
 _CACHED_ENTRIES: Final = 100_000
+# Unpacked at the same time: of the largest vectors 4 MiB, of the largest chunks 8.
+_BATCH_ROWS: Final = 64
+_HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "segment", "content", "start", "end", "page", "page_end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,18 +114,28 @@ class SegmentCache:
         return made
 
 
-def live_versions(*, store: Store, knowledge_base: str, cache: SegmentCache | None = None) -> list[LiveVersion]:
+def live_versions(
+    *, store: Store, knowledge_base: str, cache: SegmentCache | None = None, deadline: float | None = None
+) -> list[LiveVersion]:
     """Return the live version of every document of a knowledge base, ordered by document id.
 
     One listing, and one small read for each document that has changed since the cache saw it.
 
+    Args:
+        store: the tenant's store.
+        knowledge_base: its UUID.
+        cache: keep one between calls.
+        deadline: until when, in monotonic seconds; None goes on without end.
+
     Raises:
-        WorkerError: StoreUnavailable or StoreForbidden.
+        TimeoutError: at the deadline.
+        WorkerError: StoreUnavailable or StoreForbidden; DocumentTooLarge when an entry is none of ours.
     """
     cache = cache or SegmentCache()
     newest: dict[str, int] = {}
     root = layout.history_root(knowledge_base=knowledge_base)
     for entry in store.list(prefix=root):
+        _check_time(deadline)
         document_id, _, _ = entry.key.removeprefix(f"{root}/").partition("/")
         newest[document_id] = max(newest.get(document_id, 0), sequence_of(key=entry.key))
 
@@ -126,7 +146,8 @@ def live_versions(*, store: Store, knowledge_base: str, cache: SegmentCache | No
         key = layout.history_key(knowledge_base=knowledge_base, document_id=document_id, sequence=sequence)
 
         def load() -> LiveVersion | None:
-            return decode_state(data=store.get(key=key), sequence=sequence).live
+            _check_time(deadline)
+            return decode_state(data=store.get(key=key, max_bytes=MAX_ENTRY_BYTES), sequence=sequence).live
 
         try:
             found: LiveVersion | None = cache.fact(bucket=store.bucket, key=key, load=load)
@@ -147,6 +168,8 @@ def search_text(
     embedder_for: Callable[[EmbeddingSpec], Embedder | None],
     cache: SegmentCache | None = None,
     document_ids: Collection[str] | None = None,
+    budget: Budget | None = None,
+    deadline: float | None = None,
 ) -> list[Hit]:
     """Search by text: embeds it once for each embedding in use and merges by score.
 
@@ -158,20 +181,25 @@ def search_text(
         embedder_for: gives the embedder of a spec; versions of a spec without one are left out.
         cache: keep one between calls.
         document_ids: only these documents.
+        budget: of the bytes that are read at the same time; share one between searches.
+        deadline: until when, in monotonic seconds; None goes on without end.
 
     Raises:
-        WorkerError: a Store… or an Embedding… code.
+        TimeoutError: soon after the deadline: what is asked of the store or an embedder is waited for.
+        WorkerError: a Store… or an Embedding… code; DocumentTooLarge for an output or an entry over its bound.
     """
     cache = cache or SegmentCache()
     if not text.strip():
         return []
-    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache)
+    budget = budget or Budget()
+    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache, deadline=deadline)
     hits: list[Hit] = []
     for spec in sorted({version.embedding for version in versions}, key=repr):
         embedder = embedder_for(spec)
         if embedder is None:
             continue
         chosen = [version for version in versions if version.embedding == spec]
+        _check_time(deadline)
         vector = embedder.embed([text])[0]
         hits += _search(
             store=store,
@@ -181,6 +209,8 @@ def search_text(
             limit=limit,
             cache=cache,
             document_ids=document_ids,
+            budget=budget,
+            deadline=deadline,
         )
     return sorted(hits, key=_rank)[: _bounded(limit)]
 
@@ -194,6 +224,8 @@ def search(
     limit: int,
     cache: SegmentCache | None = None,
     document_ids: Collection[str] | None = None,
+    budget: Budget | None = None,
+    deadline: float | None = None,
 ) -> list[Hit]:
     """Search by vector among the live versions made with the same embedding.
 
@@ -203,12 +235,12 @@ def search(
 
     Raises:
         ValueError: the vector has another length.
-        WorkerError: a Store… code.
+        TimeoutError, WorkerError: as `search_text`, without an Embedding… code.
     """
     if len(query_vector) != embedding.dimensions:
         raise ValueError(f"the query has {len(query_vector)} dimensions, not {embedding.dimensions}")
     cache = cache or SegmentCache()
-    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache)
+    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache, deadline=deadline)
     return _search(
         store=store,
         knowledge_base=knowledge_base,
@@ -217,6 +249,8 @@ def search(
         limit=limit,
         cache=cache,
         document_ids=document_ids,
+        budget=budget or Budget(),
+        deadline=deadline,
     )
 
 
@@ -229,6 +263,8 @@ def _search(
     limit: int,
     cache: SegmentCache,
     document_ids: Collection[str] | None,
+    budget: Budget,
+    deadline: float | None,
 ) -> list[Hit]:
     import numpy as np
 
@@ -243,23 +279,51 @@ def _search(
 
     def scan(item: tuple[LiveVersion, str]) -> tuple[str, LiveVersion, list[tuple[float, int]]]:
         version, key = item
-        vectors = cache.vectors(bucket=store.bucket, key=key, load=lambda: _load_vectors(store=store, key=key))
-        return key, version, _top(vectors=vectors, query=query, limit=_bounded(limit))
+        chunks, dimensions = layout.parse_segment_key(key=key)[1], version.embedding.dimensions
+        # Until it is scanned, an output is in memory whether the cache keeps it or not: it holds its share till then.
+        with ExitStack() as share:
 
-    # Outputs are read in slices, so that no more than a few are in memory beside the cache.
+            def load() -> NDArray[np.float32]:
+                size = vector_bytes(chunks=chunks, dimensions=dimensions)
+                reading = _opened(
+                    store=store, key=key, columns=("vector",), made_bytes=size, budget=budget, deadline=deadline
+                )
+                return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
+
+            try:
+                vectors = cache.vectors(bucket=store.bucket, key=key, load=load)
+            except ObjectMissingError:
+                # Deleted from outside between the listing and now; the others still answer.
+                return key, version, []
+            return key, version, _top(vectors=vectors, query=query, limit=_bounded(limit))
+
+    def read(key: str) -> list[Hit]:
+        try:
+            reading = _opened(store=store, key=key, columns=_HIT_COLUMNS, budget=budget, deadline=deadline)
+            with reading as file:
+                return _load_hits(file=file, version=owners[key], scores=found[key])
+        except ObjectMissingError:
+            return []
+
+    # Outputs are read in slices, so that a search that has no time left does not wait for many.
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
         for part in _slices(_outputs(store=store, knowledge_base=knowledge_base, versions=wanted, cache=cache)):
+            _check_time(deadline)
             for key, version, rows in pool.map(scan, part):
                 for score, row in rows:
                     owners[key] = version
                     heapq.heappush(best, (score, key, -row))
                     if len(best) > _bounded(limit):
                         heapq.heappop(best)
-        found: dict[str, list[tuple[int, float]]] = {}
+        found: dict[str, dict[int, float]] = {}
         for score, key, negative_row in best:
-            found.setdefault(key, []).append((-negative_row, score))
-        loaded = pool.map(lambda key: _load_hits(store=store, key=key, version=owners[key], rows=found[key]), found)
-        return sorted((hit for hits in loaded for hit in hits), key=_rank)
+            found.setdefault(key, {})[-negative_row] = score
+        return sorted((hit for hits in pool.map(read, found) for hit in hits), key=_rank)
+
+
+def _check_time(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise TimeoutError("the search has no time left")
 
 
 def _bounded(limit: int) -> int:
@@ -321,38 +385,83 @@ def _top(*, vectors: NDArray[np.float32], query: NDArray[np.float32], limit: int
     return [(float(scores[row]), int(row)) for row in rows]
 
 
-def _load_vectors(*, store: Store, key: str) -> NDArray[np.float32]:
+@contextmanager
+def _opened(
+    *,
+    store: Store,
+    key: str,
+    columns: Collection[str],
+    made_bytes: int = 0,
+    budget: Budget,
+    deadline: float | None,
+) -> Iterator[pq.ParquetFile]:
+    """Read an output whole, and hold a share of the budget for it while it is in memory.
+
+    Args:
+        store: the tenant's store.
+        key: the output's.
+        columns: what is wanted of it.
+        made_bytes: what will be made of that, and counts as well.
+        budget: where the share is taken from.
+        deadline: until when to wait for that.
+
+    Raises:
+        ObjectMissingError: it was deleted from outside.
+        TimeoutError: at the deadline.
+        WorkerError: DocumentTooLarge over a bound; a Store… code.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _check_time(deadline)
+    body = store.open(key=key, max_bytes=MAX_OUTPUT_BYTES)
+    with budget.hold(body.size + made_bytes, deadline=deadline):
+        file = pq.ParquetFile(pa.BufferReader(body.read()))
+        unpacked = max(made_bytes, _unpacked_bytes(file=file, columns=columns))
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise WorkerError("DocumentTooLarge", f"{key} unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}")
+        yield file
+
+
+def _unpacked_bytes(*, file: pq.ParquetFile, columns: Collection[str]) -> int:
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in columns)
+
+
+def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
+    """Return an output's vectors, and never more than its name promises; none if they have other dimensions."""
     import numpy as np
-    import pyarrow.parquet as pq
 
-    try:
-        data = store.get(key=key)
-    except ObjectMissingError:
-        # Deleted from outside between the listing and now; the others still answer.
-        return np.zeros((0, 0), dtype=np.float32)
-    column = pq.read_table(io.BytesIO(data), columns=["vector"]).column("vector").combine_chunks()
-    width = column.type.list_size
-    vectors: NDArray[np.float32] = np.array(column.values.to_numpy(zero_copy_only=False), dtype=np.float32)
-    return vectors.reshape(-1, width)
+    if file.schema_arrow.field("vector").type.list_size != dimensions:
+        return np.zeros((0, dimensions), dtype=np.float32)
+    vectors = np.empty((chunks, dimensions), dtype=np.float32)
+    row = 0
+    for batch in file.iter_batches(batch_size=min(chunks, _BATCH_ROWS), columns=["vector"]):
+        part = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)[: chunks - row]
+        vectors[row : row + len(part)] = part
+        row += len(part)
+    return vectors[:row]
 
 
-def _load_hits(*, store: Store, key: str, version: LiveVersion, rows: list[tuple[int, float]]) -> list[Hit]:
-    import pyarrow.parquet as pq
-
-    columns = ["chunk_id", "chunk_index", "segment", "content", "start", "end", "page", "page_end"]
-    try:
-        table = pq.read_table(io.BytesIO(store.get(key=key)), columns=columns)
-    except ObjectMissingError:
-        return []
-    taken = table.take([row for row, _ in rows]).to_pylist()
+def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[int, float]) -> list[Hit]:
     return [
         Hit(
             document_id=version.document_id,
             version_id=version.version_id,
             version_number=version.number,
             title=version.title,
-            score=score,
+            score=scores[row],
             **values,
         )
-        for values, (_, score) in zip(taken, rows, strict=True)
+        for row, values in _rows(file=file, wanted=scores)
     ]
+
+
+def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    first = 0
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(_HIT_COLUMNS)):
+        for row in wanted:
+            if first <= row < first + batch.num_rows:
+                yield row, batch.slice(row - first, 1).to_pylist()[0]
+        first += batch.num_rows

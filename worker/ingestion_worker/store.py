@@ -95,6 +95,29 @@ class ObjectMissingError(Exception):
     """The object is not there; its key is the argument. Callers turn it into the code that fits their stage."""
 
 
+class Body:
+    """An object that was asked for: its size is known, and its bytes are read when they are wanted.
+
+    Args:
+        key: the object's.
+        result: obstore's.
+    """
+
+    def __init__(self, *, key: str, result: Any) -> None:
+        self._key = key
+        self._result = result
+        self.size = int(result.meta["size"])
+
+    def read(self) -> memoryview:
+        """Return the bytes, once and without copying them.
+
+        Raises:
+            WorkerError: StoreUnavailable.
+        """
+        with _mapped(self._key):
+            return memoryview(self._result.bytes())
+
+
 class Store:
     """A tenant's bucket. Cheap to make, safe to share between threads.
 
@@ -117,10 +140,24 @@ class Store:
                 "InvalidAttempt", f"the store's URL is neither s3://BUCKET nor file:///path: {config.url}"
             )
 
-    def get(self, *, key: str) -> bytes:
-        """Return an object's bytes; for small objects."""
+    def get(self, *, key: str, max_bytes: int | None = None) -> bytes:
+        """Return an object's bytes; for small objects.
+
+        Raises:
+            WorkerError: DocumentTooLarge when it has more than `max_bytes`, before they are read.
+        """
+        return bytes(self.open(key=key, max_bytes=max_bytes).read())
+
+    def open(self, *, key: str, max_bytes: int | None = None) -> Body:
+        """Ask for an object, whose bytes are read later, with the same request.
+
+        Raises:
+            WorkerError: DocumentTooLarge when it has more than `max_bytes`.
+        """
         with _mapped(key):
-            return bytes(obstore.get(self._backend, key).bytes())
+            body = Body(key=key, result=obstore.get(self._backend, key))
+        _check_size(key=key, size=body.size, max_bytes=max_bytes)
+        return body
 
     def get_range(self, *, key: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of an object."""
@@ -176,8 +213,7 @@ class Store:
         with _mapped(key):
             meta = obstore.head(self._backend, key)
             size, tag = int(meta["size"]), meta["e_tag"]
-            if size > max_bytes:
-                raise WorkerError("DocumentTooLarge", f"{key} has {size} bytes; at most {max_bytes} are read")
+            _check_size(key=key, size=size, max_bytes=max_bytes)
             with path.open("wb") as file:
                 for start in range(0, size, PIECE_BYTES):
                     options: Any = {"range": (start, min(size, start + PIECE_BYTES))}
@@ -239,6 +275,11 @@ def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
             },
         },
     )
+
+
+def _check_size(*, key: str, size: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise WorkerError("DocumentTooLarge", f"{key} has {size} bytes; at most {max_bytes} are read")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,272 @@
+"""Search: what it finds, what it has in memory meanwhile, and that it ends in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+from ingestion_worker import layout
+from ingestion_worker.budget import Budget
+from ingestion_worker.chunking import Chunk
+from ingestion_worker.embedding import EmbeddingSpec
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, encode_segment
+from ingestion_worker.search import Hit, SegmentCache, search_text
+from ingestion_worker.store import Body, Store
+from support.worker_builders import BUILTIN, KB, Worker, builtin, sentences
+
+# Far beyond what any of this takes.
+PATIENCE = 30.0
+
+
+def find(store: Store, text: str = "lighthouse", **more: Any) -> list[Hit]:
+    options = {"limit": 1000, "embedder_for": lambda _: builtin(), "knowledge_base": KB, **more}
+    return search_text(store=store, text=text, **options)
+
+
+def ingest(worker: Worker, *, documents: int = 1, sentences_each: int = 100) -> None:
+    """Ingest documents of one segment each."""
+    for number in range(documents):
+        text = sentences(count=sentences_each, tag=f" of document {number}")
+        uri = worker.upload(data=text.encode(), name=f"{number}.txt")
+        worker.ingest(
+            document__source__uri=uri, document__id=f"doc-{number}", job__uid=f"job-{number}", mode="SinglePass"
+        )
+
+
+def outputs(store: Store) -> list[str]:
+    return [entry.key for entry in store.list(prefix=f"kb/{KB}/versions") if entry.key.endswith(".parquet")]
+
+
+def refused(run: Callable[[], Any]) -> str:
+    with pytest.raises(WorkerError) as caught:
+        run()
+    assert caught.value.code == "DocumentTooLarge"
+    return caught.value.message
+
+
+class Watched:
+    """Counts the outputs that are read, how many at the same time, and takes its time for each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0) -> None:
+        self.read = self.most = self._now = 0
+        self._lock = threading.Lock()
+        read = Body.read
+
+        def watched(body: Body) -> memoryview:
+            if not body._key.endswith(".parquet"):
+                return read(body)
+            with self._lock:
+                self.read, self._now = self.read + 1, self._now + 1
+                self.most = max(self.most, self._now)
+            time.sleep(seconds)
+            with self._lock:
+                self._now -= 1
+            return read(body)
+
+        monkeypatch.setattr(Body, "read", watched)
+
+
+def test_every_chunk_of_a_long_segment_is_found_with_its_own_score(worker: Worker) -> None:
+    ingest(worker, sentences_each=900)
+    hits = find(worker.store)
+    assert len(hits) > 3 * 64
+    assert [hit.chunk_index for hit in sorted(hits, key=lambda hit: hit.chunk_index)] == list(range(len(hits)))
+    (query,) = builtin().embed(["lighthouse"])
+    assert np.allclose(builtin().embed([hit.content for hit in hits]) @ query, [hit.score for hit in hits], atol=1e-5)
+
+
+def test_an_output_that_is_gone_is_passed_over(worker: Worker) -> None:
+    ingest(worker, documents=2)
+    worker.store.delete(key=outputs(worker.store)[0])
+    assert len({hit.document_id for hit in find(worker.store)}) == 1
+
+
+def replace_output(store: Store, *, rows: int = 1, dimensions: int = 256) -> tuple[str, int]:
+    """Put an output of equal vectors in the place of the only one; return its key and how many chunks that promises.
+
+    Args:
+        store: where it is.
+        rows: for each chunk that it promises.
+        dimensions: of the vectors.
+    """
+    (key,) = outputs(store)
+    chunks = layout.parse_segment_key(key=key)[1]
+    data = encode_segment(
+        version_id="v",
+        segment=0,
+        chunks=[Chunk(content="The lighthouse.", start=0, end=15, page=None, page_end=None)] * (rows * chunks),
+        vectors=np.ones((rows * chunks, dimensions), dtype=np.float32),
+        dimensions=dimensions,
+    )
+    store.put(key=key, data=data)
+    return key, chunks
+
+
+def test_vectors_of_other_dimensions_than_the_version_says_are_passed_over(worker: Worker) -> None:
+    ingest(worker)
+    replace_output(worker.store, dimensions=8)
+    assert find(worker.store) == []
+
+
+def test_no_more_vectors_are_made_than_an_outputs_name_promises(worker: Worker) -> None:
+    ingest(worker)
+    key, chunks = replace_output(worker.store, rows=10)
+    cache = SegmentCache()
+    assert len(find(worker.store, cache=cache)) == chunks
+    assert cache.vectors(bucket=worker.store.bucket, key=key, load=pytest.fail).shape == (chunks, 256)
+
+
+def test_an_output_over_the_bound_is_refused_before_its_bytes_are_read(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(worker)
+    monkeypatch.setattr("ingestion_worker.search.MAX_OUTPUT_BYTES", 1000)
+    watched = Watched(monkeypatch)
+    assert "at most 1000 are read" in refused(lambda: find(worker.store))
+    assert watched.read == 0
+
+
+def test_an_output_that_unpacks_to_more_than_the_bound_is_refused(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(worker)
+    key, chunks = replace_output(worker.store)
+    # The same vector again and again takes next to nothing in the file.
+    assert worker.store.size(key=key) < chunks * 256
+    monkeypatch.setattr("ingestion_worker.search.MAX_UNPACKED_BYTES", chunks * 256 * 4 - 1)
+    assert f"unpacks to {chunks * 256 * 4} bytes" in refused(lambda: find(worker.store))
+
+
+def test_a_history_entry_over_the_bound_is_refused(worker: Worker) -> None:
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    worker.store.put(key=key, data=b"[" * (2**20 + 1))
+    assert key in refused(lambda: find(worker.store))
+
+
+def test_a_segment_of_too_many_vectors_is_refused_with_what_is_allowed() -> None:
+    most = MAX_VECTOR_BYTES // (256 * 4)
+    check_vectors(chunks=most, dimensions=256)
+    with pytest.raises(WorkerError) as caught:
+        check_vectors(chunks=most + 1, dimensions=256)
+    assert caught.value.code == "DocumentTooComplex"
+    assert "smaller segments or larger chunks" in caught.value.message
+    assert len(caught.value.message) < 200  # what a job's status keeps of it
+
+
+def test_a_share_is_what_an_output_takes_with_the_vectors_made_of_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(worker, documents=6)
+    watched = Watched(monkeypatch, seconds=0.02)
+    for key in outputs(worker.store):
+        share = worker.store.size(key=key) + layout.parse_segment_key(key=key)[1] * 256 * 4
+    # For the vectors of all, two at a time, and then for the text of the best chunk.
+    assert len(find(worker.store, limit=1, budget=Budget(max_bytes=share * 5 // 2))) == 1
+    assert watched.read == 7
+    assert watched.most <= 2
+
+
+def test_searches_together_read_no_more_at_the_same_time_than_they_share(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(worker, documents=3)
+    alone = find(worker.store)
+    watched = Watched(monkeypatch, seconds=0.01)
+    budget = Budget(max_bytes=1)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        found = [pool.submit(find, worker.store, budget=budget) for _ in range(4)]
+        assert all(future.result() == alone for future in found)
+    assert (watched.read, watched.most) == (4 * 6, 1)
+
+
+def test_a_budget_is_shared_and_its_shares_come_back() -> None:
+    budget = Budget(max_bytes=10)
+    with budget.hold(4), budget.hold(6):
+        with pytest.raises(TimeoutError), budget.hold(1, deadline=time.monotonic() + 0.01):
+            pytest.fail("there was nothing left")
+        with pytest.raises(TimeoutError), budget.hold(1, deadline=time.monotonic() - 1):
+            pytest.fail("there was nothing left, nor time")
+    with pytest.raises(RuntimeError), budget.hold(10):
+        raise RuntimeError
+    with budget.hold(99), pytest.raises(TimeoutError), budget.hold(1, deadline=time.monotonic() + 0.01):
+        pytest.fail("the large one is not alone")
+
+
+def test_who_waits_for_a_share_gets_it_when_it_comes_back() -> None:
+    budget, got = Budget(max_bytes=10), threading.Event()
+
+    def wait() -> None:
+        with budget.hold(99, deadline=time.monotonic() + PATIENCE):
+            got.set()
+
+    with ExitStack() as first:
+        first.enter_context(budget.hold(10))
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not got.wait(0.05)
+    assert got.wait(PATIENCE)
+    thread.join()
+
+
+def test_a_search_waits_for_memory_no_longer_than_it_may(worker: Worker) -> None:
+    ingest(worker)
+    budget = Budget(max_bytes=10)
+    with ExitStack() as others:
+        others.enter_context(budget.hold(10))
+        too_late = threading.Timer(PATIENCE / 3, others.close)
+        too_late.start()
+        with pytest.raises(TimeoutError):
+            find(worker.store, budget=budget, deadline=time.monotonic() + 0.5)
+        assert too_late.is_alive()
+        too_late.cancel()
+    assert find(worker.store, budget=budget)
+
+
+def test_a_search_that_has_no_time_left_reads_nothing(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest(worker)
+    watched = Watched(monkeypatch)
+    with pytest.raises(TimeoutError):
+        find(worker.store, deadline=time.monotonic() - 1)
+    assert watched.read == 0
+
+
+def test_a_search_ends_between_outputs(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest(worker, documents=40, sentences_each=3)
+    watched = Watched(monkeypatch, seconds=0.5)
+    with pytest.raises(TimeoutError):
+        find(worker.store, deadline=time.monotonic() + 0.4)
+    assert watched.read <= 8  # what was under way
+
+
+def test_a_search_ends_between_embeddings(worker: Worker) -> None:
+    ingest(worker)
+    other = EmbeddingSpec(provider="local", model="m", dimensions=256)
+    uri = worker.upload(data=b"The other lighthouse.", name="other.txt")
+    worker.ingest(document__source__uri=uri, document__id="other", job__uid="other", pipeline__embedding=asdict(other))
+    asked: list[EmbeddingSpec] = []
+
+    class Slow:
+        def __init__(self, spec: EmbeddingSpec) -> None:
+            self._spec = spec
+
+        def embed(self, texts: Sequence[str]) -> Any:
+            asked.append(self._spec)
+            time.sleep(1.2)
+            return builtin().embed(texts)
+
+        def close(self) -> None:
+            pass
+
+    assert len({hit.document_id for hit in find(worker.store)}) == 2
+    with pytest.raises(TimeoutError):
+        find(worker.store, embedder_for=Slow, deadline=time.monotonic() + 1)
+    assert asked == [BUILTIN]
