@@ -51,6 +51,7 @@ def _reads(key: str) -> Place:
 
 
 _WRITES_FIRST_OUTPUT = Place(stage=PREPARE, verbs=("PUT",), key="/segments/")
+_LOOKS_FOR_OUTPUT = Place(stage=SEGMENTS, verbs=("LIST",), key="/segments/.*/000001")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +87,7 @@ MOMENTS = {
         stage=PREPARE, match=lambda: PLACES["PUT pointer"], sent=True, mode="SinglePass"
     ),
     "segment, before its output": Moment(
-        stage=SEGMENTS,
-        match=lambda: Place(stage=SEGMENTS, verbs=("LIST",), key="/segments/.*/000001"),
-        sent=False,
+        stage=SEGMENTS, match=lambda: after(_LOOKS_FOR_OUTPUT, _LOOKS_FOR_OUTPUT), sent=False
     ),
     "segment, its output on the way": Moment(stage=SEGMENTS, match=lambda: PLACES["PUT output"], sent=True),
     "publish, before the pointer": Moment(

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ingestion_worker import layout
+from ingestion_worker.embedding import EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.search import SegmentCache, live_versions, search_text
 from ingestion_worker.store import Store
-from support.worker_builders import BUILTIN, DOCX_TYPE, KB, CountingEmbedder, Worker, builtin, docx, pdf, sentences
+from support.worker_builders import (
+    BUILTIN,
+    DOCX_TYPE,
+    KB,
+    CountingEmbedder,
+    Worker,
+    answer,
+    builtin,
+    docx,
+    http_server,
+    pdf,
+    sentences,
+)
 
 
 def snapshot(store: Store) -> dict[str, bytes]:
@@ -134,6 +149,59 @@ def test_a_segment_whose_output_is_there_does_nothing(worker: Worker) -> None:
     assert texts > 0
     assert worker.segment(prepared=prepared, segment=1) == first
     assert counting.texts == texts
+
+
+def test_an_output_that_comes_while_a_segment_is_embedded_is_left_alone(worker: Worker) -> None:
+    """Another attempt's, which can be live by then; and an endpoint need not give the same vectors twice."""
+    spec = {"provider": "local", "model": "m", "dimensions": 2}
+    changes = {"pipeline__embedding": spec}
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri, **changes)
+    requests: list[int] = []
+    theirs: dict[str, bytes] = {}
+
+    def endpoint(request: BaseHTTPRequestHandler) -> None:
+        count = len(json.loads(request.rfile.read(int(request.headers["Content-Length"])))["input"])
+        requests.append(count)
+        vector = [float(len(requests)), 1.0]
+        if len(requests) == 1:
+            worker.segment(prepared=prepared, segment=1, generation=1, **changes)
+            theirs.update(outputs(worker.store))
+        answer(request, 200, json.dumps({"data": [{"embedding": vector}] * count}).encode())
+
+    with http_server(handle=endpoint) as url:
+        worker.more["make_embedder"] = lambda: make_embedder(spec=EmbeddingSpec(**spec), url=url)
+        late = worker.segment(prepared=prepared, segment=1, **changes)
+    assert len(requests) == 2
+    assert len(theirs) == 1
+    assert outputs(worker.store) == theirs
+    assert late == {"segment": 1, "chunks": requests[0]}
+
+
+def test_a_segment_of_too_many_vectors_is_refused_before_it_is_embedded(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion_worker.output.MAX_VECTOR_BYTES", 256 * 4)
+    counting = CountingEmbedder()
+    worker.more["make_embedder"] = lambda: counting
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    for run in (
+        lambda: worker.segment(prepared=prepared, segment=1),
+        lambda: worker.prepare(document__source__uri=uri, mode="SinglePass"),
+    ):
+        with pytest.raises(WorkerError, match=r"DocumentTooComplex: .* smaller segments or larger chunks"):
+            run()
+    assert counting.texts == 0
+    assert outputs(worker.store) == {}
+
+
+def test_no_output_is_written_that_a_search_would_not_read(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingestion_worker.output.MAX_OUTPUT_BYTES", 1000)
+    uri = worker.upload(data=sentences(count=20).encode(), name="a.txt")
+    with pytest.raises(WorkerError, match=r"DocumentTooComplex: .* at most 1000 are written"):
+        worker.prepare(document__source__uri=uri)
+    assert outputs(worker.store) == {}
 
 
 def test_a_blank_segment_is_an_empty_output(worker: Worker) -> None:

@@ -11,7 +11,7 @@ from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
 from ingestion_worker.context import Context
 from ingestion_worker.logs import info
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import encode_segment, find_output
+from ingestion_worker.output import check_vectors, encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
 from ingestion_worker.plan import Cut, Plan, check_pipeline, read_plan
 from ingestion_worker.store import ObjectMissingError
@@ -31,9 +31,8 @@ def process_segment(*, context: Context, segment: int) -> dict[str, Any]:
     """
     version = context.attempt.require_version()
     prefix = context.version_prefix(version_id=version.id)
-    done = find_output(store=context.store, prefix=prefix, plan_hash=version.plan_hash, segment=segment)
+    done = _done(context=context, prefix=prefix, plan_hash=version.plan_hash, segment=segment)
     if done is not None:
-        info("the output is there already", chunks=done)
         return {"segment": segment, "chunks": done}
     plan = read_plan(store=context.store, prefix=prefix, plan_hash=version.plan_hash)
     check_pipeline(plan=plan, attempt=context.attempt)
@@ -52,6 +51,8 @@ def run_segment(
 ) -> int:
     """Parse, chunk, embed and write one segment; return its number of chunks.
 
+    Output that has come meanwhile is left as it is.
+
     Args:
         context: the stage's surroundings.
         plan: the version's plan.
@@ -59,9 +60,13 @@ def run_segment(
         version_id: the version's id.
         segment: the segment's index.
         local: the canonical copy, if this container has it already.
+
+    Raises:
+        WorkerError: as `process_segment`.
     """
     chunks = _read_chunks(context=context, plan=plan, segment=segment, local=local)
     embedding = context.attempt.embedding
+    check_vectors(chunks=len(chunks), dimensions=embedding.dimensions)
     embedder = context.make_embedder()
     try:
         vectors = embedder.embed([chunk.content for chunk in chunks])
@@ -70,13 +75,22 @@ def run_segment(
     data = encode_segment(
         version_id=version_id, segment=segment, chunks=chunks, vectors=vectors, dimensions=embedding.dimensions
     )
-    key = layout.segment_key(
-        prefix=context.version_prefix(version_id=version_id), plan_hash=plan_hash, segment=segment, chunks=len(chunks)
-    )
-    # Whoever else writes this key writes the same bytes.
+    prefix = context.version_prefix(version_id=version_id)
+    # Another pod may have written it meanwhile, and an endpoint need not give the same vectors twice.
+    done = _done(context=context, prefix=prefix, plan_hash=plan_hash, segment=segment)
+    if done is not None:
+        return done
+    key = layout.segment_key(prefix=prefix, plan_hash=plan_hash, segment=segment, chunks=len(chunks))
     context.store.put(key=key, data=data)
     info("segment written", chunks=len(chunks), bytes=len(data))
     return len(chunks)
+
+
+def _done(*, context: Context, prefix: str, plan_hash: str, segment: int) -> int | None:
+    done = find_output(store=context.store, prefix=prefix, plan_hash=plan_hash, segment=segment)
+    if done is not None:
+        info("the output is there already", chunks=done)
+    return done
 
 
 def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | None) -> list[Chunk]:
