@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,34 +36,29 @@ def serve(app: FastAPI, options: Options) -> None:
         app: from `create_app`.
         options: of the process.
     """
-    server = uvicorn.Server(server_config(app, options))
-    server.run()
-    if not server.started:
-        sys.exit(1)
+    uvicorn.run(app, **server_options(options))
 
 
-def server_config(app: FastAPI, options: Options) -> uvicorn.Config:
-    """Return how an app is served.
+def server_options(options: Options) -> dict[str, Any]:
+    """Return uvicorn's options.
 
     Args:
-        app: from `create_app`.
         options: of the process.
     """
-    return uvicorn.Config(
-        app,
-        host=options.host,
-        port=options.port,
-        limit_concurrency=options.connections,
-        timeout_keep_alive=options.keep_alive_seconds,
-        timeout_graceful_shutdown=options.shutdown_seconds,
-        h11_max_incomplete_event_size=options.header_bytes,
-        http=BoundedHttp,
-        ws="none",
-        loop="asyncio",  # uvloop buys nothing here, whether it is installed or not
-        access_log=False,
-        log_config=None,
-        server_header=False,
-    )
+    return {
+        "host": options.host,
+        "port": options.port,
+        "limit_concurrency": options.connections,
+        "timeout_keep_alive": options.keep_alive_seconds,
+        "timeout_graceful_shutdown": options.shutdown_seconds,
+        "h11_max_incomplete_event_size": options.header_bytes,
+        "http": BoundedHttp,
+        "ws": "none",
+        "loop": "asyncio",  # uvloop buys nothing here, whether it is installed or not
+        "access_log": False,
+        "log_config": None,
+        "server_header": False,
+    }
 
 
 if __name__ == "__main__":

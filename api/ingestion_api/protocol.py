@@ -22,8 +22,9 @@ class BoundedHttp(HttpToolsProtocol):
     - Over `h11_max_incomplete_event_size` bytes of request line and headers, or of what stands between and after the
       pieces of a body: 400 if that can still be answered. Bytes are counted as they come: the parser keeps a header
       without an end to itself.
-    - No whole head within `timeout_keep_alive` seconds, from the beginning of the connection or the last answer on.
-    - Over `limit_concurrency` connections: 503, but for probes.
+    - No whole head within `timeout_keep_alive` seconds, from the beginning of the connection, the last answer, or the
+      last piece of a body that was answered before it had come.
+    - Over `limit_concurrency` connections: 503 and hung up, but for probes.
 
     Trailers are dropped (RFC 9110, 6.5.1): they would count as headers, without having been checked as such.
     """
@@ -72,13 +73,18 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_waiting()
         busy = max(len(self.connections), len(self.tasks))
         full = self._most_connections is not None and busy >= self._most_connections
-        refused = full and self.url.partition(b"?")[0] not in _PROBES
-        self.app = unavailable("too many connections; try again").response() if refused else self.config.loaded_app
+        self.app = self.config.loaded_app
+        if full and self.url.partition(b"?")[0] not in _PROBES:
+            self.logger.warning("too many connections: %d", busy)
+            self.app = unavailable("too many connections; try again").response()
+            self.app.headers["connection"] = "close"  # or those who are refused keep the others out
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body has come."""
+        """A piece of a body has come; it may be answered already, and its sender not have read that yet."""
         self._bytes = 0
+        if self._no_head is not None:
+            self._wait_for_head()
         super().on_body(body)
 
     def on_message_complete(self) -> None:

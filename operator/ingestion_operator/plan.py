@@ -269,9 +269,21 @@ def _last_made(records: list[AttemptJob]) -> AttemptJob | None:
     return next((record for record in reversed(records) if record.uid is not None), None)
 
 
-def wants_harvest(child: ChildJob) -> bool:
-    """True when the pods of a Job have to be read: it is finished, and its counts do not say everything."""
+def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
+    """True when the pods of the running stage's Job have to be read: it is over, and does not say everything itself."""
+    if given_up(job, child):
+        return bool(child.failed)
     return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
+
+
+def given_up(job: IngestionJob, child: ChildJob) -> bool:
+    """True when the running stage's Job is to be taken as it stands, and deleted.
+
+    Its attempt is cancelled while it is suspended: a deadline does not reach it then.
+    """
+    limit = job.spec.cancel_generation
+    cancelled = limit is not None and bool(job.status.attempts) and limit >= job.status.attempts[-1].generation
+    return cancelled and child.suspended and not child.finished
 
 
 def wants_diagnosis(child: ChildJob) -> bool:
@@ -608,7 +620,7 @@ def _follow(draft: _Draft) -> None:
     """An attempt is open: go on from what is recorded and what exists."""
     attempt = draft.attempt
     assert attempt is not None
-    if _no_tenant(draft):
+    if attempt.jobs and _no_tenant(draft):
         return
     if attempt.reason is not None:
         _finish(draft)
@@ -637,7 +649,11 @@ def _follow(draft: _Draft) -> None:
     elif child is None:
         _settle_lost(draft)
         return
-    if child.finished:
+    if given_up(draft.job, child):
+        _settle(draft, child)
+        if current(draft.job) is None:
+            draft.set_record(start_time=None)  # it was not seen to end: the next attempt looks whether it is gone
+    elif child.finished:
         _settle(draft, child)
     else:
         _steer(draft, child)
@@ -676,11 +692,6 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     assert attempt is not None
     wish: JsonObject = {}
     if draft.cancelled(attempt.generation):
-        if child.suspended:
-            # A deadline does not reach it: what it has done is recorded, and `_finish` deletes it.
-            _settle(draft, child)
-            draft.set_record(start_time=None)  # it was not seen to end: the next attempt looks whether it is gone
-            return
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
         if child.deadline_seconds != 0:
             wish["activeDeadlineSeconds"] = 0
@@ -698,7 +709,8 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     if wish and not child.deleting:
         if draft.snapshot.rejection is None:
             _still_refused(draft)
-            draft.actions.append(PatchJob(name=child.name, uid=child.uid, spec=wish))
+            # One by one: what the cluster refuses of it is not to keep the rest from being done.
+            draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
         else:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     if draft.snapshot.waiting is not None:
@@ -742,7 +754,7 @@ def _count(draft: _Draft, child: ChildJob) -> None:
 
 def _settle(draft: _Draft, child: ChildJob) -> None:
     """The Job is Complete or Failed: record all that it did, before anything else is begun."""
-    if wants_harvest(child) and draft.snapshot.harvest is None:
+    if wants_harvest(draft.job, child) and draft.snapshot.harvest is None:
         draft.look_within(0.0)
         return
     draft.set_record(start_time=child.start_time, completion_time=child.completion_time or draft.now)
@@ -933,11 +945,12 @@ def _finish(draft: _Draft) -> None:
     # The last one that was made: when the next stage's Job never was, nothing else tidies up after it.
     uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
-    running = next((child for child in draft.owned if child.uid == uid and not child.finished), None)
+    running = next((child for child in draft.snapshot.jobs if child.uid == uid and not child.finished), None)
     if running is not None:
-        # It was suspended when the attempt was cancelled, and nobody is to let it go on.
+        # It was given up, and nobody is to let it go on.
         if not running.deleting:
             draft.actions.append(DeleteJob(name=running.name, uid=running.uid))
+        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     if uid is not None and uid not in draft.snapshot.tidied:

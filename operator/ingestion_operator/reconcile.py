@@ -336,7 +336,7 @@ class Reconciler:
         self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None, *, unwritten: bool = False
     ) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
-        pace, child = self._pace(key), _running(snapshot)
+        pace, child = self._pace(key), _running(snapshot) if snapshot.rejection is None else None
         pace.keep(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
@@ -417,7 +417,7 @@ class Reconciler:
         namespace = snapshot.job.metadata.namespace
         if self._config.tenant(namespace) is None:
             return snapshot  # nothing is decided there, and nothing may be read
-        if wants_harvest(child) and snapshot.harvest is None:
+        if wants_harvest(snapshot.job, child) and snapshot.harvest is None:
             failed_only = record.stage is Stage.SEGMENTS
             pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
             return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
@@ -501,7 +501,7 @@ class Reconciler:
                 # The ConfigMap first: while the Job is there, a crash between the two is made good.
                 await self._cluster.delete_config_map(namespace=namespace, name=action.name)
                 await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
-                return raw, replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
+                return raw, replace(snapshot, jobs=await self._left_of(snapshot, action))
             case PatchJob():
                 try:
                     await self._cluster.patch_job(
@@ -533,6 +533,14 @@ class Reconciler:
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
         return raw, snapshot
+
+    async def _left_of(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
+        """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
+        left = tuple(job for job in snapshot.jobs if job.uid != action.uid)
+        if all(job.finished for job in snapshot.jobs if job.uid == action.uid):
+            return left
+        found = await self._find_job(snapshot.job.metadata.namespace, action.name)
+        return left if found is None or found.uid != action.uid else (*left, found)
 
     async def _remove_pods(self, job: IngestionJob, action: RemovePods) -> None:
         try:

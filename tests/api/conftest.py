@@ -17,7 +17,7 @@ import yaml
 from fastapi import FastAPI
 from ingestion_api import keys
 from ingestion_api.app import create_app
-from ingestion_api.main import server_config
+from ingestion_api.main import server_options
 from ingestion_api.options import Options
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path
 from local_cluster import ports
@@ -87,7 +87,7 @@ def mint(*, kubeconfig: Path, system: str, namespace: str, capsys: Any) -> str:
 def serve(options: Options, port: int, app: FastAPI | None = None) -> Iterator[None]:
     """Run an app, or the API, in a thread until resumed."""
     options = replace(options, host="127.0.0.1", port=port)
-    server = uvicorn.Server(server_config(app or create_app(options), options))
+    server = uvicorn.Server(uvicorn.Config(app or create_app(options), **server_options(options)))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield

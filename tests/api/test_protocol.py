@@ -141,12 +141,26 @@ async def test_a_connection_without_a_request_is_closed(drip: bytes) -> None:
 async def test_probes_are_answered_however_many_connections_there_are() -> None:
     with served(connections=2) as port:
         async with client(port), client(port), client(port) as (reader, writer):
+            writer.write(b"GET /healthz?verbose HTTP/1.1\r\nhost: api\r\n\r\n")
+            assert (await answer_of(reader))[0] == 200
             writer.write(b"POST /echo HTTP/1.1\r\nhost: api\r\ncontent-length: 0\r\n\r\n")
             status, body = await answer_of(reader)
             assert status == 503
             assert json.loads(body)["error"] == "unavailable"
-            writer.write(b"GET /healthz?verbose HTTP/1.1\r\nhost: api\r\n\r\n")
-            assert (await answer_of(reader))[0] == 200
+            assert await reader.read() == b"", "who is refused keeps others out"
+
+
+async def test_a_slow_upload_that_is_refused_reads_why() -> None:
+    """It takes longer to send than a connection without a request stays."""
+    with served() as port:
+        async with client(port) as (reader, writer):
+            pieces = 12
+            writer.write(b"POST /refused HTTP/1.1\r\nhost: api\r\ncontent-length: %d\r\n\r\n" % pieces)
+            for _ in range(pieces):
+                await asyncio.sleep(SECONDS / 4)
+                writer.write(b"a")
+                await writer.drain()
+            assert (await answer_of(reader))[0] == 404
 
 
 async def test_what_is_no_request_gets_an_error_like_any_other() -> None:

@@ -57,7 +57,7 @@ class World:
         self.now += timedelta(seconds=1)
         record = current(self.job)
         child = next((job for job in self.jobs.values() if record and job.name == record.name), None)
-        harvest = self.harvests.get(child.uid, {}) if child and wants_harvest(child) else None
+        harvest = self.harvests.get(child.uid, {}) if child and wants_harvest(self.job, child) else None
         snapshot = Snapshot(job=self.job, config=CONFIG, jobs=tuple(self.jobs.values()), harvest=harvest, tidied=tidied)
         decided = plan(snapshot, now=self.now)
         if crash_after == 0:

@@ -343,8 +343,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="plan.py",
         changes=(
             (
-                "            _settle(draft, child)\n            draft.set_record(start_time=None)",
-                "            _settle_lost(draft)\n            draft.set_record(start_time=None)",
+                "        _settle(draft, child)\n        if current(draft.job) is None:\n",
+                "        _settle_lost(draft)\n        if current(draft.job) is None:\n",
             ),
         ),
     ),

@@ -89,6 +89,34 @@ def test_a_suspended_attempt_that_is_cancelled_keeps_what_it_has_done(cluster: S
     assert sorted(ran) == list(range(1, SEGMENTS))
 
 
+def test_a_segment_that_has_failed_is_not_recorded_as_cancelled(cluster: SimulatedCluster) -> None:
+    """Its pod is read before it goes."""
+    start(cluster, first=Verdict(code="PageUnreadable"))
+    suspend(cluster)
+    patch(cluster, cancelGeneration=0)
+    status = reach(cluster, "failed")
+    assert status["failureSummary"] == {"Cancelled": SEGMENTS - 1, "PageUnreadable": 1}
+
+
+@pytest.mark.parametrize("disowned", [False, True], ids=["held by a finalizer", "and disowned"])
+def test_the_attempt_is_over_when_the_suspended_job_is_gone(cluster: SimulatedCluster, disowned: bool) -> None:
+    """Invariants 1 and 5: whoever could let it go on."""
+    start(cluster, first=GOOD)
+    suspend(cluster)
+    name = cluster.api.all("jobs")[-1]["metadata"]["name"]
+    path = job_path(NAMESPACE, name)
+    owners = {"ownerReferences": None} if disowned else {}
+    held = {"metadata": {"finalizers": ["example.com/held"], **owners}}
+    cluster.api.request("PATCH", path, body=held, content_type=MERGE_PATCH)
+    patch(cluster, cancelGeneration=0)
+    cluster.pass_until(lambda: False, seconds=60)
+    assert cluster.api.all("jobs")[-1]["metadata"].get("deletionTimestamp")
+    assert live(cluster)["status"]["phase"] == "processing"
+    assert "suspended Job to be gone" in why(cluster)
+    cluster.api.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
+    reach(cluster, "failed")
+
+
 def test_a_death_before_the_suspended_job_is_deleted_leaves_none(cluster: SimulatedCluster) -> None:
     """Invariants 1 and 4: what was done is recorded before the deletion, and the attempt is not over before it."""
     only = start(cluster, first=GOOD)
@@ -160,9 +188,28 @@ def test_a_change_of_the_job_that_the_cluster_refuses_is_said(
     cluster.pass_until(lambda: False, seconds=300)
     assert live(cluster)["metadata"]["resourceVersion"] == version
     refuses = False
-    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")[-1]["spec"].get("suspend")), seconds=120)
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")[-1]["spec"].get("suspend")), seconds=40)
     assert cluster.pass_until(lambda: stalled(cluster)["status"] == "False", seconds=60)
     assert "suspend is true" in why(cluster)
+
+
+def test_a_change_that_is_refused_does_not_keep_another_from_being_made(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(cluster)
+    commit = cluster.commit
+
+    def refusing(call: Call) -> JsonObject | ApiError:
+        if call.path.startswith(job_path(NAMESPACE)) and "parallelism" in (call.arguments["body"] or {}).get(
+            "spec", {}
+        ):
+            return ApiError(status=403, reason="Forbidden", message="no more than that")
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", refusing)
+    patch(cluster, parallelism=1, suspend=True)
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")[-1]["spec"]["suspend"]), seconds=60)
+    assert cluster.pass_until(lambda: "no more than that" in stalled(cluster)["message"], seconds=60)
 
 
 def test_a_namespace_that_is_no_tenant_any_more_is_a_reason_and_not_touched(
@@ -187,6 +234,16 @@ def test_a_namespace_that_is_no_tenant_any_more_is_a_reason_and_not_touched(
     cluster.start_operator()
     reach(cluster, "partial_failure")
     assert live(cluster)["status"]["segments"]["failed"] == "0"
+
+
+def test_a_new_job_of_a_namespace_that_is_no_tenant_can_be_cancelled(cluster: SimulatedCluster) -> None:
+    """Invariant 5: there is nothing to be touched for that."""
+    cluster.config = cluster.config.model_copy(update={"tenants": []})
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=30)
+    patch(cluster, cancelGeneration=0)
+    reach(cluster, "failed")
 
 
 def test_a_job_that_no_queue_was_asked_to_admit_is_not_waited_for(cluster: SimulatedCluster) -> None:
