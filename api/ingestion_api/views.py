@@ -159,7 +159,9 @@ class IngestionJobResponse(BaseModel):
     started_at: datetime | None = None
     completed_at: datetime | None = None
     stage: Stage | None = Field(None, description="The stage that runs, or that ended the attempt.")
-    version: VersionView | None = Field(None, description="The version that the job makes; searches see an active one.")
+    version: VersionView | None = Field(
+        None, description="The version that the job makes; searches see the newest active one."
+    )
     error_message: str | None = Field(None, description="Why the job failed, or what it waits for.")
     failure_summary: dict[str, int] = Field(default_factory=dict, description="Failures by code, over all segments.")
     failures: list[FailureView] = Field(default_factory=list, description="The first 100 failures.")

@@ -164,8 +164,10 @@ _TABLE: Final = (
         ANY,
         75,
         True,
-        "The embedding endpoint refused a text (a 4xx other than 401, 403, 408 and 429).",
-        "See the message: correct the endpoint, model or its content rules, then retry.",
+        "The endpoint refused a text (a 4xx other than 401, 403, 408, 425 and 429), its URL is not valid, or the"
+        " built-in embedder has no such model or dimensions.",
+        "See the message: correct the endpoint or its content rules, then retry; for another model or other dimensions"
+        " make a new job.",
     ),
     _permanent(
         "EmbeddingUnauthorized",
@@ -298,7 +300,6 @@ _TABLE: Final = (
         "The pod is gone and left no message.",
         "Find out who deletes pods; retry.",
     ),
-    _observed("NotStarted", ANY, "The attempt ended before this segment began.", "Retry."),
     _observed(
         "JobLost",
         ANY,

@@ -185,7 +185,7 @@ class LocalObjectReference(Model):
 
 
 class Template(Model):
-    """The part of the worker pods that a job may choose. Takes effect with the next attempt."""
+    """The part of the worker pods that a job may choose. Takes effect with the next stage that begins."""
 
     image: str | None = Field(
         None, min_length=1, max_length=512, description="Worker image; the chart's default when absent."
@@ -235,7 +235,10 @@ class Spec(Model):
         description="The attempt stops early once more segments than this have failed; no limit when absent.",
     )
     active_deadline_seconds: int = Field(
-        21_600, ge=1, le=INT32_MAX, description="Seconds that one attempt may run, suspension not counted."
+        21_600,
+        ge=1,
+        le=INT32_MAX,
+        description="Seconds that one attempt may run, suspension not counted: after it a stage's time begins anew.",
     )
     suspend: bool = Field(False, description="True stops the pods and keeps what is done; false goes on.")
     retry_generation: int = Field(
@@ -266,7 +269,10 @@ class Version(Model):
 
     id: str = Field(max_length=64, pattern=NAME_PATTERN, description="UUID of the version.")
     number: int | None = Field(None, ge=1, description="Its place in the document's history.")
-    state: VersionState = Field(VersionState.PENDING, description="Whether searches see it: only an active one.")
+    state: VersionState = Field(
+        VersionState.PENDING,
+        description="Active once it was published, also when a newer one has taken its place: searches see the newest.",
+    )
     plan_hash: str | None = Field(None, max_length=64, description="Hash of all that decides the version's bytes.")
 
 
@@ -286,7 +292,12 @@ class Segments(Model):
     completed_count: int = Field(
         0, ge=0, le=MAX_SEGMENTS, description="Segments done, those of the running attempt included."
     )
-    failed_count: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments failed in the last attempt.")
+    failed_count: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEGMENTS,
+        description="Segments that failed so far in the running attempt; once it has ended, all that are unfinished.",
+    )
     progress: str = Field("0/0", max_length=16, description="completedCount/total.")
 
 

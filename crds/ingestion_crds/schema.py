@@ -34,7 +34,7 @@ def custom_resource_definition() -> JsonObject:
         ("Phase", "string", ".status.phase", 0, "Where the job is."),
         ("Stage", "string", ".status.stage", 0, "The stage that runs, or that ended the attempt."),
         ("Segments", "string", ".status.segments.progress", 0, "Completed segments of all."),
-        ("Failed", "integer", ".status.segments.failedCount", 0, "Segments failed in the last attempt."),
+        ("Failed", "integer", ".status.segments.failedCount", 0, "Segments failed so far, or unfinished at the end."),
         ("Retries", "integer", ".spec.retryGeneration", 0, "The attempt that is wanted."),
         (
             "Reason",
@@ -46,7 +46,7 @@ def custom_resource_definition() -> JsonObject:
         ("Age", "date", ".metadata.creationTimestamp", 0, "Age of the job."),
         ("Title", "string", ".spec.document.title", 1, "Title of the document."),
         ("Version", "integer", ".status.version.number", 1, "The version of the document that the job makes."),
-        ("State", "string", ".status.version.state", 1, "Whether searches see that version."),
+        ("State", "string", ".status.version.state", 1, "Active once that version was published."),
         ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1, "In words."),
     ]
     return {

@@ -123,6 +123,15 @@ def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:
     assert config.tenant("2024") is not None
 
 
+def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) -> None:
+    """By their account: a job made by REST has no template that could name any."""
+    documents = render({**VALUES, "images": {"pullSecrets": ["registry"]}}, folder=tmp_path)
+    accounts = [each for each in documents if each["metadata"]["name"] == "ingestion-worker"]
+    accounts = [each for each in accounts if each["kind"] == "ServiceAccount"]
+    assert [each["imagePullSecrets"] for each in accounts] == [[{"name": "registry"}]] * 2
+    assert all(spec["imagePullSecrets"] == [{"name": "registry"}] for spec in pod_specs(documents).values())
+
+
 def test_the_operator_reaches_one_lease_and_no_other(tmp_path: Path) -> None:
     documents = render(VALUES, folder=tmp_path)
     rules = [

@@ -327,6 +327,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="the status is written each time",
         file="reconcile.py",
         changes=(
+            ("        if decided.status == job.status:\n            return kept, None\n", ""),
             (
                 """        if not patch:\n            return kept, None\n""",
                 """        if not patch:\n            patch = {"progressPercent": job.status.progress_percent ^ 1}\n""",
