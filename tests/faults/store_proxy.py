@@ -15,7 +15,14 @@ import yarl
 from aiohttp import web
 from faults.proxy import Act, Answer, Forward, InjectedResetError, ReverseProxy, reset_connection
 
-_REASONS = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown", 507: "InsufficientStorage"}
+_REASONS = {
+    403: "AccessDenied",
+    409: "ConditionalRequestConflict",
+    412: "PreconditionFailed",
+    500: "InternalError",
+    503: "SlowDown",
+    507: "InsufficientStorage",
+}
 # The signature covers `Host`, so it is sent on as the client wrote it.
 _DROPPED_HEADERS = {"connection", "content-length", "transfer-encoding", "date", "server"}
 _AUTOMATIC_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")

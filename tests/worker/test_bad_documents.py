@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import time
+import tracemalloc
 import zipfile
 import zlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.parsing.guard import ParserLimits
+from ingestion_worker.parsing.guard import ParserLimits, run_parser
+from ingestion_worker.parsing.pdf import clean_text
+from ingestion_worker.parsing.types import DocumentType, detect_type
 from support.worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
 
 PDF = "application/pdf"
@@ -117,6 +122,11 @@ CASES = {
     "utf-16 cut in a character": (TEXT, "Hello".encode("utf-16")[:-1], "DocumentTruncated"),
     "spreadsheet": ("application/vnd.ms-excel", b"x", "UnsupportedType"),
     "image without a type": (None, b"\x89PNG\r\n\x1a\n\x00\x00", "UnsupportedType"),
+    "docx of many parts without a type": (
+        None,
+        archive({f"f{i}": b"" for i in range(20_001)} | {"word/document.xml": b""}),
+        "DocumentTooLarge",
+    ),
     "zip without a type": ("application/octet-stream", archive({"a": b"x"}), "UnsupportedType"),
 }
 
@@ -175,6 +185,85 @@ def test_docx_text_keeps_order_and_skips_what_is_no_text(worker: Worker) -> None
         "<mc:Fallback><w:p><w:r><w:t>again</w:t></w:r></w:p></mc:Fallback></mc:AlternateContent></w:p>"
         "<w:p><w:r><w:delText>deleted</w:delText><w:t>end</w:t></w:r></w:p>"
     )
-    worker.prepare(document__source__uri=worker.upload(data=docx(body=body), name="a.docx"))
-    texts = [worker.store.get(key=e.key) for e in worker.store.list(prefix="kb") if e.key.endswith(".txt")]
-    assert texts == [b"One\ttwo\ncell\nchoice\nend\n"]
+    assert canonical(worker, docx(body=body), "a.docx") == b"One\ttwo\ncell\nchoice\nend\n"
+
+
+def canonical(worker: Worker, data: bytes, name: str) -> bytes:
+    """Return the text that a document is published as."""
+    worker.prepare(document__source__uri=worker.upload(data=data, name=name))
+    (text,) = [worker.store.get(key=e.key) for e in worker.store.list(prefix="kb") if e.key.endswith(".txt")]
+    return text
+
+
+def test_docx_text_that_was_moved_is_published_once(worker: Worker) -> None:
+    body = (
+        "<w:p><w:moveFromRangeStart/><w:moveFrom><w:r><w:t>moved</w:t></w:r></w:moveFrom><w:moveFromRangeEnd/></w:p>"
+        "<w:p><w:r><w:t>stays</w:t></w:r></w:p><w:p><w:moveTo><w:r><w:t>moved</w:t></w:r></w:moveTo></w:p>"
+    )
+    assert canonical(worker, docx(body=body), "a.docx") == b"\nstays\nmoved\n"
+
+
+def test_docx_text_of_a_box_is_lines_of_its_own(worker: Worker) -> None:
+    body = (
+        "<w:p><w:r><w:t>before</w:t></w:r><w:r><w:txbxContent><w:p><w:r><w:t>in</w:t></w:r></w:p>"
+        "<w:p><w:r><w:t>side</w:t></w:r></w:p></w:txbxContent></w:r><w:r><w:t>after</w:t></w:r></w:p>"
+    )
+    assert canonical(worker, docx(body=body), "a.docx") == b"before\nin\nside\nafter\n"
+
+
+def test_vertical_tabs_and_form_feeds_end_lines(worker: Worker) -> None:
+    assert canonical(worker, b"one\x0btwo\x0cthree\r\nfour\rfive\x08", "a.txt") == b"one\ntwo\nthree\nfour\nfive"
+    assert clean_text(text="one\x0btwo\x0cthree\r\nso\x02\r\nft\x00") == "one\ntwo\nthree\nsoft"
+
+
+@pytest.mark.parametrize("element", ["button", "caption", "center", "details", "label", "legend", "option", "summary"])
+def test_html_elements_do_not_glue_words_together(worker: Worker, element: str) -> None:
+    inner = f"<{element}>one</{element}><{element}>two</{element}>"
+    around = {"caption": "table", "legend": "fieldset", "option": "select", "summary": "details"}.get(element, "div")
+    page = f"<body><{around}>{inner}</{around}>".encode()
+    assert canonical(worker, page, "a.html").split() == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "data"),
+    [
+        ("docx", GOOD_DOCX),
+        ("docx", docx(paragraphs=[sentences(count=1000)] * 10)),
+        ("html", b"<p>Some text."),
+        ("text", b"Some text."),
+        ("text", sentences(count=1000).encode()),
+        ("pdf_pages", GOOD_PDF),
+    ],
+)
+def test_a_full_disk_is_no_fault_of_the_document(tmp_path: Path, operation: str, data: bytes) -> None:
+    (tmp_path / "manual").write_bytes(data)
+    arguments: dict[str, Any] = {"path": str(tmp_path / "manual"), "output": "/dev/full"}
+    if operation == "pdf_pages":
+        arguments |= {"first": 0, "last": 1, "before": False}
+    with pytest.raises(WorkerError, match=r"Internal: the text of manual .*No space left") as caught:
+        run_parser(operation=operation, name="manual", arguments=arguments)
+    assert caught.value.exit_code == 1
+    assert caught.value.retryable
+
+
+def test_a_folder_that_is_gone_is_no_fault_of_the_document(tmp_path: Path) -> None:
+    (tmp_path / "manual").write_bytes(GOOD_DOCX)
+    arguments = {"path": str(tmp_path / "manual"), "output": str(tmp_path / "gone" / "text")}
+    with pytest.raises(WorkerError, match="Internal: the text of manual"):
+        run_parser(operation="docx", name="manual", arguments=arguments)
+
+
+def test_an_archive_without_a_type_is_not_opened_outside_of_the_guarded_parser(tmp_path: Path) -> None:
+    path = tmp_path / "manual"
+    for last, kind in (("word/document.xml", DocumentType.DOCX), ("other", None)):
+        path.write_bytes(archive({f"f{i}": b"" for i in range(20_001)} | {last: b""}))
+        tracemalloc.start()
+        try:
+            if kind is None:
+                with pytest.raises(WorkerError, match="UnsupportedType"):
+                    detect_type(path=path, name="manual", content_type=None, served_type=None)
+            else:
+                assert detect_type(path=path, name="manual", content_type=None, served_type=None) is kind
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()

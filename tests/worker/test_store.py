@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from faults.proxy import lose_answer, reset
-from faults.store_proxy import StoreProxy
+from faults.store_proxy import StoreProxy, refuse
 from hypothesis import given
 from hypothesis import strategies as st
 from ingestion_worker import layout
@@ -86,6 +86,20 @@ async def test_a_creation_that_is_not_answered_is_repeated(s3_server: S3Server) 
         proxy.add(lambda call: call.verb == "PUT", reset, times=None)
         with pytest.raises(WorkerError, match="StoreUnavailable"):
             await asyncio.to_thread(store.create, key="never.json", data=b"x")
+
+
+async def test_a_creation_refused_for_one_that_came_to_nothing_is_repeated(s3_server: S3Server) -> None:
+    """S3 answers 409 while another writer's request is under way, whether it makes the object or not."""
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        config = replace(s3_server.config(bucket="conflicts"), endpoint=proxy.url, retry_seconds=2.0)
+        store = Store(config=config)
+        for status in (409, 412):
+            fault = proxy.add(lambda call: call.verb == "PUT", refuse(status), times=2)
+            assert await asyncio.to_thread(store.create, key=f"{status}.json", data=b"x")
+            assert fault.injected == 2
+            assert await asyncio.to_thread(store.get, key=f"{status}.json") == b"x"
+        proxy.add(lambda call: call.verb == "PUT", refuse(409), times=None)
+        assert not await asyncio.to_thread(store.create, key="never.json", data=b"x")
 
 
 def test_large_files_go_up_and_down_in_pieces(any_store: Store, tmp_path: Path) -> None:

@@ -187,15 +187,20 @@ class Store:
                 try:
                     obstore.put(self._backend, key, data, mode="create", use_multipart=False)
                 except (AlreadyExistsError, PreconditionError):
-                    return bytes(obstore.get(self._backend, key).bytes()) == data
+                    try:
+                        return bytes(obstore.get(self._backend, key).bytes()) == data
+                    except FileNotFoundError:
+                        # S3 refuses a writer also while another's request is under way, which may come to nothing.
+                        if time.monotonic() + pause > deadline:
+                            return False
                 except GenericError as error:
                     # obstore takes a conditional PUT for one that must not be repeated, but equal bytes make it safe.
                     if not _UNANSWERED.search(str(error)) or time.monotonic() + pause > deadline:
                         raise
-                    time.sleep(pause)
-                    pause *= 2
                 else:
                     return True
+                time.sleep(pause)
+                pause *= 2
 
     def put_file(self, *, key: str, path: Path) -> None:
         """Upload a local file, in parts if it is large; the object appears whole or not at all."""

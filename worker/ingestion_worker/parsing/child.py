@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ class TextWriter:
     """Writes UTF-8 text to a file, up to a number of bytes."""
 
     def __init__(self, *, path: Path, name: str, limit: int) -> None:
-        self._file = path.open("wb")
+        with _writing(name):
+            self._file = path.open("wb")
         self._name = name
         self._limit = limit
         self._bytes = 0
@@ -40,15 +41,27 @@ class TextWriter:
             raise WorkerError("DocumentTooLarge", f"{self._name} holds more than {self._limit} bytes of text")
         self.characters += len(text)
         self.has_text = self.has_text or bool(text.strip())
-        self._file.write(data)
+        with _writing(self._name):
+            self._file.write(data)
 
     def flush(self) -> None:
         """Hand what was written to the parent's view of the file."""
-        self._file.flush()
+        with _writing(self._name):
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with _writing(self._name):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Report an error of the disk as one that may pass: it is no fault of the document."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError("Internal", f"the text of {name} cannot be written: {error}") from error
 
 
 def _text_operation(parse: Callable[..., None]) -> Callable[..., dict[str, Any]]:

@@ -96,8 +96,9 @@ def _events(part: IO[bytes]) -> Any:
     )
 
 
-# Inside these nothing is text: a Fallback repeats content for older readers, properties hold tab stops.
-_SKIPPED: Final = frozenset({"Fallback", "pPr", "rPr", "sectPr"})
+# Inside these nothing is text: a Fallback repeats content for older readers, properties hold tab stops, and what was
+# moved stands where it was moved to as well.
+_SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "sectPr"})
 _MARKS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
@@ -109,6 +110,10 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None]) -> None:
         local = tag.rpartition("}")[2] if isinstance(tag, str) else ""
         if event == "start":
             skipping += local in _SKIPPED
+            if local == "p" and pieces and not skipping:
+                # A text box's paragraph, inside the one that it is anchored to.
+                write("".join(pieces) + "\n")
+                pieces.clear()
             continue
         if local in _SKIPPED:
             skipping -= 1

@@ -14,11 +14,14 @@ from ingestion_worker.parsing.text import decode, normal_lines
 
 # The parser is quadratic in nesting and takes eleven times the file in memory.
 MAX_HTML_BYTES: Final = 64 * 2**20
-_META: Final = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE)
+# A page in which this is found is not in UTF-16, whatever it says.
+_META: Final = re.compile(
+    rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*(?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE
+)
 _INVISIBLE: Final = ["script", "style", "noscript", "template", "head", "svg", "iframe", "object"]
 _BLOCKS: Final = (
-    "address,article,aside,blockquote,br,dd,div,dl,dt,fieldset,figcaption,figure,footer,form,h1,h2,h3,h4,h5,h6,header,hr,"
-    "li,main,nav,ol,p,pre,section,table,tr,ul"
+    "address,article,aside,blockquote,br,button,caption,center,dd,details,div,dl,dt,fieldset,figcaption,figure,footer,form,"
+    "h1,h2,h3,h4,h5,h6,header,hr,label,legend,li,main,nav,ol,option,p,pre,section,summary,table,tr,ul"
 )
 _SPACES: Final = re.compile(r"[ \t\u00a0]+")
 _LINES: Final = re.compile(r" ?\n[ \n]*\n ?")

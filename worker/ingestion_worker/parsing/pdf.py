@@ -10,6 +10,7 @@ from typing import Any, Final
 import pypdfium2
 
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.parsing.text import LINE_END
 
 MAX_PAGES: Final = 200_000
 MAX_PAGE_CHARACTERS: Final = 5_000_000
@@ -17,7 +18,7 @@ _TAIL_BYTES: Final = 65_536
 _DAMAGED: Final = 3
 _ENCRYPTED: Final = 4
 _HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
-_CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\uffff]")
+_CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\uffff]")
 
 
 def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
@@ -75,8 +76,7 @@ def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) ->
 
 def clean_text(*, text: str) -> str:
     """Return a page's text with `\\n` line ends, words joined at soft hyphens, and no control characters."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROL.sub("", _HYPHEN.sub("", text))
+    return _CONTROL.sub("", _HYPHEN.sub("", LINE_END.sub("\n", text)))
 
 
 def _open(*, path: Path, name: str) -> Any:
