@@ -281,9 +281,13 @@ def given_up(job: IngestionJob, child: ChildJob) -> bool:
 
     Its attempt is cancelled while it is suspended: a deadline does not reach it then.
     """
+    attempts = job.status.attempts
+    return bool(attempts) and _cancelled(job, attempts[-1].generation) and child.suspended and not child.finished
+
+
+def _cancelled(job: IngestionJob, generation: int) -> bool:
     limit = job.spec.cancel_generation
-    cancelled = limit is not None and bool(job.status.attempts) and limit >= job.status.attempts[-1].generation
-    return cancelled and child.suspended and not child.finished
+    return limit is not None and limit >= generation
 
 
 def wants_diagnosis(child: ChildJob) -> bool:
@@ -379,8 +383,7 @@ class _Draft:
         self.look_within(_LOOK_AT_BLOCKED_SECONDS)
 
     def cancelled(self, generation: int) -> bool:
-        limit = self.snapshot.job.spec.cancel_generation
-        return limit is not None and limit >= generation
+        return _cancelled(self.snapshot.job, generation)
 
 
 # ── retry requests by annotation ──────────────────────────────────────────────────────────────────────────────
