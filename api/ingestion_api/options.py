@@ -22,7 +22,7 @@ class Options:
         namespace: where the Secret with the API keys is: the API's own namespace. None: found when the API starts.
         config_path: the installation's configuration; None means INGESTION_CONFIG.
         kubeconfig: a kubeconfig's path; None means KUBECONFIG, or the ServiceAccount inside a pod.
-        host, port: where to listen.
+        host, port: where to listen; an empty host means every address, of IPv4 and IPv6.
         connections: connections at most; more are answered 503 at once.
         keep_alive_seconds: how long an idle connection stays.
         header_bytes: request line and headers at most.
@@ -36,7 +36,7 @@ class Options:
     namespace: str | None = None
     config_path: str | None = None
     kubeconfig: str | None = None
-    host: str = "0.0.0.0"  # noqa: S104 - a pod's only interface
+    host: str = ""
     port: int = 8000
     connections: int = 512
     keep_alive_seconds: int = 15
@@ -57,7 +57,7 @@ class Options:
         """
         return cls(
             namespace=env.get(ENV_NAMESPACE) or None,
-            host=env.get("INGESTION_API_HOST") or "0.0.0.0",  # noqa: S104 - a pod's only interface
+            host=env.get("INGESTION_API_HOST", ""),
             port=_number(env, "INGESTION_API_PORT", 8000, int, 0, 65_535),
             connections=_number(env, "INGESTION_API_CONNECTIONS", 512, int, 1, 65_535),
             keep_alive_seconds=_number(env, "INGESTION_API_KEEP_ALIVE_SECONDS", 15, int, 1, 3600),

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from ingestion_crds.constants import BUILTIN_PROVIDER, MAX_SOURCE_BYTES, STORE_SECRET
-from ingestion_crds.job import Model, Resources
+from ingestion_crds.job import Model, Resources, Toleration
 
 ENV_CONFIG: Final = "INGESTION_CONFIG"
 DEFAULT_CONFIG: Final = "/etc/ingestion-operator/config.yaml"
@@ -65,6 +65,8 @@ class Config(Model):
     worker_image: str = Field(min_length=1)
     worker_image_pull_policy: str = "IfNotPresent"
     worker_resources: Resources = Field(default_factory=Resources)
+    worker_node_selector: dict[str, str] = Field(default_factory=dict)
+    worker_tolerations: list[Toleration] = Field(default_factory=list)
     source_allow: list[str] = Field(default_factory=list)
     store: Store = Field(default_factory=Store)
     tenants: list[Tenant] = Field(default_factory=list)

@@ -248,6 +248,12 @@ def _pod_spec(dispatch: Dispatch) -> JsonObject:
             {"name": "tmp", "emptyDir": {"sizeLimit": _TMP_SIZE_LIMIT}},
         ],
     }
+    if config.worker_node_selector:
+        pod["nodeSelector"] = config.worker_node_selector
+    if config.worker_tolerations:
+        pod["tolerations"] = [
+            toleration.model_dump(by_alias=True, exclude_none=True) for toleration in config.worker_tolerations
+        ]
     if template is not None:
         chosen = template.model_dump(
             by_alias=True,

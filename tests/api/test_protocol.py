@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
+from ingestion_api.main import server_options
 from ingestion_api.options import Options
 from local_cluster import ports
 
@@ -161,6 +164,25 @@ async def test_a_slow_upload_that_is_refused_reads_why() -> None:
                 writer.write(b"a")
                 await writer.drain()
             assert (await answer_of(reader))[0] == 404
+
+
+async def test_it_listens_on_ipv6_too() -> None:
+    """By itself: pods of some clusters have no other address."""
+    (port,) = ports.free(count=1)
+    server = uvicorn.Server(uvicorn.Config(FastAPI(), **server_options(Options(port=port))))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        for host in ("127.0.0.1", "::1"):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 async def test_what_is_no_request_gets_an_error_like_any_other() -> None:

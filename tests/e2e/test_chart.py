@@ -132,6 +132,34 @@ def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) ->
     assert all(spec["imagePullSecrets"] == [{"name": "registry"}] for spec in pod_specs(documents).values())
 
 
+def test_every_pod_can_be_placed(tmp_path: Path) -> None:
+    """On clusters whose nodes all have a taint, too."""
+    place = {"nodeSelector": {"pool": "ingestion"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
+    values = {"operator": place, "api": place, "store": {"embedded": place}, "worker": place}
+    documents = render({**VALUES, **values}, folder=tmp_path)
+    for name, spec in pod_specs(documents).items():
+        assert {key: spec.get(key) for key in place} == place, name
+    (text,) = [each["data"]["config.yaml"] for each in documents if "config.yaml" in (each.get("data") or {})]
+    config = Config.model_validate(yaml.safe_load(text))
+    assert config.worker_node_selector == place["nodeSelector"]
+    assert [each.model_dump(exclude_none=True) for each in config.worker_tolerations] == place["tolerations"]
+
+
+def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:
+    policies = [each for each in render(VALUES, folder=tmp_path) if each["metadata"]["name"] == "ingestion-worker"]
+    (policy, _) = [each for each in policies if each["kind"] == "NetworkPolicy"]
+    reached = {
+        (json.dumps(peer), port["port"], port["protocol"])
+        for rule in policy["spec"]["egress"]
+        for peer in rule["to"]
+        for port in rule.get("ports", [])
+    }
+    for namespace, port in (("kube-system", 53), ("openshift-dns", 5353)):
+        peer = json.dumps({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}})
+        assert {(peer, port, "UDP"), (peer, port, "TCP")} <= reached
+    assert (json.dumps({"ipBlock": {"cidr": "169.254.20.10/32"}}), 53, "UDP") in reached
+
+
 def test_the_operator_reaches_one_lease_and_no_other(tmp_path: Path) -> None:
     documents = render(VALUES, folder=tmp_path)
     rules = [

@@ -23,6 +23,16 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- printf "%s:%s" $image.repository ($image.tag | default (index . 0).Chart.AppVersion) -}}
 {{- end -}}
 
+{{- /* Arguments: values with nodeSelector and tolerations. */ -}}
+{{- define "ingestion.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{- define "ingestion.pullSecrets" -}}
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:
