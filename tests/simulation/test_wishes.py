@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,6 @@ from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle
 from simulation.stories import HANGS, PATH, SEGMENTS, fail_in_part, live, note_calls, stalled, start
-
-
-@pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
-    found = SimulatedCluster(segments=SEGMENTS)
-    try:
-        yield found
-        assert not found.broken.found
-    finally:
-        found.close()
 
 
 def patch(cluster: SimulatedCluster, **spec: Any) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from ingestion_crds.constants import API_VERSION, KIND
+from ingestion_crds.config import Config, Tenant
+from ingestion_crds.constants import API_VERSION, KIND, Stage
+from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import JsonObject
+from ingestion_operator.children import Dispatch, build_job
 
 KNOWLEDGE_BASE = "2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a11"
 DOCUMENT = "8d0a7f0e-64f1-4f59-8a2c-7b9d2f3c4e55"
@@ -24,6 +28,24 @@ def ingestion_job(*, name: str = "handbook", namespace: str = "team-a", **spec: 
             **spec,
         },
     }
+
+
+def worker_pod(config: Config, **spec: Any) -> JsonObject:
+    """Return the spec of the pod that prepares a job of an installation; keyword arguments go into the job's spec."""
+    body = ingestion_job(**spec)
+    body["metadata"] |= {"uid": "u-1", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "1"}
+    dispatch = Dispatch(
+        job=IngestionJob.model_validate(body),
+        stage=Stage.PREPARE,
+        generation=0,
+        segments=IndexSet(),
+        deadline_seconds=60,
+        config=config,
+        tenant=Tenant(namespace="team-a", bucket="team-a"),
+        provider=None,
+    )
+    pod: JsonObject = build_job(dispatch)["spec"]["template"]["spec"]
+    return pod
 
 
 def foreign_job(name: str) -> JsonObject:
