@@ -728,12 +728,11 @@ def _restore_config_map(draft: _Draft) -> None:
     """Make the running stage's ConfigMap again, if it comes out as it was recorded."""
     record = current(draft.job)
     assert record is not None
-    if draft.snapshot.config.tenant(draft.snapshot.job.metadata.namespace) is not None:
-        dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
-        dispatch = _dispatch_of(draft, record.stage, dispatched)
-        if dispatch.digest == record.map_digest:
-            draft.actions.append(RestoreConfigMap(config_map=build_config_map(dispatch)))
-            return
+    dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
+    dispatch = _dispatch_of(draft, record.stage, dispatched)
+    if dispatch.digest == record.map_digest:
+        draft.actions.append(RestoreConfigMap(config_map=build_config_map(dispatch)))
+        return
     draft.block(Reason.POD_PENDING, f"the ConfigMap {record.name} is gone: cancel the attempt, then retry")
 
 
@@ -948,17 +947,17 @@ def _finish(draft: _Draft) -> None:
     # The last one that was made: when the next stage's Job never was, nothing else tidies up after it.
     uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
-    running = next((child for child in draft.snapshot.jobs if child.uid == uid and not child.finished), None)
-    if running is not None:
+    child = next((child for child in draft.snapshot.jobs if child.uid == uid), None)
+    if child is not None and not child.finished:
         # It was given up, and nobody is to let it go on.
-        if not running.deleting:
-            draft.actions.append(DeleteJob(name=running.name, uid=running.uid))
+        if not child.deleting:
+            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     if uid is not None and uid not in draft.snapshot.tidied:
         # Only once the harvest is durable: pods are the only place where it can be read again.
-        draft.actions.append(RemovePods(job_uid=uid, keep=_kept_indexes(draft, uid)))
+        draft.actions.append(RemovePods(job_uid=uid, keep=_kept_indexes(child)))
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
@@ -971,8 +970,7 @@ def _finish(draft: _Draft) -> None:
     draft.set(phase=phase, version=version, completion_time=draft.now)
 
 
-def _kept_indexes(draft: _Draft, uid: str) -> tuple[int, ...]:
-    child = next((child for child in draft.snapshot.jobs if child.uid == uid), None)
+def _kept_indexes(child: ChildJob | None) -> tuple[int, ...]:
     if child is None:
         return ()
     return tuple(index for _, index in zip(range(_KEPT_FAILED_PODS), child.failed, strict=False))

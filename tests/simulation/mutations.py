@@ -352,7 +352,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="a cancelled attempt leaves its suspended Job",
         file="plan.py",
-        changes=(("    if running is not None:\n", "    if False:\n"),),
+        changes=(("    if child is not None and not child.finished:\n", "    if False:\n"),),
     ),
     Mutation(
         name="a refused change of a Job is not spoken of",
