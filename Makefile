@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 UV := .make/uv/bin/uv
+UV_INSTALLED := .make/uv/$(UV_VERSION)
 RUN := $(UV) run --frozen --no-sync
 WORKERS ?= 2
 FAULTS := tests/simulation tests/faults tests/fuzz tests/api/test_bad_inputs.py tests/api/test_replicas.py tests/controlplane/test_leader.py
@@ -17,13 +18,13 @@ SAY := printf '\033[1m== %s\033[0m\n'
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-$(UV):
+$(UV_INSTALLED):
 	@$(SAY) "installing uv $(UV_VERSION) into .make/uv"
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv .make/uv || { $(SAY) "installing python3-venv"; apt-get update -qq && apt-get install -yqq python3-venv && $(PYTHON) -m venv .make/uv; }
-	@.make/uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	@.make/uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION) && touch $@
 
-venv: $(UV) ## Install the locked dependencies into .venv
+venv: $(UV_INSTALLED) ## Install the locked dependencies into .venv
 	@$(UV) sync --python $(PYTHON) --frozen --all-extras --compile-bytecode --quiet
 
 check: venv ## Format, lint, types, layers, generated files
@@ -48,7 +49,7 @@ faults: venv ## Inject every fault, and count what is survived (docs/reliability
 	@$(SAY) "programs of the test control plane (built once, then cached)"
 	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kwok versitygw
 	@$(SAY) "the campaign"; rm -f .make/faults.jsonl; outcome=0; \
-	export INGESTION_FAULTS=full INGESTION_FAULTS_RESULTS=$(CURDIR)/.make/faults.jsonl; \
+	export INGESTION_FAULTS=full INGESTION_FAULTS_RESULTS="$(CURDIR)/.make/faults.jsonl"; \
 	$(RUN) pytest -n $(WORKERS) --dist worksteal --durations=40 --durations-min=5 $(FAULTS) $(ARGS) || outcome=$$?; \
 	$(SAY) "what was injected, and survived"; PYTHONPATH=tests $(RUN) python -m support.campaign .make/faults.jsonl || outcome=$$?; \
 	exit $$outcome

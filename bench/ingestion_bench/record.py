@@ -11,6 +11,7 @@ import orjson
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, ingestion_path
 from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.pace import Kept
 from ingestion_operator.reconcile import Reconciler
 
 from ingestion_bench.bare import retry_patch
@@ -58,14 +59,16 @@ class Script:
 async def record(stand: Stand, job: IngestionJob) -> Script:
     """Retry a failed job in this process until its Job's UID is recorded, and return what was sent.
 
-    No operator may run meanwhile.
+    The job is shown as the operator's watch shows it. No operator may run meanwhile.
     """
     path = ingestion_path(stand.namespace, job.metadata.name)
     live = await stand.get(job.metadata.name)
-    await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+    raw = await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
     async with await Recorder.connect(kubeconfig=str(stand.control_plane.kubeconfig)) as recorder:
         recorder.sent = []
-        await Reconciler(cluster=KubeCluster(recorder), config=stand.config).reconcile(job.key)
+        reconciler = Reconciler(cluster=KubeCluster(recorder), config=stand.config)
+        reconciler.show(job.key, Kept(raw, IngestionJob.model_validate(raw)))
+        await reconciler.reconcile(job.key)
     return Script(requests=recorder.sent, job=job, last_job=_last_job(job))
 
 

@@ -1,6 +1,7 @@
 """The bare client of the storm: it sends what it is told on stdin, a line of requests for each job.
 
 It decides nothing and looks at nothing, but for the resourceVersion that its next write of the IngestionJob needs.
+The first one stands before the requests.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_operator.main import WORKERS
 
 
-async def send(kube: KubeClient, requests: list[dict[str, Any]]) -> None:
-    """Send the requests of one job, one after the other."""
-    version = ""
+async def send(kube: KubeClient, requests: list[dict[str, Any]], *, version: str) -> None:
+    """Send the requests of one job, whose resourceVersion is given, one after the other."""
     for request in requests:
         body = request.get("body")
         if isinstance(body, dict) and "resourceVersion" in body.get("metadata", {}):
@@ -40,7 +40,8 @@ async def work() -> None:
         async with turn:
             line = await reader.readline()
         while line:
-            await send(kube, orjson.loads(line))
+            version, _, requests = line.partition(b" ")
+            await send(kube, orjson.loads(requests), version=version.decode())
             async with turn:
                 line = await reader.readline()
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -15,12 +16,12 @@ from typing import Any
 from local_cluster import versions
 
 from ingestion_bench.case import CASES, Budget
-from ingestion_bench.result import Growth, Result, growths
+from ingestion_bench.result import EXPONENT_AT_MOST, Growth, Result, growths
 
 JsonObject = dict[str, Any]
 
 _HEAD = ("case", "what", "runs", "ours", "baseline", "ratio: min", "median", "max", "budget", "")
-_GROWTH_HEAD = ("grows", "with", "sizes", "ours", "baseline", "budget", "")
+_GROWTH_HEAD = ("grows", "with", "sizes", "ours", "baseline", "last step", "baseline", "budget", "")
 
 
 def machine() -> JsonObject:
@@ -61,7 +62,11 @@ def store(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
 
 def load(path: Path) -> list[Result]:
     """Return the results of a JSON file."""
-    return [Result.from_json(value) for case in json.loads(path.read_text()).values() for value in case["results"]]
+    return [
+        replace(Result.from_json(value), machine=case["machine"]["cpu"])
+        for case in json.loads(path.read_text()).values()
+        for value in case["results"]
+    ]
 
 
 def merge(path: Path, *, into: Path) -> None:
@@ -110,8 +115,10 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def _growth_row(growth: Growth) -> tuple[str, ...]:
-    theirs = "" if growth.theirs is None else f"{growth.theirs:.2f}"
-    return (growth.what, growth.over, str(growth.points), f"{growth.ours:.2f}", theirs, "≤ 1, linear", growth.verdict)
+    numbers = (growth.ours, growth.theirs, growth.ours_last, growth.theirs_last)
+    shown = ("" if number is None else f"{number:.2f}" for number in numbers)
+    linear = f"linear, ≤ {EXPONENT_AT_MOST:g}"
+    return (growth.what, growth.over, str(growth.points), *shown, linear, growth.verdict)
 
 
 def _budget(budget: Budget | None, unit: str, *, against: bool) -> str:

@@ -8,6 +8,14 @@ from pathlib import Path
 from local_cluster.errors import LocalClusterError
 
 TAIL_CHARACTERS = 4000
+SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
+"""Where programs of the system are that root's PATH leaves out after a plain `su`, or in cron."""
+
+
+def search_path() -> str:
+    """PATH, and where the programs of the system are besides."""
+    given = os.environ.get("PATH", os.defpath)
+    return os.pathsep.join([given, *(folder for folder in SYSTEM_FOLDERS if folder not in given.split(os.pathsep))])
 
 
 def run(
@@ -31,7 +39,7 @@ def run(
     try:
         done = subprocess.run(
             arguments,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PATH": search_path(), **(env or {})},
             cwd=cwd,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,

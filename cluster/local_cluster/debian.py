@@ -1,27 +1,55 @@
 """Debian root filesystems out of debootstrap."""
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from local_cluster import host, versions
-from local_cluster.commands import run
+from local_cluster import host
+from local_cluster.commands import run, succeeds
 
 UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man")
 
 
-def bootstrap(*, folder: Path, packages: Sequence[str]) -> None:
-    """Make a minimal Debian with `packages` in `folder`. Needs root; raises LocalClusterError on failure."""
+@contextmanager
+def building(*, folder: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder `root` for a root filesystem in a new one in `folder`, whose name begins with `prefix`.
+
+    What runs left that were killed goes first, so the caller holds a lock.
+    """
+    for left in folder.glob(f"{prefix}*"):
+        _remove(left)
+    umask = os.umask(0o022)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    try:
+        (scratch / "root").mkdir()
+        yield scratch / "root"
+    finally:
+        os.umask(umask)
+        _remove(scratch)
+
+
+def _remove(folder: Path) -> None:
+    # Not what is mounted in it: that may be the machine's own.
+    succeeds(["rm", "--recursive", "--force", "--one-file-system", folder])
+
+
+def bootstrap(*, folder: Path, release: str, packages: Sequence[str]) -> None:
+    """Make a minimal Debian of a release with `packages` in `folder`. Needs root; raises LocalClusterError."""
     host.require_root(what="debootstrap")
     host.require(programs=["debootstrap"])
     mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-    run(["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", versions.DEBIAN, folder, mirror])
+    run(["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", release, folder, mirror])
 
 
 def pack(*, folder: Path, file: Path) -> None:
-    """Write the root filesystem in `folder`, without caches and manuals, as a tar to `file`, atomically."""
+    """Write the root filesystem in `folder`, without caches and manuals, as a tar to `file`, atomically.
+
+    Until it is whole it lies beside `folder`.
+    """
     for unused in UNUSED:
         run(["find", folder / unused, "-mindepth", "1", "-delete"])
-    scratch = file.with_suffix(f".{os.getpid()}")
+    scratch = folder.with_suffix(".tar")
     run(["tar", "--directory", folder, "--numeric-owner", "--one-file-system", "-cf", scratch, "."])
     scratch.replace(file)

@@ -52,7 +52,7 @@ def for_images() -> Engine:
     Raises LocalClusterError that says what is missing.
     """
     if _docker_answers():
-        return Engine(name="docker")
+        return docker()
     return podman()
 
 
@@ -65,7 +65,7 @@ def for_kind() -> Engine:
     if _docker_answers():
         reason = _why_docker_cannot()
         if reason is None:
-            return Engine(name="docker")
+            return docker()
         say(f"Docker answers but cannot run privileged containers, so podman is tried: {reason}")
     if os.geteuid() != 0:
         raise LocalClusterError(
@@ -74,6 +74,11 @@ def for_kind() -> Engine:
             "KUBECONFIG at a cluster of your own instead."
         )
     return podman()
+
+
+def docker() -> Engine:
+    """Docker, which builds with BuildKit: older ones leave that off unless told."""
+    return Engine(name="docker", env={"DOCKER_BUILDKIT": "1"})
 
 
 @cache
@@ -88,10 +93,13 @@ def podman() -> Engine:
 
 def holding(*, container: str) -> Engine | None:
     """The engine of this machine that holds the container named `container`, None where neither does."""
-    engines = [Engine(name="docker")] if _docker_answers() else []
-    if shutil.which("podman"):
-        engines.append(podman())
-    return next((one for one in engines if one.succeeds("container", "inspect", container, timeout=60)), None)
+    inspect = ("container", "inspect", container)
+    if _docker_answers() and docker().succeeds(*inspect, timeout=60):
+        return docker()
+    # podman as it is: what it lacks to run a node of ours is not needed to ask it.
+    if Engine(name="podman").succeeds(*inspect, timeout=60):
+        return podman()
+    return None
 
 
 def can_pull(*, engine: Engine, image: str) -> bool:
@@ -119,18 +127,17 @@ def _docker_answers() -> bool:
 
 @cache
 def _why_docker_cannot() -> str | None:
-    docker = Engine(name="docker")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "probe.tar"
         program = binaries.path(name="pause")
         archive.write(file=file, name=PROBE_IMAGE, entrypoint="/pause", files={"/pause": program})
         try:
-            docker.run("load", "--input", file, timeout=60)
-            docker.run("run", "--rm", "--privileged", PROBE_IMAGE, "-v", timeout=60)
+            docker().run("load", "--input", file, timeout=60)
+            docker().run("run", "--rm", "--privileged", PROBE_IMAGE, "-v", timeout=60)
         except LocalClusterError as error:
             return str(error)
         finally:
-            docker.succeeds("rmi", "--force", PROBE_IMAGE, timeout=60)
+            docker().succeeds("rmi", "--force", PROBE_IMAGE, timeout=60)
     return None
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from local_cluster.commands import run
+from local_cluster.commands import run, search_path
 from local_cluster.errors import LocalClusterError
 from local_cluster.progress import say, timed
 
@@ -67,5 +67,4 @@ def hard_limit(kind: int) -> int:
 
 
 def _has(program: str) -> bool:
-    extra = "/usr/lib/podman:/usr/libexec/podman:/usr/sbin:/sbin"
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{extra}") is not None
+    return shutil.which(program, path=f"{search_path()}:/usr/lib/podman:/usr/libexec/podman") is not None

@@ -1,9 +1,8 @@
 """Build container images with docker or podman, save them, and find or make a Python base image."""
 
 import hashlib
+import inspect
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def base_image() -> str:
         return named
     if engine.can_pull(engine=builder, image=versions.PYTHON_IMAGE):
         return versions.PYTHON_IMAGE
-    name = f"localhost/ingestion-base:{versions.DEBIAN}-{_base_key()}"
+    name = f"localhost/ingestion-base:{versions.PYTHON_DEBIAN}-{_base_key()}"
     if builder.has_image(name):
         return name
     if os.geteuid() != 0:
@@ -86,20 +85,17 @@ def _base_filesystem() -> Path:
     with locked(folder / "base.lock"):
         if not file.exists():
             say(f"{versions.PYTHON_IMAGE} cannot be pulled: making a base image from Debian's packages")
-            scratch = Path(tempfile.mkdtemp(prefix="base-image-", dir=folder))
-            try:
-                scratch.chmod(0o755)
+            with debian.building(folder=folder, prefix="base-image-") as root:
                 with timed("base image: debootstrap"):
-                    debian.bootstrap(folder=scratch, packages=PYTHON_PACKAGES)
-                (scratch / "usr" / "local" / "bin" / "python").symlink_to("/usr/bin/python3")
-                debian.pack(folder=scratch, file=file)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                    debian.bootstrap(folder=root, release=versions.PYTHON_DEBIAN, packages=PYTHON_PACKAGES)
+                (root / "usr" / "local" / "bin" / "python").symlink_to("/usr/bin/python3")
+                debian.pack(folder=root, file=file)
     return file
 
 
 def _base_key() -> str:
-    return hashlib.sha256(repr((versions.DEBIAN, PYTHON_PACKAGES)).encode()).hexdigest()[:8]
+    made_by = inspect.getsource(debian) + inspect.getsource(_base_filesystem)
+    return hashlib.sha256(repr((versions.PYTHON_DEBIAN, PYTHON_PACKAGES, made_by)).encode()).hexdigest()[:8]
 
 
 def _certificates() -> list[str]:

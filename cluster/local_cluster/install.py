@@ -1,5 +1,6 @@
 """Put the product into a cluster: build its images, load them, install the chart, mint keys, reach its Services."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,18 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from local_cluster import binaries, engine, images, paths, ports
+from local_cluster import binaries, engine, images, paths, ports, process
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
 from local_cluster.kind import Kind
-from local_cluster.progress import locked, timed
+from local_cluster.progress import locked, say, timed
 
 REPOSITORY = paths.CLUSTER_FOLDER.parent
 CHART = REPOSITORY / "charts" / "ingestion-operator"
 SOURCES = ("crds", "operator", "api", "worker")
 """Folders whose package, `ingestion_` before its name, goes into the images."""
 NAMES = ("operator", "api", "worker", "store")
-DEFAULT_TAG = "dev"
 STORE_CLASS = "ingestion-local"
 STORE_FOLDER = "/var/lib/ingestion-store"
 USER = 65532
@@ -31,34 +31,39 @@ TIMEOUT = "300s"
 FORWARD_SECONDS = 20.0
 
 
-def image_name(name: str, *, tag: str = DEFAULT_TAG) -> str:
-    """The full name of one of our images (`operator`, `api`, `worker`, `store`)."""
-    return f"localhost/ingestion-{name}:{tag}"
+@functools.cache
+def image_name(name: str) -> str:
+    """The full name of one of our images (`operator`, `api`, `worker`, `store`).
+
+    Its tag is a digest of all that the image is made from. So another content is another image, to the engine, to the
+    node and to Helm, and two checkouts do not meet.
+
+    Raises LocalClusterError where no base image can be had.
+    """
+    digest = _digest(name=name, base=images.base_image())
+    return f"localhost/ingestion-{name}:dev-{digest[:12]}"
 
 
-def build_images(*, tag: str = DEFAULT_TAG, names: Sequence[str] = NAMES) -> list[str]:
-    """Build our images and return their names; unchanged ones come from the engine's cache.
+def build_images() -> list[str]:
+    """Build those of our images that the engine has not got yet, and return the names of all.
 
     Raises LocalClusterError when a build fails.
     """
-    base = images.base_image()
-    for name in names:
-        tagged = image_name(name, tag=tag)
-        digest = _digest(name=name, base=base)
-        if _built(tagged) == digest:
+    for name in NAMES:
+        tag = image_name(name)
+        if engine.for_images().has_image(tag):
             continue
         if name == "store":
-            _build_store(base=base, tag=tagged)
+            _build_store(base=images.base_image(), tag=tag)
         else:
             images.build(
                 dockerfile=REPOSITORY / "images" / "Dockerfile",
                 context=REPOSITORY,
                 target=name,
-                tag=tagged,
-                build_args={"BASE": base},
+                tag=tag,
+                build_args={"BASE": images.base_image()},
             )
-        _remember(tagged, digest=digest)
-    return [image_name(name, tag=tag) for name in names]
+    return [image_name(name) for name in NAMES]
 
 
 def load_images(*, cluster: Kind, names: Sequence[str]) -> list[str]:
@@ -66,22 +71,14 @@ def load_images(*, cluster: Kind, names: Sequence[str]) -> list[str]:
 
     Raises LocalClusterError when an image is missing or the node does not take it.
     """
-    record = cluster.folder / "loaded-images.json"
-    loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
-    node = cluster.node_id()
-    ids = {name: _image_id(name) for name in names}
-    wanted = [name for name in names if loaded.get(name) != ids[name] or loaded.get("node") != node]
+    there = cluster.exec("ctr", "--namespace", "k8s.io", "images", "list", "--quiet").split()
+    wanted = [name for name in names if name not in there]
     if wanted:
-        folder = Path(tempfile.mkdtemp(prefix="images-", dir=paths.cache()))
-        try:
+        with tempfile.TemporaryDirectory(prefix="images-", dir=paths.cache()) as folder:
             # One archive: the images share most of their layers.
-            images.save(tags=wanted, file=folder / "images.tar")
-            cluster.load(archives=[folder / "images.tar"])
-        finally:
-            shutil.rmtree(folder)
-        kept = loaded if loaded.get("node") == node else {}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({**kept, **{name: ids[name] for name in wanted}, "node": node}, indent=1))
+            archive = Path(folder) / "images.tar"
+            images.save(tags=wanted, file=archive)
+            cluster.load(archives=[archive])
     return wanted
 
 
@@ -123,23 +120,13 @@ def prepare_store_volume(*, cluster: Kind, namespace: str, release: str) -> None
     kubectl(cluster.kubeconfig, "apply", "--filename", "-", stdin=json.dumps(volume))
 
 
-def local_values(
-    *, image_tag: str | None = DEFAULT_TAG, store_class: str | None = STORE_CLASS
-) -> dict[str, dict[str, Any]]:
-    """The chart's values that name the images of `build_images` and the volume of `prepare_store_volume`.
-
-    Args:
-        image_tag: the images' tag; None: leave them as the chart has them.
-        store_class: the StorageClass of the store's claim; None: leave it as the chart has it.
-    """
-    values: dict[str, dict[str, Any]] = {}
-    if image_tag is not None:
-        values["images"] = {
-            name: {"repository": image_name(name, tag=image_tag).rpartition(":")[0], "tag": image_tag} for name in NAMES
-        }
-    if store_class is not None:
-        values["store"] = {"embedded": {"persistence": {"storageClass": store_class}}}
-    return values
+def local_values() -> dict[str, dict[str, Any]]:
+    """The chart's values that name the images of `build_images` and the volume of `prepare_store_volume`."""
+    parts = {name: image_name(name).rpartition(":") for name in NAMES}
+    return {
+        "images": {name: {"repository": repository, "tag": tag} for name, (repository, _, tag) in parts.items()},
+        "store": {"embedded": {"persistence": {"storageClass": STORE_CLASS}}},
+    }
 
 
 def prepare(*, cluster: Kind, namespace: str, release: str) -> dict[str, dict[str, Any]]:
@@ -157,32 +144,20 @@ def prepare(*, cluster: Kind, namespace: str, release: str) -> dict[str, dict[st
     return local_values()
 
 
-def helm_install(
-    *,
-    kubeconfig: Path,
-    namespace: str,
-    release: str,
-    values: Mapping[str, Any],
-    image_tag: str | None = DEFAULT_TAG,
-    store_class: str | None = STORE_CLASS,
-    wait: bool = True,
-) -> None:
+def helm_install(*, kubeconfig: Path, namespace: str, release: str, values: Mapping[str, Any]) -> None:
     """Install the chart, or upgrade it, with its CRD, and wait until everything is ready.
 
-    The namespace is made with the pod-security level `restricted`, which every pod of the chart keeps.
+    The namespace is made with the pod-security level `restricted`, which every pod of the chart keeps. What a run that
+    was interrupted left half done is gone on with.
 
     Args:
         kubeconfig: which cluster.
         namespace: the release's namespace.
         release: the release's name.
-        values: as in values.yaml.
-        image_tag: take the images that `build_images` made with this tag; None: as the values say.
-        store_class: the StorageClass of the store's claim; None: as the values say.
-        wait: False returns without waiting.
+        values: as in values.yaml, besides those of `local_values`.
 
     Raises LocalClusterError with Helm's message, and what the pods say, when it fails.
     """
-    ours = local_values(image_tag=image_tag, store_class=store_class)
     kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "--filename", CHART / "crds")
     kubectl(
         kubeconfig,
@@ -195,29 +170,35 @@ def helm_install(
             }
         ),
     )
-    with tempfile.TemporaryDirectory() as scratch, timed(f"helm upgrade --install {release} in {namespace}"):
+    with (
+        locked(paths.cache() / "helm.lock"),
+        tempfile.TemporaryDirectory() as scratch,
+        timed(f"helm upgrade --install {release} in {namespace}"),
+    ):
+        _forget_interrupted(kubeconfig=kubeconfig, namespace=namespace, release=release)
         layers: list[str | Path] = []
-        for number, layer in enumerate((ours, values)):
+        for number, layer in enumerate((local_values(), values)):
             file = Path(scratch) / f"{number}.json"
             file.write_text(json.dumps(layer))
             layers += ["--values", file]
         try:
             command: list[str | Path] = [binaries.path(name="helm"), "upgrade", "--install", release, CHART]
             command += ["--kubeconfig", kubeconfig, "--namespace", namespace, *layers]
-            command += ["--wait", "--wait-for-jobs", "--timeout", TIMEOUT] if wait else []
-            run(command)
+            run([*command, "--wait", "--wait-for-jobs", "--timeout", TIMEOUT])
         except LocalClusterError as error:
             raise LocalClusterError(f"{error}\n{explain(kubeconfig=kubeconfig, namespace=namespace)}") from error
 
 
-def restart(*, kubeconfig: Path, namespace: str, release: str, components: Sequence[str]) -> None:
-    """Restart Deployments (`operator`, `api`, `store`) whose image has new content under the same tag."""
-    for component in components:
-        name = f"deployment/{release}-{component}"
-        kubectl(kubeconfig, "rollout", "restart", name, "--namespace", namespace)
-    for component in components:
-        name = f"deployment/{release}-{component}"
-        kubectl(kubeconfig, "rollout", "status", name, "--namespace", namespace, f"--timeout={TIMEOUT}")
+def _forget_interrupted(*, kubeconfig: Path, namespace: str, release: str) -> None:
+    """Delete the record of a Helm run that was killed: Helm would refuse every other one for its sake.
+
+    What that run made stays, and is the release's: the next one takes it over.
+    """
+    selector = f"owner=helm,name={release},status in (pending-install,pending-upgrade,pending-rollback)"
+    found = kubectl(kubeconfig, "get", "secrets", "--namespace", namespace, "--selector", selector, "--output", "name")
+    for name in found.split():
+        say(f"a Helm run was interrupted: its record {name} is deleted")
+        kubectl(kubeconfig, "delete", name, "--namespace", namespace)
 
 
 def mint_key(*, kubeconfig: Path, namespace: str, tenant: str, name: str) -> str:
@@ -250,15 +231,15 @@ def port_forward(*, kubeconfig: Path, namespace: str, service: str, port: int, l
         *("port-forward", f"service/{service}", f"{chosen}:{port}"),
     ]
     ended, ready = threading.Event(), threading.Event()
-    running: list[subprocess.Popen[str]] = []
+    running: list[subprocess.Popen[bytes]] = []
     said: list[str] = []
 
     def forward() -> None:
         while not ended.is_set():
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+            with process.spawn(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
                 running[:] = [child]
                 assert child.stdout is not None
-                for line in child.stdout:
+                for line in map(bytes.decode, child.stdout):
                     said[:] = [*said[-10:], line]
                     if line.startswith("Forwarding from"):
                         ready.set()
@@ -326,32 +307,6 @@ def _digest(*, name: str, base: str) -> str:
 
 def _is_source(file: Path) -> bool:
     return file.is_file() and "__pycache__" not in file.parts
-
-
-def _image_id(name: str) -> str:
-    return engine.for_images().run("image", "inspect", "--format", "{{.Id}}", name).strip()
-
-
-def _record() -> Path:
-    return paths.cache() / "images" / "built.json"
-
-
-def _built(name: str) -> str | None:
-    """The digest that an image was built from, or None if it is gone or was made in another way."""
-    record: dict[str, dict[str, str]] = json.loads(_record().read_text()) if _record().exists() else {}
-    entry = record.get(name)
-    if entry is None or not engine.for_images().has_image(name) or entry["id"] != _image_id(name):
-        return None
-    return entry["digest"]
-
-
-def _remember(name: str, *, digest: str) -> None:
-    with locked(_record().with_suffix(".lock")):
-        record = json.loads(_record().read_text()) if _record().exists() else {}
-        record[name] = {"digest": digest, "id": _image_id(name)}
-        scratch = _record().with_suffix(".part")
-        scratch.write_text(json.dumps(record, indent=1))
-        scratch.replace(_record())
 
 
 def _build_store(*, base: str, tag: str) -> None:

@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ class Kind:
 
     @property
     def folder(self) -> Path:
-        """Its files: kubeconfig, kind's configuration, the engine's name, which images it has."""
+        """Its files: kubeconfig, kind's configuration, the engine's name."""
         return paths.cache() / ("clusters" if self.given is None else "given") / self.name
 
     @property
@@ -50,13 +49,12 @@ class Kind:
             if not self.answers():
                 raise LocalClusterError(f"the API server that {self.given} names does not answer")
             return self.given
-        paths.state(name=self.name)
-        with locked(paths.cache() / "clusters" / f"{self.name}.lock"):
-            chosen = self._engine() if self.exists() else engine.for_kind()
+        with locked(_lock()):
             if self.exists():
-                self._start_again(chosen=chosen)
+                self._start_again(chosen=self._engine())
             else:
-                self._create(chosen=chosen)
+                self._delete()  # what a run left that was interrupted
+                self._create(chosen=engine.for_kind())
         return self.kubeconfig
 
     def down(self) -> None:
@@ -66,22 +64,8 @@ class Kind:
         """
         if self.given is not None:
             raise LocalClusterError(f"the cluster that {self.given} names is not ours to delete")
-        with locked(paths.cache() / "clusters" / f"{self.name}.lock"):
-            if self.folder.exists():
-                chosen = self._engine()
-                with timed(f"deleting the kind cluster {self.name}"):
-                    delete = ("delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
-                    try:
-                        self._kind(chosen, *delete)
-                    except LocalClusterError:
-                        leftovers.thaw()  # what is frozen in the node does not die, nor does the node
-                        self._kind(chosen, *delete)
-                    if chosen.succeeds("network", "inspect", self._network, timeout=60):
-                        chosen.run("network", "rm", self._network, timeout=60)
-                    leftovers.remove(engine=chosen, container=self._node)
-                shutil.rmtree(self.folder)
-        with suppress(FileNotFoundError):
-            (paths.cache() / "clusters" / f"{self.name}.lock").unlink()
+        with locked(_lock()):
+            self._delete()
 
     def exists(self) -> bool:
         """Whether the cluster has been created and not been deleted (its node may be stopped)."""
@@ -126,6 +110,22 @@ class Kind:
         self._require()
         return self._engine().run("container", "inspect", "--format", "{{.Id}}", self._node).strip()
 
+    def _delete(self) -> None:
+        if not self.folder.exists():
+            return
+        chosen = self._engine()
+        with timed(f"deleting the kind cluster {self.name}"):
+            delete = ("delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
+            try:
+                self._kind(chosen, *delete)
+            except LocalClusterError:
+                leftovers.thaw()  # what is frozen in the node does not die, nor does the node
+                self._kind(chosen, *delete)
+            if chosen.succeeds("network", "inspect", self._network, timeout=60):
+                chosen.run("network", "rm", self._network, timeout=60)
+            leftovers.remove(engine=chosen, container=self._node)
+        shutil.rmtree(self.folder)
+
     @property
     def _node(self) -> str:
         return f"{self.name}-control-plane"
@@ -146,11 +146,12 @@ class Kind:
             return holder
         file = self.folder / "engine"
         name = file.read_text().strip() if file.exists() else engine.for_kind().name
-        return Engine(name="docker") if name == "docker" else engine.podman()
+        return engine.docker() if name == "docker" else engine.podman()
 
     def _create(self, *, chosen: Engine) -> None:
         if chosen.name == "podman":
             Path("/lib/modules").mkdir(parents=True, exist_ok=True)  # kind mounts it into the node
+        self.folder.mkdir(parents=True)
         (self.folder / "engine").write_text(chosen.name)
         image = image_for(chosen=chosen)
         config = self.folder / "kind.yaml"
@@ -194,6 +195,19 @@ class Kind:
             "KUBECONFIG": str(self.kubeconfig),
         }
         return run([binaries.path(name="kind"), *arguments], env=env)
+
+
+def remove_left(*, prefix: str) -> None:
+    """Delete the clusters that processes left which are gone: those called `prefix` and a process id."""
+    for folder in (paths.cache() / "clusters").glob(f"{prefix}*"):
+        owner = folder.name.removeprefix(prefix)
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            Kind(name=folder.name).down()
+
+
+def _lock() -> Path:
+    """The lock of all that creates and deletes clusters: they share the engine's networks and firewall chains."""
+    return paths.cache() / "clusters.lock"
 
 
 def image_for(*, chosen: Engine) -> str:

@@ -89,10 +89,9 @@ def remove(*, engine: Engine, container: str) -> None:
     """
     if engine.name != "podman":
         return
-    others = bool(engine.run("ps", "--all", "--quiet", timeout=60).strip())
     thaw()
-    _wait_for_helpers(of=container if others else "")
-    if others:
+    _wait_for_helpers(of=container if _has_containers(engine) else "")
+    if _has_containers(engine):  # asked again: waiting took time
         return
     for command in ("iptables", "ip6tables"):
         for table in TABLES:
@@ -103,6 +102,10 @@ def remove(*, engine: Engine, container: str) -> None:
     # make it again when they need it.
     if f"mount {NETWORK_NAMESPACES}" in _mounts() and not any(NETWORK_NAMESPACES.iterdir()):
         succeeds(["umount", str(NETWORK_NAMESPACES)])
+
+
+def _has_containers(engine: Engine) -> bool:
+    return bool(engine.run("ps", "--all", "--quiet", timeout=60).strip())
 
 
 def _wait_for_helpers(*, of: str) -> None:

@@ -10,7 +10,6 @@ import inspect
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,13 +76,9 @@ def _build(*, file: Path) -> None:
     host.require_root(what="building the node image")
     programs = binaries.ensure(names=binaries.NODE)
     base_files = _kind_base_files()
-    scratch = Path(tempfile.mkdtemp(prefix="node-image-", dir=file.parent))
-    root, images = scratch / "root", scratch / "images"
-    images.mkdir()
-    root.mkdir()
-    try:
+    with debian.building(folder=file.parent, prefix="node-image-") as root:
         with timed("node image: Debian with containerd"):
-            debian.bootstrap(folder=root, packages=PACKAGES)
+            debian.bootstrap(folder=root, release=versions.NODE_DEBIAN, packages=PACKAGES)
         with timed("node image: configuration and programs"):
             _add_kind_files(root=root, base_files=base_files)
             _quieten_systemd(root=root)
@@ -91,12 +86,12 @@ def _build(*, file: Path) -> None:
             _add_network_plugins(root=root)
             _add_programs(root=root, programs=programs)
         with timed("node image: images of the control plane"):
+            images = root.with_name("images")
+            images.mkdir()
             _write_component_images(folder=images, programs=programs, root=root)
             _preload(root=root, images=images)
         with timed("node image: packing"):
             debian.pack(folder=root, file=file)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _kind_base_files() -> Path:
@@ -206,7 +201,8 @@ def _preload(*, root: Path, images: Path) -> None:
     target.mkdir(parents=True)
     shutil.copy(paths.NODE_IMAGE_FOLDER / "preload.toml", target)
     socket = "/run/preload/socket"
-    with _mounted(root=root), (images / "containerd.log").open("wb") as log:
+    # Of /dev it has what debootstrap made: a mount of the machine's own could be emptied with the folder.
+    with _proc(root=root), (images / "containerd.log").open("wb") as log:
         containerd = subprocess.Popen(
             ["chroot", root, "containerd", "--config", "/run/preload/preload.toml"], stdout=log, stderr=log
         )
@@ -227,17 +223,12 @@ def _preload(*, root: Path, images: Path) -> None:
 
 
 @contextmanager
-def _mounted(*, root: Path) -> Iterator[None]:
-    mounted: list[Path] = []
+def _proc(*, root: Path) -> Iterator[None]:
+    run(["mount", "-t", "proc", "proc", root / "proc"])
     try:
-        run(["mount", "-t", "proc", "proc", root / "proc"])
-        mounted.append(root / "proc")
-        run(["mount", "--bind", "/dev", root / "dev"])
-        mounted.append(root / "dev")
         yield
     finally:
-        for folder in reversed(mounted):
-            run(["umount", folder])
+        run(["umount", root / "proc"])
 
 
 def _link(link: Path, target: str) -> None:

@@ -16,10 +16,3 @@ def cache() -> Path:
     folder = Path(chosen) if chosen else Path(base) / "ingestion-operator"
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
-
-
-def state(*, name: str) -> Path:
-    """The folder of the kind cluster `name` (kubeconfig, kind and podman configuration), created."""
-    folder = cache() / "clusters" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from local_cluster.errors import LocalClusterError
 
@@ -17,6 +18,22 @@ TAIL_LINES = 30
 # The kernel sends the parent-death signal when the *thread* that started the child ends, so all children are
 # started by one thread that lives as long as this process.
 _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-cluster-starter")
+
+
+def spawn(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+    """Start a child that the kernel ends when this process is gone, in whatever way.
+
+    Args:
+        command: program and arguments.
+        options: as `subprocess.Popen` takes them.
+    """
+    # setpriv, as a preexec_fn may deadlock in a program with threads (Python warns about it).
+    guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+    return _starter.submit(_start, [*guard, *command], options).result()
+
+
+def _start(command: list[str], options: dict[str, Any]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, **options)
 
 
 class Process:
@@ -45,7 +62,15 @@ class Process:
         """Start the program; its output is appended to the log file."""
         if self.pid is not None:
             return
-        self._running = _starter.submit(self._spawn).result()
+        with self.log.open("ab") as output:
+            self._running = spawn(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in a terminal must not reach it before its parent decides
+                env={**os.environ, "KUBECONFIG": "", **self._environment},
+            )
         self.started = True
 
     def stop(self) -> None:
@@ -69,19 +94,6 @@ class Process:
         """The last lines of the log, under a heading with its path."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join([f"--- end of {self.log}:", *lines[-TAIL_LINES:]])
-
-    def _spawn(self) -> "subprocess.Popen[bytes]":
-        # setpriv, as a preexec_fn may deadlock in a program with threads (Python warns about it).
-        guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
-        with self.log.open("ab") as output:
-            return subprocess.Popen(
-                [*guard, *self.command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C in a terminal must not reach it before its parent decides
-                env={**os.environ, "KUBECONFIG": "", **self._environment},
-            )
 
     def _end(self, how: signal.Signals) -> None:
         running = self._running

@@ -1,5 +1,6 @@
 """Progress lines for people, and a lock between runs."""
 
+import contextlib
 import fcntl
 import sys
 import time
@@ -9,8 +10,12 @@ from pathlib import Path
 
 
 def say(text: str) -> None:
-    """Print one line with the time of day on stderr (stdout belongs to the command's answer)."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """Print one line with the time of day on stderr (stdout belongs to the command's answer).
+
+    That nobody reads it any more keeps nothing from being done: what follows may be to clean up.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -107,13 +107,10 @@ def _stage(*, cluster: Kind, story: view.Story) -> Iterator[Stage]:
         names = install.build_images()
         said.append(", ".join(name.rpartition("/")[2] for name in names))
     with story.step("images loaded") as said:
-        loaded = install.load_images(cluster=cluster, names=names)
-        said.append(f"{len(loaded)} new")
+        said.append(f"{len(install.load_images(cluster=cluster, names=names))} new")
     with story.step("chart installed", f"release {RELEASE}, tenants {' and '.join(TENANTS)}"):
         install.prepare_store_volume(cluster=cluster, namespace=NAMESPACE, release=RELEASE)
         install.helm_install(kubeconfig=kubeconfig, namespace=NAMESPACE, release=RELEASE, values=VALUES)
-        stale = [name for name in ("operator", "api", "store") if install.image_name(name) in loaded]
-        install.restart(kubeconfig=kubeconfig, namespace=NAMESPACE, release=RELEASE, components=stale)
     with story.step("embedding provider deployed", "refuses some texts until it is mended"):
         provider.deploy(kubeconfig=kubeconfig, image=install.image_name("worker"), pattern=documents.PATTERN)
     with ExitStack() as stack:

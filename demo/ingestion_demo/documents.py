@@ -24,11 +24,14 @@ def manual(package: str) -> Path:
     folder = paths.cache() / "documents"
     folder.mkdir(exist_ok=True)
     file = folder / FILES[package]
-    if not file.exists():
-        try:
-            _unpack(package, file)
-        except (OSError, subprocess.CalledProcessError) as error:
-            say(f"{package} cannot be had ({error}); making a document of {MADE_PAGES[package]} pages instead")
+    if file.exists():
+        return file
+    try:
+        _unpack(package, file)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"{package} cannot be had ({error}); making a document of {MADE_PAGES[package]} pages instead")
+        file = file.with_stem(f"made-{file.stem}")  # the next run tries again
+        if not file.exists():
             _make(file, pages=MADE_PAGES[package])
     return file
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final, Self
 
-from local_cluster import binaries
+from local_cluster import binaries, process
 
 LABELS: Final = "ingestion-operator.io"
 _ESCAPED: Final = LABELS.replace(".", "\\.")
@@ -28,7 +28,7 @@ class PodWatch:
         ]
         self._seen: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._ended = False
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._watch, daemon=True).start()
@@ -45,9 +45,9 @@ class PodWatch:
 
     def _watch(self) -> None:
         while not self._ended:  # the API server ends a watch after some minutes
-            self._child = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+            self._child = process.spawn(self._command, stdout=subprocess.PIPE)
             assert self._child.stdout is not None
             for line in self._child.stdout:
-                uid, *attempt = line.split()
+                uid, *attempt = line.decode().split()
                 if len(attempt) == 3:
                     self._seen[(attempt[0], attempt[1], attempt[2])].add(uid)

@@ -1,5 +1,6 @@
 """Put servers made of one script into the cluster, the flaky embedding provider above all, and switch that."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ def switch(*, kubeconfig: Path) -> Iterator[Switch]:
 
 def _objects(*, image: str, name: str, script: Path, env: Mapping[str, str]) -> list[dict[str, Any]]:
     labels = {"app.kubernetes.io/name": name}
+    content = script.read_text()
+    # Another script is another pod: a running one would go on with what it has loaded.
+    annotations = {"ingestion-demo/script": hashlib.sha256(content.encode()).hexdigest()}
     container = {
         "name": name,
         "image": image,
@@ -98,14 +102,14 @@ def _objects(*, image: str, name: str, script: Path, env: Mapping[str, str]) -> 
             "kind": "Namespace",
             "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
         },
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": namespaced, "data": {script.name: script.read_text()}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": namespaced, "data": {script.name: content}},
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": namespaced,
             "spec": {
                 "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": pod},
+                "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
             },
         },
         {

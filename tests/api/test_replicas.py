@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from local_cluster import ports
+from local_cluster.process import spawn
 from support.builders import KNOWLEDGE_BASE
 from support.campaign import record
 
@@ -41,7 +42,7 @@ class Replica:
     def start(self) -> None:
         with self.log.open("ab") as out:
             command = [sys.executable, "-m", "ingestion_api.main"]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
+            self.process = spawn(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
 
     def stop(self) -> None:
         assert self.process is not None

@@ -10,10 +10,12 @@ import pytest
 from faults.proxy import Answer, Call, Forward
 from faults.rig import Api, Run, api_of, running
 from faults.scenarios import SEGMENTS, script
+from ingestion_bench import many
 from ingestion_bench.cases.requests import EACH_SECOND, TO_COMPLETED_AT_MOST, TO_UID_AT_MOST
 from ingestion_bench.cases.size import LARGE, LARGE_BYTES, LARGEST, LARGEST_BYTES, stored_bytes
 from ingestion_bench.failed import scattered
 from ingestion_bench.past import Past
+from ingestion_bench.record import record
 from ingestion_bench.stand import Stand
 from ingestion_crds.kube import JsonObject, KubeClient
 from local_cluster.control_plane import ControlPlane
@@ -97,6 +99,20 @@ async def test_a_job_of_many_segments_stays_small(
     stand = Stand(control_plane=control_plane, kube=kube, folder=tmp_path, namespace=namespace)
     size = await stored_bytes(stand, past)
     assert most / 10 < size <= most
+
+
+async def test_the_storms_baseline_sends_what_the_operator_sends(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path
+) -> None:
+    stand = Stand(control_plane=control_plane, kube=kube, folder=tmp_path, namespace=namespace)
+    (job,) = await many.store(stand, count=1, pasts=[Past(segments=50, failed=scattered(count=3, of=50))])
+    script = await record(stand, job)
+    sent = [f"{request['method']} {request['path'].rpartition('/')[2]}" for request in script.requests]
+    last = job.status.attempts[-1].jobs[-1].name
+    assert sent == [
+        *("PATCH status", "POST events", "POST configmaps", "POST jobs", "PATCH status"),
+        *(f"DELETE {last}", f"DELETE {last}"),  # the ConfigMap and the Job of the last attempt
+    ]
 
 
 async def test_no_answer_holds_all_jobs_at_once(control_plane: ControlPlane, kube: KubeClient, tmp_path: Path) -> None:

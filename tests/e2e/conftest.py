@@ -1,7 +1,7 @@
 """A kind cluster of the tests' own with the chart installed once, and a tenant of its own for each test.
 
-The workers of pytest-xdist share the cluster: the first makes it, the last takes it down. INGESTION_TEST_CLUSTER names
-one to use and keep.
+The workers of pytest-xdist share the cluster: the first makes it, the last takes it down. It has the run's process id
+in its name; what a run left that was killed is deleted by the next. INGESTION_TEST_CLUSTER names one to use and keep.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import install
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import Kind
+from local_cluster.kind import Kind, remove_left
 from local_cluster.progress import locked
 
 SYSTEM, RELEASE = "ingestion-system", "ingestion"
 TENANTS = tuple(f"e2e-{number:02}" for number in range(24))
 LIAR = "liar"
 GIVEN = os.environ.get("INGESTION_TEST_CLUSTER")
-CLUSTER = Kind(name=GIVEN or "ingestion-test")
+OURS = "ingestion-test-"
+RUN = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+CLUSTER = Kind(name=GIVEN or f"{OURS}{RUN}")
 VALUES = {
     "tenants": [{"namespace": name, "bucket": name, "createNamespace": True} for name in TENANTS],
     "embeddingProviders": [{"name": provider.NAME, "url": provider.URL}],
@@ -173,15 +175,13 @@ class Tenant:
 def install_everything() -> None:
     """Cluster, images, chart, servers: everything that a user has after the quick start."""
     if not GIVEN:
-        CLUSTER.down()  # what a run left that was killed
+        remove_left(prefix=OURS)
     CLUSTER.up()
     names = install.build_images()
     install.load_images(cluster=CLUSTER, names=names)
     install.prepare_store_volume(cluster=CLUSTER, namespace=SYSTEM, release=RELEASE)
     where = {"kubeconfig": CLUSTER.kubeconfig, "namespace": SYSTEM}
     install.helm_install(**where, release=RELEASE, values=VALUES)
-    if GIVEN:
-        install.restart(**where, release=RELEASE, components=["operator", "api"])
     image = install.image_name("worker")
     provider.deploy(kubeconfig=CLUSTER.kubeconfig, image=image, pattern="REFUSE-[0-9a-f]{32}")
     liar = Path(__file__).with_name("liar.py")

@@ -8,7 +8,6 @@ never come back.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import socket
 import ssl
@@ -406,11 +405,7 @@ def _connection(kubeconfig: Path) -> tuple[str, ssl.SSLContext]:
     """Return the API server's address and the TLS context of the kubeconfig's only user."""
     content = yaml.safe_load(kubeconfig.read_text())
     cluster, user = content["clusters"][0]["cluster"], content["users"][0]["user"]
-    tls = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
     tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as the product: KubeClient.connect
-    pair = kubeconfig.with_name("proxy-client.pem")
-    pair.write_bytes(
-        base64.b64decode(user["client-certificate-data"]) + b"\n" + base64.b64decode(user["client-key-data"])
-    )
-    tls.load_cert_chain(pair)
+    tls.load_cert_chain(user["client-certificate"], user["client-key"])
     return str(cluster["server"]).rstrip("/"), tls

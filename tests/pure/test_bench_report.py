@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ingestion_bench import cases, report
 from ingestion_bench.case import CASES
-from ingestion_bench.result import Result
+from ingestion_bench.result import Result, growths
 
 assert cases.__all__
 
@@ -25,6 +25,34 @@ def test_results_stay_beside_those_of_other_machines_until_their_case_is_measure
     values = {result.case: result.ours for result in report.load(page)}
     assert values == {"api-get": [2.0], "running-1000": [1.0], "size-50-of-1000": [2.0]}
     assert list(values) == [name for name in CASES if name in values]
+
+
+def timed(size: float, *, seconds: float, machine: str = "here") -> Result:
+    return Result(
+        case=f"case-{size:g}",
+        what="seconds",
+        unit="s",
+        baseline="",
+        budget=None,
+        growth={"k": size},
+        ours=[seconds],
+        theirs=[],
+        machine=machine,
+    )
+
+
+def test_growth_above_linear_is_seen_behind_a_floor_that_flattens_the_fit() -> None:
+    (growth,) = growths([timed(k, seconds=1 + (k / 250) ** 2) for k in (500, 3, 50, 250)])
+    assert growth.ours < 1
+    assert growth.ours_last > 1.3
+    assert growth.verdict == "over"
+
+
+def test_growth_is_fitted_to_what_one_machine_measured() -> None:
+    elsewhere = timed(1000, seconds=1e6, machine="elsewhere")
+    (growth,) = growths([timed(1, seconds=1), timed(10, seconds=10), timed(100, seconds=100), elsewhere])
+    assert (growth.points, growth.verdict) == (3, "ok")
+    assert growths([timed(1, seconds=1), timed(10, seconds=10), elsewhere]) == []
 
 
 def test_each_commit_is_named_with_its_cases(tmp_path: Path) -> None:

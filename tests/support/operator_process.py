@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from local_cluster.process import spawn
 
 
 def write_config(folder: Path, *, tenants: list[str], providers: list[str] | None = None) -> Path:
@@ -48,7 +49,7 @@ def operator(
     env["PYTHONPATH"] = str(Path(__file__).parent.parent)
     env |= environment or {}
     with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", module], env=env, stdout=out, stderr=subprocess.STDOUT)
+        process = spawn([sys.executable, "-m", module], env=env, stdout=out, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:

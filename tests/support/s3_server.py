@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ingestion_worker.store import StoreConfig
 from local_cluster import binaries, ports
+from local_cluster.process import spawn
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ def started(command: Sequence[str], *, address: str, environment: Mapping[str, s
         environment: variables besides the inherited ones.
     """
     host, port = address.split(":")
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = spawn(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
         while True:

@@ -33,7 +33,8 @@ _SECONDS: Final = "storm: first PATCH → last Job UID recorded"
 _SPREAD: Final = "storm: longest / median latency"
 _CPU: Final = "storm: CPU of the process, each retry"
 
-Dispatched = Callable[[IngestionJob], None]
+Asked = Callable[[IngestionJob, str], None]
+"""Is told a job, and its resourceVersion after its retry was asked for."""
 
 
 class Storm:
@@ -56,7 +57,7 @@ class Storm:
         async with self._stand.operator() as process:
             await calm(process.pid)
             before = usage(process.pid).cpu_seconds
-            sample = await self._retry(jobs, lambda _: None)
+            sample = await self._retry(jobs, lambda _job, _version: None)
             cpu = usage(process.pid).cpu_seconds - before
         await many.clear(self._stand)
         return {**sample, _CPU: cpu / self._count}
@@ -69,13 +70,15 @@ class Storm:
             assert process.stdin is not None
             stdin = process.stdin
             before = usage(process.pid).cpu_seconds
-            sample = await self._retry(jobs, lambda job: stdin.write(lines[job.metadata.uid]))
+            sample = await self._retry(
+                jobs, lambda job, version: stdin.write(version.encode() + b" " + lines[job.metadata.uid])
+            )
             cpu = usage(process.pid).cpu_seconds - before
         await many.clear(self._stand)
         del sample[_SPREAD]  # a bound on ours, not a comparison
         return {**sample, _CPU: cpu / self._count}
 
-    async def _retry(self, jobs: Sequence[IngestionJob], asked: Dispatched) -> dict[str, float]:
+    async def _retry(self, jobs: Sequence[IngestionJob], asked: Asked) -> dict[str, float]:
         """Raise the generation of all jobs, and return how long it took until each had its Job recorded."""
         stand = self._stand
         begun: dict[str, float] = {}
@@ -91,8 +94,8 @@ class Storm:
             live = {"metadata": {"resourceVersion": job.metadata.resource_version}, "spec": {"retryGeneration": 0}}
             begun[uid] = time.perf_counter()
             path = ingestion_path(stand.namespace, job.metadata.name)
-            await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
-            asked(job)
+            answer = await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+            asked(job, answer["metadata"]["resourceVersion"])
 
         async with Feed(stand.kube, ingestion_path(stand.namespace)) as feed:
             done = feed.expect(seen)
