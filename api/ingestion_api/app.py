@@ -91,7 +91,9 @@ def connect(*, kube: KubeClient, config: Config, options: Options, namespace: st
         retries=Retries(kube=kube, jobs=found, index=index, metrics=metrics),
         stores=stores,
         searches=Searches(kube=kube, config=config, stores=stores, options=options, namespace=namespace),
-        uploads=Slots(what="uploads", count=options.uploads, wait_seconds=options.stall_seconds),
+        uploads=Slots(
+            what="uploads", count=options.uploads, tenants=len(config.tenants), wait_seconds=options.stall_seconds
+        ),
     )
 
 

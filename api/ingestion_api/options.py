@@ -30,7 +30,7 @@ class Options:
         uploads, searches: how many of each run at the same time; more are answered 429.
         search_seconds: how long a search may take.
         stall_seconds: how long a body may send nothing.
-        cache_bytes: segments kept in memory for searches, of one tenant; of at most 4 tenants.
+        cache_bytes: what is kept in memory for searches, of one tenant; of at most 4 tenants.
     """
 
     namespace: str | None = None

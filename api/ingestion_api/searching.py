@@ -54,7 +54,12 @@ class Searches:
         self._stores = stores
         self._options = options
         self._namespace = namespace
-        self._slots = Slots(what="searches", count=options.searches, wait_seconds=options.search_seconds / 2)
+        self._slots = Slots(
+            what="searches",
+            count=options.searches,
+            tenants=len(config.tenants),
+            wait_seconds=options.search_seconds / 2,
+        )
         self._threads = ThreadPoolExecutor(max_workers=options.searches, thread_name_prefix="search")
         self._budget = Budget(max_bytes=_READ_BYTES)
         self._caches: OrderedDict[str, SegmentCache] = OrderedDict()
@@ -105,7 +110,7 @@ class Searches:
                 return await look(await self._stores.of(namespace=namespace, refresh=True), deadline)
 
         # A thread cannot be cancelled: what takes too long keeps its slot until it has noticed.
-        searching = await self._slots.start(work)
+        searching = await self._slots.start(work, namespace=namespace)
         await asyncio.wait({searching}, timeout=seconds)
         try:
             if not searching.done():

@@ -18,53 +18,68 @@ class Slots:
     Args:
         what: for the message, in the plural.
         count: slots.
+        tenants: how many tenants share them: of several, none gets the last quarter, so that the others get on.
         wait_seconds: how long to wait for one.
     """
 
-    def __init__(self, *, what: str, count: int, wait_seconds: float) -> None:
+    def __init__(self, *, what: str, count: int, tenants: int, wait_seconds: float) -> None:
         self._what = what
         self._wait = wait_seconds
         self._free = asyncio.Semaphore(count)
+        self._each = count if tenants < 2 else max(1, count - max(1, count // 4))
+        self._own: dict[str, asyncio.Semaphore] = {}
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
+    async def one(self, *, namespace: str) -> AsyncIterator[None]:
         """Hold a slot.
+
+        Args:
+            namespace: the tenant's.
 
         Raises:
             ProblemError: 429 when none is free in time.
         """
-        await self._take()
+        own = await self._take(namespace)
         try:
             yield
         finally:
-            self._free.release()
+            self._give_back(own)
 
-    async def start(self, work: Callable[[], Coroutine[Any, Any, _Result]]) -> asyncio.Task[_Result]:
+    async def start(self, work: Callable[[], Coroutine[Any, Any, _Result]], *, namespace: str) -> asyncio.Task[_Result]:
         """Begin work that holds a slot until it has ended, whether or not somebody still waits for it.
 
         Args:
             work: what to begin.
+            namespace: the tenant's.
 
         Raises:
             ProblemError: 429 when none is free in time.
         """
-        await self._take()
+        own = await self._take(namespace)
         task = asyncio.create_task(work())
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda task: self._ended(task, own))
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._free.release()
+    def _ended(self, task: asyncio.Task[Any], own: asyncio.Semaphore) -> None:
+        self._give_back(own)
         if not task.cancelled():
             # Looked at here, as nobody else may: asyncio logs an error that was never looked at.
             task.exception()
 
-    async def _take(self) -> None:
-        if self._free.locked():
-            try:
-                async with asyncio.timeout(self._wait):
+    async def _take(self, namespace: str) -> asyncio.Semaphore:
+        own = self._own.setdefault(namespace, asyncio.Semaphore(self._each))
+        try:
+            async with asyncio.timeout(self._wait):
+                await own.acquire()
+                try:
                     await self._free.acquire()
-            except TimeoutError:
-                raise busy(f"too many {self._what} at the same time; try again") from None
-        else:
-            await self._free.acquire()
+                except BaseException:
+                    own.release()
+                    raise
+        except TimeoutError:
+            raise busy(f"too many {self._what} at the same time; try again") from None
+        return own
+
+    def _give_back(self, own: asyncio.Semaphore) -> None:
+        self._free.release()
+        own.release()

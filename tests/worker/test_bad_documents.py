@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.parsing.guard import ParserLimits, run_parser
-from ingestion_worker.parsing.pdf import clean_text
+from ingestion_worker.parsing.pdf import clean_text, inspect_pdf, read_pages
 from ingestion_worker.parsing.types import DocumentType, detect_type
 from support.worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
 
@@ -267,3 +267,59 @@ def test_an_archive_without_a_type_is_not_opened_outside_of_the_guarded_parser(t
             assert tracemalloc.get_traced_memory()[1] < 2**20
         finally:
             tracemalloc.stop()
+
+
+def test_docx_notes_come_after_the_text(worker: Worker) -> None:
+    note = '<w:footnote w:id="{}"><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:footnote>'
+    buffer = io.BytesIO(docx(paragraphs=["The fee is due monthly."]))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for part, text in (("endnotes", "As decided in May."), ("footnotes", "Except in August.")):
+            notes = note.format(-1, "") + note.format(1, text)
+            namespace = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+            archive.writestr(f"word/{part}.xml", f'<w:{part} xmlns:w="{namespace}">{notes}</w:{part}>')
+    wanted = b"The fee is due monthly.\nExcept in August.\nAs decided in May.\n"
+    assert canonical(worker, buffer.getvalue(), "a.docx") == wanted
+
+
+def test_what_is_filled_into_a_pdf_form_is_text(tmp_path: Path) -> None:
+    from reportlab.pdfgen import canvas
+
+    def form(line: str) -> bytes:
+        buffer = io.BytesIO()
+        paper = canvas.Canvas(buffer, invariant=True)
+        paper.drawString(40, 800, line)
+        paper.acroForm.textfield(name="name", value="Alexandrina Quill", x=40, y=700, width=300, height=20)
+        paper.showPage()
+        paper.save()
+        return buffer.getvalue()
+
+    for line in ("Name:", ""):
+        file = tmp_path / "form.pdf"
+        file.write_bytes(form(line))
+        assert inspect_pdf(path=file, name="form.pdf") == {"pages": 1}
+        (page,) = read_pages(path=file, name="form.pdf", first=0, last=1, before=False)
+        assert page.split() == [*line.split(), "Alexandrina", "Quill"]
+
+
+@pytest.mark.parametrize(
+    ("name", "served", "kind"),
+    [
+        ("README.md", "text/html; charset=utf-8", DocumentType.HTML),
+        ("notes.txt", "text/html", DocumentType.HTML),
+        ("page", "text/html", DocumentType.HTML),
+        ("page.html", "application/pdf", DocumentType.PDF),
+        ("README.md", "text/plain", DocumentType.MARKDOWN),
+        ("README.md", "application/octet-stream", DocumentType.MARKDOWN),
+        ("README.md", None, DocumentType.MARKDOWN),
+        ("page", "text/plain", DocumentType.TEXT),
+        ("manual.pdf", "text/html", DocumentType.PDF),  # a login page: it is to be refused, and not published
+        ("manual.docx", "text/html", DocumentType.DOCX),
+    ],
+)
+def test_what_a_server_says_counts_unless_the_name_promises_more(
+    tmp_path: Path, name: str, served: str | None, kind: DocumentType
+) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(b"nothing that tells")
+    assert detect_type(path=path, name=name, content_type=None, served_type=served) is kind
+    assert detect_type(path=path, name=name, content_type="text/markdown", served_type=served) is DocumentType.MARKDOWN

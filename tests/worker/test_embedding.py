@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -30,8 +32,11 @@ SPEC = EmbeddingSpec(provider="openai", model="m", dimensions=3)
 class Endpoint:
     """An OpenAI-compatible endpoint that plays a script: statuses to answer first, then vectors."""
 
-    def __init__(self, *, script: list[tuple[int, dict[str, str]]] | None = None, dimensions: int = 3) -> None:
+    def __init__(
+        self, *, script: list[tuple[int, dict[str, str]]] | None = None, dimensions: int = 3, most: int | None = None
+    ) -> None:
         self.script = script or []
+        self.most = most
         self.dimensions = dimensions
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -45,6 +50,12 @@ class Endpoint:
             status, headers = self.script.pop(0)
             error = json.dumps({"error": {"message": "the model\nis not there " + "x" * 2000}}).encode()
             answer(request, status, error, **headers)
+            return
+        if self.most is not None and len(body["input"]) > self.most:
+            answer(request, 413, json.dumps({"message": f"batch size > maximum allowed {self.most}"}).encode())
+            return
+        if "refused" in body["input"]:
+            answer(request, 400, json.dumps({"error": {"message": "a text is too long"}}).encode())
             return
         size = body.get("dimensions", self.dimensions)
         rows = [
@@ -145,6 +156,46 @@ def test_dimensions_are_sent_only_once_a_model_gives_more() -> None:
         assert client.embed(["a"]).shape == (1, 3)
         client.embed(["b"])
     assert [request.get("dimensions") for request in endpoint.requests] == [None, 3, 3]
+
+
+def test_threads_that_learn_at_once_that_dimensions_are_to_be_sent_all_get_theirs() -> None:
+    endpoint = Endpoint(dimensions=8)
+    together = threading.Barrier(4, timeout=30)
+
+    def asked(body: dict[str, Any]) -> dict[str, Any]:
+        if len(body["data"][0]["embedding"]) == 8:
+            together.wait()  # all have been asked before one is answered
+        return body
+
+    endpoint.mangle = asked
+    with http_server(handle=endpoint) as url, ThreadPoolExecutor(max_workers=4) as pool:
+        client = embedder(url)
+        assert [vectors.shape for vectors in pool.map(client.embed, [["a"]] * 4)] == [(1, 3)] * 4
+
+
+@pytest.mark.parametrize("most", [1, 3, 32])
+def test_an_endpoint_that_takes_fewer_texts_is_asked_for_so_many(most: int) -> None:
+    endpoint = Endpoint(most=most)
+    texts = ["x" * (1 + number % 7) for number in range(150)]
+    with http_server(handle=endpoint) as url:
+        client = embedder(url)
+        assert client.embed(texts).shape == (150, 3)
+        learning = len(endpoint.requests)
+        client.embed(texts)
+    assert all(len(request["input"]) <= most for request in endpoint.requests[learning:])
+    assert [text for request in endpoint.requests[learning:] for text in request["input"]] == texts
+
+
+def test_one_text_that_is_refused_is_found_among_many() -> None:
+    endpoint = Endpoint()
+    with http_server(handle=endpoint) as url:
+        client = embedder(url)
+        error = failure(lambda: client.embed(["fine"] * 9 + ["refused"] + ["fine"] * 20))
+        assert (error.code, "a text is too long" in error.message) == ("EmbeddingRejected", True)
+        assert endpoint.requests[-1]["input"] == ["refused"]
+        assert len(endpoint.requests) <= 10
+        client.embed(["fine"] * 30)
+    assert len(endpoint.requests[-1]["input"]) == 30  # their number is none of it
 
 
 @pytest.mark.parametrize(

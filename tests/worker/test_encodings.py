@@ -150,3 +150,22 @@ def test_a_page_of_single_bytes_is_not_in_the_utf_16_that_it_states(tmp_path: Pa
         page.write_bytes(f'<meta charset="{charset}"><p>Überall{filler}'.encode())
         parse_html(path=page, name="page.html", write=pieces.append)
     assert pieces == ["Überall\n", "Überall\n"]
+
+
+@pytest.mark.parametrize("charset", [None, "utf-8", "iso-8859-1"])
+@pytest.mark.parametrize("damage", [b"\xff", b"\xf0", b"\xc3", b"\xe2\x80"])
+@pytest.mark.parametrize("text", ["Die Größe der Übung hängt davon ab.\n" * 20, *OTHERS.values()])
+def test_utf_8_with_a_few_damaged_bytes_is_utf_8(text: str, damage: bytes, charset: str | None) -> None:
+    half = len(text) // 2
+    before, after = text[:half], text[half:]
+    assert read(before.encode() + damage + b" " + after.encode(), charset) == f"{before}\ufffd {after}"
+
+
+def test_a_page_with_half_a_letter_keeps_all_others(tmp_path: Path) -> None:
+    lines = ["<p>Die Größe der Übung</p>"] * 200
+    data = f"<html><head><meta charset='utf-8'></head><body>{''.join(lines)}</body></html>".encode()
+    file = tmp_path / "page.html"
+    file.write_bytes(data.replace("Ü".encode(), b"\xc3", 1))
+    written: list[str] = []
+    parse_html(path=file, name="page.html", write=written.append)
+    assert "".join(written).count("Größe") == 200

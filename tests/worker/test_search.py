@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ingestion_worker import layout
 from ingestion_worker.budget import Budget
@@ -20,7 +22,7 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, encode_segment
 from ingestion_worker.search import Hit, SegmentCache, search_text
 from ingestion_worker.store import Body, Store
-from support.worker_builders import BUILTIN, KB, Worker, builtin, sentences
+from support.worker_builders import BUILTIN, KB, Worker, builtin, pdf, sentences
 
 # Far beyond what any of this takes.
 PATIENCE = 30.0
@@ -143,6 +145,99 @@ def test_an_output_that_unpacks_to_more_than_the_bound_is_refused(
     assert worker.store.size(key=key) < chunks * 256
     monkeypatch.setattr("ingestion_worker.search.MAX_UNPACKED_BYTES", chunks * 256 * 4 - 1)
     assert f"unpacks to {chunks * 256 * 4} bytes" in refused(lambda: find(worker.store))
+
+
+def test_one_long_text_in_many_rows_is_refused_before_it_is_repeated(worker: Worker) -> None:
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    chunks, length = layout.parse_segment_key(key=key)[1], 8 * 2**20
+    data = encode_segment(
+        version_id="v",
+        segment=0,
+        chunks=[Chunk(content="x" * length, start=0, end=length, page=None, page_end=None)] * chunks,
+        vectors=np.ones((chunks, 256), dtype=np.float32),
+        dimensions=256,
+    )
+    assert len(data) < 2**20
+    worker.store.put(key=key, data=data)
+    usual = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(watched)
+    try:
+        assert f"has {length} bytes" in refused(lambda: find(worker.store))
+    finally:
+        pa.set_memory_pool(usual)
+    # Once in its page, and once in the dictionary that is made of that; not once for each of the rows.
+    assert watched.max_memory() < 8 * length
+
+
+def test_an_output_is_read_again_with_room_for_what_it_unpacks_to(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    chunks = layout.parse_segment_key(key=key)[1]
+    texts = [f"{number:06d}" * 5000 for number in range(chunks)]
+    data = encode_segment(
+        version_id="v",
+        segment=0,
+        chunks=[Chunk(content=text, start=0, end=len(text), page=None, page_end=None) for text in texts],
+        vectors=np.ones((chunks, 256), dtype=np.float32),
+        dimensions=256,
+    )
+    worker.store.put(key=key, data=data)
+    held: list[int] = []
+    hold = Budget.hold
+
+    def watched(self: Budget, size: int, **more: Any) -> Any:
+        held.append(size)
+        return hold(self, size, **more)
+
+    monkeypatch.setattr(Budget, "hold", watched)
+    monkeypatch.setattr("ingestion_worker.search._OVERHEAD_BYTES", 0)
+    assert sorted(hit.content for hit in find(worker.store)) == texts
+    assert max(held) >= len(data) + sum(map(len, texts))
+
+
+@pytest.mark.parametrize(("field", "length"), [("title", 513), ("published_at", 257), ("model", 257)])
+def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker, field: str, length: int) -> None:
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    entry = json.loads(worker.store.get(key=key))
+    owner = entry["live"]["embedding"] if field == "model" else entry["live"]
+    owner[field] = "x" * length
+    worker.store.put(key=key, data=json.dumps(entry).encode())
+    assert f"{field} has {length} characters" in refused(lambda: find(worker.store))
+
+
+def test_the_cache_counts_entries_and_listings_too_and_gives_vectors_up_first() -> None:
+    cache = SegmentCache(max_bytes=100_000)
+    vectors = np.zeros((10, 1000), dtype=np.float32)
+    cache.vectors(bucket="b", key="vectors", load=lambda: vectors)
+    cache.fact(bucket="b", key="listing", load=lambda: [(number, 1) for number in range(500)])
+    assert cache.fact(bucket="b", key="listing", load=pytest.fail) != []
+    with pytest.raises(ZeroDivisionError):  # they are gone
+        cache.vectors(bucket="b", key="vectors", load=lambda: 1 // 0)
+    for number in range(100):
+        cache.fact(bucket="b", key=str(number), load=lambda: [(0, 1)])
+    with pytest.raises(ZeroDivisionError):
+        cache.fact(bucket="b", key="listing", load=lambda: 1 // 0)
+    kept = [number for number in reversed(range(100)) if cache.fact(bucket="b", key=str(number), load=list)]
+    assert 0 < len(kept) < 100
+
+
+def test_a_listing_without_end_is_left_at_the_deadline(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = worker.upload(data=pdf(pages=["The lighthouse."] * 70))
+    worker.ingest(document__source__uri=uri, mode="Segmented")
+    assert len(outputs(worker.store)) > 1
+
+    def endless(**_: Any) -> Any:
+        while True:
+            yield 10**9, 1
+
+    monkeypatch.setattr("ingestion_worker.search.iterate_outputs", endless)
+    with pytest.raises(TimeoutError):
+        find(worker.store, deadline=time.monotonic() + 0.2)
 
 
 def test_a_history_entry_over_the_bound_is_refused(worker: Worker) -> None:

@@ -184,7 +184,9 @@ class HttpEmbedder:
     """An OpenAI-compatible endpoint: `POST {url}/embeddings`.
 
     Safe to share between threads. `dimensions` is sent only once a model has answered with longer vectors than asked
-    for, as many servers refuse the field. No proxy or credentials are taken from the environment.
+    for, as many servers refuse the field. A batch that is refused is asked for in halves: many servers take fewer texts
+    at a time, none says how many, and of one text that is too long the others are not to suffer. No proxy or
+    credentials are taken from the environment.
 
     Args:
         spec: model and dimensions to ask for.
@@ -214,6 +216,7 @@ class HttpEmbedder:
         self._limits = limits or RequestLimits()
         self._sleep = sleep
         self._send_dimensions = False
+        self._most_texts = BATCH_TEXTS
         headers = {"Accept": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -246,10 +249,29 @@ class HttpEmbedder:
         return _unit(result)
 
     def _embed_batch(self, batch: list[str]) -> NDArray[np.float32]:
-        vectors = self._vectors(self._request(batch), len(batch))
-        if vectors.shape[1] > self._spec.dimensions and not self._send_dimensions:
+        if len(batch) > self._most_texts:
+            return self._embed_halves(batch)
+        try:
+            return self._embed_at_once(batch)
+        except WorkerError as error:
+            if error.code != "EmbeddingRejected" or len(batch) == 1:
+                raise
+        vectors = self._embed_halves(batch)
+        self._most_texts = min(self._most_texts, (len(batch) + 1) // 2)  # it was their number: apart they are taken
+        return vectors
+
+    def _embed_halves(self, batch: list[str]) -> NDArray[np.float32]:
+        import numpy as np
+
+        half = (len(batch) + 1) // 2
+        return np.concatenate([self._embed_batch(batch[:half]), self._embed_batch(batch[half:])])
+
+    def _embed_at_once(self, batch: list[str]) -> NDArray[np.float32]:
+        sent = self._send_dimensions  # by this request; another thread may learn meanwhile that it has to be
+        vectors = self._vectors(self._request(batch, send_dimensions=sent), len(batch))
+        if vectors.shape[1] > self._spec.dimensions and not sent:
             self._send_dimensions = True
-            vectors = self._vectors(self._request(batch), len(batch))
+            vectors = self._vectors(self._request(batch, send_dimensions=True), len(batch))
         if vectors.shape[1] != self._spec.dimensions:
             raise WorkerError(
                 "EmbeddingInvalid",
@@ -258,11 +280,11 @@ class HttpEmbedder:
             )
         return vectors
 
-    def _request(self, batch: list[str]) -> bytes:
+    def _request(self, batch: list[str], *, send_dimensions: bool) -> bytes:
         import httpx
 
         body: dict[str, Any] = {"model": self._spec.model, "input": batch, "encoding_format": "float"}
-        if self._send_dimensions:
+        if send_dimensions:
             body["dimensions"] = self._spec.dimensions
         error = WorkerError("EmbeddingUnavailable", "the embedding endpoint was not tried")
         for attempt in range(self._limits.tries):

@@ -30,6 +30,9 @@ FORMAT: Final = 1
 MAX_TRIES: Final = 1000
 # An entry has under 1 KB, and some 60 bytes for each unfinished job of its document.
 MAX_ENTRY_BYTES: Final = 2**20
+# No text that we write in one is longer.
+_MAX_TITLE: Final = 512
+_MAX_FIELD: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +80,17 @@ def decode_state(*, data: bytes, sequence: int) -> State:
     """Read an entry.
 
     Raises:
-        WorkerError: PipelineChanged when a later release wrote it in a format this one does not know.
+        WorkerError: PipelineChanged when a later release wrote it in a format this one does not know;
+            DocumentTooLarge when something in it is longer than anything of ours.
     """
     body: dict[str, Any] = json.loads(data)
     if body.get("format") != FORMAT:
         raise WorkerError("PipelineChanged", f"the document's history has format {body.get('format')}, not {FORMAT}")
     live = body["live"]
+    for name, value in {**live, **live["embedding"]}.items() if live else ():
+        most = _MAX_TITLE if name == "title" else _MAX_FIELD
+        if isinstance(value, str) and len(value) > most:
+            raise WorkerError("DocumentTooLarge", f"the history's {name} has {len(value)} characters; at most {most}")
     return State(
         sequence=sequence,
         live=LiveVersion(**{**live, "embedding": EmbeddingSpec(**live["embedding"])}) if live else None,

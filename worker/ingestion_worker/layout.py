@@ -20,12 +20,11 @@ def upload_key(*, document_id: str, upload_id: str, file_name: str) -> str:
 
 def safe_file_name(*, name: str) -> str:
     """Return a name of ASCII letters, digits, dots and dashes that keeps its extension; never empty, `.` or `..`."""
-    base = re.split(r"[/\\]", name)[-1]
-    cleaned = _UNSAFE.sub("_", base).strip("._") or "document"
-    stem, dot, extension = cleaned.rpartition(".")
-    if not dot or len(extension) > 10:
-        return cleaned[:MAX_FILE_NAME]
-    return f"{stem[: MAX_FILE_NAME - len(extension) - 1]}.{extension}"
+    stem, dot, extension = _UNSAFE.sub("_", re.split(r"[/\\]", name)[-1]).rpartition(".")
+    if not dot or not extension or len(extension) > 10:
+        stem, dot, extension = f"{stem}{dot}{extension}", "", ""
+    room = MAX_FILE_NAME - len(dot + extension)
+    return f"{stem.strip('._')[:room] or 'document'}{dot}{extension}"
 
 
 def version_id(*, job_uid: str) -> str:

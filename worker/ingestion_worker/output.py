@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestion_worker import layout
@@ -98,11 +99,11 @@ def find_output(*, store: Store, prefix: str, plan_hash: str, segment: int) -> i
 
 def list_outputs(*, store: Store, prefix: str, plan_hash: str) -> dict[int, int]:
     """Return {segment: chunks} of every output under a plan, by listing (1,000 segments per request on S3)."""
-    found: dict[int, int] = {}
+    return dict(iterate_outputs(store=store, prefix=prefix, plan_hash=plan_hash))
+
+
+def iterate_outputs(*, store: Store, prefix: str, plan_hash: str) -> Iterator[tuple[int, int]]:
+    """Yield (segment, chunks) of every output under a plan, as they are listed."""
     for entry in store.list(prefix=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash)):
-        try:
-            segment, chunks = layout.parse_segment_key(key=entry.key)
-        except ValueError:
-            continue
-        found[segment] = chunks
-    return found
+        with contextlib.suppress(ValueError):
+            yield layout.parse_segment_key(key=entry.key)

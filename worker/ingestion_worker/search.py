@@ -23,7 +23,7 @@ from ingestion_worker.budget import Budget
 from ingestion_worker.embedding import Embedder
 from ingestion_worker.history import MAX_ENTRY_BYTES, LiveVersion, decode_state, sequence_of
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import MAX_OUTPUT_BYTES, list_outputs, vector_bytes
+from ingestion_worker.output import MAX_OUTPUT_BYTES, iterate_outputs, vector_bytes
 from ingestion_worker.store import ObjectMissingError, Store
 
 if TYPE_CHECKING:
@@ -37,10 +37,17 @@ MAX_LIMIT: Final = 1000
 # A few KB of Parquet can unpack to gigabytes.
 MAX_UNPACKED_BYTES: Final = 256 * 2**20
 _READERS: Final = 8
-_CACHED_ENTRIES: Final = 100_000
-# Unpacked at the same time: of the largest vectors 4 MiB, of the largest chunks 8.
 _BATCH_ROWS: Final = 64
 _HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "segment", "content", "start", "end", "page", "page_end")
+_TEXTS: Final = ("chunk_id", "content")
+# A column of one long text, repeated, is small in the file: its values are made only once each, and looked at first.
+_MAX_TEXT_BYTES: Final = 4 * 32_768
+# What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
+_FACT_BYTES: Final = 1500
+_CHARACTER_BYTES: Final = 4
+_PAIR_BYTES: Final = 128
+# What Parquet adds to values.
+_OVERHEAD_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +80,7 @@ class SegmentCache:
     """A thread-safe cache of what never changes: history entries, listings and vectors of live outputs.
 
     Args:
-        max_bytes: for the vectors.
+        max_bytes: for everything. Vectors go first: without the entries every search would read all of them again.
     """
 
     def __init__(self, *, max_bytes: int = 256 * 2**20) -> None:
@@ -95,9 +102,7 @@ class SegmentCache:
             if (bucket, key) not in self._vectors and made.nbytes <= self._max_bytes:
                 self._vectors[(bucket, key)] = made
                 self._bytes += made.nbytes
-                while self._bytes > self._max_bytes:
-                    _, dropped = self._vectors.popitem(last=False)
-                    self._bytes -= dropped.nbytes
+                self._shrink()
         return made
 
     def fact(self, *, bucket: str, key: str, load: Callable[[], Any]) -> Any:
@@ -108,10 +113,24 @@ class SegmentCache:
                 return self._facts[(bucket, key)]
         made = load()
         with self._lock:
-            self._facts[(bucket, key)] = made
-            while len(self._facts) > _CACHED_ENTRIES:
-                self._facts.popitem(last=False)
+            if (bucket, key) not in self._facts:
+                self._facts[(bucket, key)] = made
+                self._bytes += _fact_bytes(made)
+                self._shrink()
         return made
+
+    def _shrink(self) -> None:
+        while self._bytes > self._max_bytes and self._vectors:
+            _, dropped = self._vectors.popitem(last=False)
+            self._bytes -= dropped.nbytes
+        while self._bytes > self._max_bytes and self._facts:
+            self._bytes -= _fact_bytes(self._facts.popitem(last=False)[1])
+
+
+def _fact_bytes(fact: LiveVersion | list[tuple[int, int]] | None) -> int:
+    if isinstance(fact, LiveVersion):
+        return _FACT_BYTES + _CHARACTER_BYTES * len(fact.title)
+    return _FACT_BYTES + _PAIR_BYTES * len(fact or ())
 
 
 def live_versions(
@@ -307,7 +326,8 @@ def _search(
 
     # Outputs are read in slices, so that a search that has no time left does not wait for many.
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        for part in _slices(_outputs(store=store, knowledge_base=knowledge_base, versions=wanted, cache=cache)):
+        outputs = _outputs(store=store, knowledge_base=knowledge_base, versions=wanted, cache=cache, deadline=deadline)
+        for part in _slices(outputs):
             _check_time(deadline)
             for key, version, rows in pool.map(scan, part):
                 for score, row in rows:
@@ -335,13 +355,18 @@ def _rank(hit: Hit) -> tuple[float, str, int]:
 
 
 def _outputs(
-    *, store: Store, knowledge_base: str, versions: Sequence[LiveVersion], cache: SegmentCache
+    *,
+    store: Store,
+    knowledge_base: str,
+    versions: Sequence[LiveVersion],
+    cache: SegmentCache,
+    deadline: float | None,
 ) -> Iterator[tuple[LiveVersion, str]]:
     for version in versions:
         prefix = layout.version_prefix(
             knowledge_base=knowledge_base, document_id=version.document_id, version_id=version.version_id
         )
-        for segment, chunks in _counts(store=store, prefix=prefix, version=version, cache=cache):
+        for segment, chunks in _counts(store=store, prefix=prefix, version=version, cache=cache, deadline=deadline):
             if chunks:
                 yield (
                     version,
@@ -349,14 +374,20 @@ def _outputs(
                 )
 
 
-def _counts(*, store: Store, prefix: str, version: LiveVersion, cache: SegmentCache) -> list[tuple[int, int]]:
+def _counts(
+    *, store: Store, prefix: str, version: LiveVersion, cache: SegmentCache, deadline: float | None
+) -> list[tuple[int, int]]:
     if version.segments == 1:
         # Its one output's name follows from the history entry: no listing.
         return [(0, version.chunks)]
 
     def load() -> list[tuple[int, int]]:
-        found = list_outputs(store=store, prefix=prefix, plan_hash=version.plan_hash)
-        return sorted((segment, chunks) for segment, chunks in found.items() if segment < version.segments)
+        found: dict[int, int] = {}
+        for segment, chunks in iterate_outputs(store=store, prefix=prefix, plan_hash=version.plan_hash):
+            _check_time(deadline)
+            if 0 <= segment < version.segments:
+                found[segment] = chunks
+        return sorted(found.items())
 
     key = layout.segments_prefix(prefix=prefix, plan_hash=version.plan_hash)
     counts: list[tuple[int, int]] = cache.fact(bucket=store.bucket, key=key, load=load)
@@ -395,13 +426,13 @@ def _opened(
     budget: Budget,
     deadline: float | None,
 ) -> Iterator[pq.ParquetFile]:
-    """Read an output whole, and hold a share of the budget for it while it is in memory.
+    """Read an output whole, and hold a share of the budget for it, and what it unpacks to, while it is in memory.
 
     Args:
         store: the tenant's store.
         key: the output's.
         columns: what is wanted of it.
-        made_bytes: what will be made of that, and counts as well.
+        made_bytes: what will be made of that, where it is known.
         budget: where the share is taken from.
         deadline: until when to wait for that.
 
@@ -413,14 +444,23 @@ def _opened(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _check_time(deadline)
-    body = store.open(key=key, max_bytes=MAX_OUTPUT_BYTES)
-    with budget.hold(body.size + made_bytes, deadline=deadline):
-        file = pq.ParquetFile(pa.BufferReader(body.read()))
-        unpacked = max(made_bytes, _unpacked_bytes(file=file, columns=columns))
-        if unpacked > MAX_UNPACKED_BYTES:
-            raise WorkerError("DocumentTooLarge", f"{key} unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}")
-        yield file
+    room = 0
+    while True:
+        _check_time(deadline)
+        body = store.open(key=key, max_bytes=MAX_OUTPUT_BYTES)
+        room = max(room, (made_bytes or body.size) + _OVERHEAD_BYTES)
+        with budget.hold(body.size + room, deadline=deadline):
+            file = pq.ParquetFile(pa.BufferReader(body.read()), read_dictionary=_TEXTS)
+            unpacked = max(made_bytes, _unpacked_bytes(file=file, columns=columns))
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise WorkerError(
+                    "DocumentTooLarge", f"{key} unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}"
+                )
+            if unpacked <= room:
+                yield file
+                return
+        # It packs better than most. It is given up before more is asked for: two that wait for each other would hang.
+        room = unpacked
 
 
 def _unpacked_bytes(*, file: pq.ParquetFile, columns: Collection[str]) -> int:
@@ -459,8 +499,20 @@ def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[in
 
 
 def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     first = 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(_HIT_COLUMNS)):
+        for name in _TEXTS:
+            column = batch.column(name)
+            if not isinstance(column, pa.DictionaryArray):
+                raise WorkerError("DocumentTooLarge", f"an output's {name} is no text")
+            longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            if longest > _MAX_TEXT_BYTES:
+                raise WorkerError(
+                    "DocumentTooLarge", f"an output's {name} has {longest} bytes; at most {_MAX_TEXT_BYTES} are read"
+                )
         for row in wanted:
             if first <= row < first + batch.num_rows:
                 yield row, batch.slice(row - first, 1).to_pylist()[0]

@@ -105,7 +105,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
     if announced is not None and announced > limit + _FORM_BYTES:
         raise too_large(f"file: at most {limit} bytes are taken")
     store = await parts.stores.of(namespace=caller.namespace)
-    async with parts.uploads.one():
+    async with parts.uploads.one(namespace=caller.namespace):
         reader = MultipartReader(request=request, stall_seconds=parts.options.stall_seconds)
         fields, file = await reader.fields_before_file()
         form, options = _read(fields)

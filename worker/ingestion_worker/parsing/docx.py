@@ -1,4 +1,4 @@
-"""DOCX: the paragraphs of the main document, streamed out of the XML."""
+"""DOCX: the paragraphs of the main document, then its notes, streamed out of the XML."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ MAX_ENTRIES: Final = 20_000
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _RELATIONSHIP: Final = "/officeDocument"
 _MAIN: Final = "word/document.xml"
+_NOTES: Final = ("footnotes.xml", "endnotes.xml")
 
 
 def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
-    """Write the document's text, one paragraph per line.
+    """Write the document's text, one paragraph per line; footnotes and endnotes after it.
 
     Raises:
         WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentTooLarge, DocumentTooComplex.
@@ -40,8 +41,14 @@ def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_sizes(archive=archive, name=name)
-            with archive.open(_main_part(archive=archive, name=name)) as part:
+            main = _main_part(archive=archive, name=name)
+            with archive.open(main) as part:
                 _paragraphs(part=part, write=write)
+            for notes in (posixpath.join(posixpath.dirname(main), file) for file in _NOTES):
+                if notes in archive.namelist():
+                    with archive.open(notes) as part:
+                        # The lines that separate them from the text are notes without any.
+                        _paragraphs(part=part, write=lambda text: write(text) if text.strip() else None)
     except zipfile.BadZipFile as error:
         if "CRC" in str(error) or "overlap" in str(error).lower() or _has_directory(path):
             raise WorkerError("DocumentUnreadable", f"{name} is damaged: {error}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pypdfium2
+from pypdfium2 import raw
 
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.parsing.text import LINE_END
@@ -104,6 +105,11 @@ def _open(*, path: Path, name: str) -> Any:
 def _page_text(*, document: Any, index: int) -> str:
     page = document[index]
     try:
+        # What is filled into a form is no text of its page before it is made part of it.
+        has_forms = document.get_formtype() != raw.FORMTYPE_NONE
+        if has_forms and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
+            page.close()
+            page = document[index]
         text_page = page.get_textpage()
         try:
             return clean_text(text=text_page.get_text_range())

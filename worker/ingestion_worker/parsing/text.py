@@ -51,6 +51,9 @@ _STEP_BYTES: Final = 512
 # Fewer bytes than these, beyond ASCII, would fit anything.
 _TELLING_BYTES: Final = 8
 _LONGEST_CHARACTER: Final = 4
+_REPLACEMENT: Final = "\ufffd"
+_BEYOND_ASCII: Final = bytes(range(128, 256))
+_DAMAGED_SHARE: Final = 0.25
 _PROBE_BYTES: Final = 65_536
 LINE_END: Final = re.compile("\r\n|[\r\x0b\x0c]")
 _CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
@@ -71,9 +74,10 @@ def normal_lines(*, text: str) -> str:
 
 
 def decode(*, data: bytes, name: str, charset: str | None) -> str:
-    """Decode text: by its byte order mark, as strict UTF-8, by the stated charset, else by what the bytes look like.
+    """Decode text: by its byte order mark, as UTF-8, by the stated charset, else by what the bytes look like.
 
-    A stated charset that UTF-8 cannot be told from comes before it.
+    A stated charset that UTF-8 cannot be told from comes before it. What is UTF-8 but for a few damaged bytes has
+    U+FFFD in their place.
 
     Raises:
         WorkerError: DocumentUnreadable or DocumentTruncated.
@@ -96,11 +100,21 @@ def decode(*, data: bytes, name: str, charset: str | None) -> str:
         ascii_only = data[: error.start].isascii()
         if cut and not ascii_only:
             raise WorkerError("DocumentTruncated", f"{name} ends inside a character") from error
+    replaced = data.decode("utf-8", "replace")
+    if _damaged(data=data, replaced=replaced):
+        return replaced
     for encoding in (_MEANT.get(stated, stated), stated, _guess(data=data, at=at)):
         # A codec such as zlib is known, but decodes no text.
         with contextlib.suppress(LookupError, UnicodeError):
             return data.decode(encoding)
     raise WorkerError("DocumentUnreadable", f"{name} is not text in any encoding that is known")
+
+
+def _damaged(*, data: bytes, replaced: str) -> bool:
+    """Return True for UTF-8 with some damage: in another encoding hardly any byte beyond ASCII would pass for it."""
+    invalid = replaced.count(_REPLACEMENT) - data.count(_REPLACEMENT.encode())
+    beyond = len(data) - len(data.translate(None, _BEYOND_ASCII))
+    return invalid <= beyond * _DAMAGED_SHARE
 
 
 def _strict(*, data: bytes, encoding: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What type a document is: by its content type, else its file name, else its first bytes."""
+"""What type a document is: by its content type, else what a server said, its file name, or its first bytes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ _BY_CONTENT_TYPE: Final = {
 }
 # What a client says when it does not know.
 _SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
+_BINARY: Final = (DocumentType.PDF, DocumentType.DOCX)
 _BY_EXTENSION: Final = {
     "pdf": DocumentType.PDF,
     "docx": DocumentType.DOCX,
@@ -58,7 +59,8 @@ def detect_type(*, path: Path, name: str, content_type: str | None, served_type:
         path: the file.
         name: its name at the source.
         content_type: what the job says; it decides unless it says nothing (`application/octet-stream`).
-        served_type: what an HTTP server said; counts after the file name.
+        served_type: what an HTTP server said. That something is a web page counts before a name such as `README.md`,
+            but not before one that promises a PDF: a page in its place says that one has to log in.
 
     Raises:
         WorkerError: UnsupportedType, naming what was found.
@@ -69,11 +71,11 @@ def detect_type(*, path: Path, name: str, content_type: str | None, served_type:
         if kind is None:
             raise WorkerError("UnsupportedType", f"{name}: the content type {stated} is not supported")
         return kind
-    extension = name.rpartition(".")[2].lower() if "." in name else ""
-    if extension in _BY_EXTENSION:
-        return _BY_EXTENSION[extension]
+    named = _BY_EXTENSION.get(name.rpartition(".")[2].lower()) if "." in name else None
     served = _BY_CONTENT_TYPE.get(media_type(value=served_type))
-    return served or _by_magic(path=path, name=name)
+    if named in _BINARY or served in (None, DocumentType.TEXT):
+        return named or served or _by_magic(path=path, name=name)
+    return served
 
 
 def media_type(*, value: str | None) -> str:
