@@ -76,7 +76,8 @@ class Source(Model):
     uri: str = Field(
         min_length=1,
         max_length=2048,
-        pattern=r"^(s3|https?)://[^/\s]+/?\S*$",
+        # Without classes such as \s: what they match is another thing to the API server than to pydantic.
+        pattern=r"^(s3|https?)://[^/ \t\n\f\r]+/?[^ \t\n\f\r]*$",
         description="An object of the tenant's own bucket (s3://BUCKET/KEY), or an http(s) URL on a public"
         " or allowed address.",
     )

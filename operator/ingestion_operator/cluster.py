@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from ingestion_crds import constants as names
@@ -46,7 +47,7 @@ class Cluster(Protocol):
     async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]: ...
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
-    async def list_creation_failures(self, *, namespace: str) -> dict[str, str]: ...
+    async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[str, str]: ...
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None: ...
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None: ...
 
@@ -139,15 +140,17 @@ class KubeCluster:
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": _SOME_PODS}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
-    async def list_creation_failures(self, *, namespace: str) -> dict[str, str]:
-        """Return what the newest Event says of pods that could not be created, by the UID of their Job."""
+    async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[str, str]:
+        """Return what the newest Event since then says of pods that could not be created, by the UID of their Job."""
         query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
         newest: dict[str, tuple[str, str]] = {}
         page = ""
         while True:
             events, page = await self._page(core_path("events", namespace), query, page)
             for event in events:
-                told = str(event.get("lastTimestamp") or event.get("eventTime") or "")
+                told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+                if datetime.fromisoformat(told) < since:
+                    continue
                 uid = event["involvedObject"]["uid"]
                 newest[uid] = max(newest.get(uid, ("", "")), (told, event.get("message", "")))
             if not page:

@@ -28,6 +28,9 @@ _IMAGE_REASONS: Final = frozenset(
 )
 _CREATING_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 _OVERDUE: Final = timedelta(seconds=60)
+# A large image may take some minutes; what takes longer is worth a word.
+_STARTING: Final = timedelta(minutes=3)
+_UNSCHEDULED_REASONS: Final = frozenset({"Unschedulable", "SchedulingGated"})
 _START_REASONS: Final = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"}
 )
@@ -240,8 +243,19 @@ def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: dateti
             if reason in _START_REASONS:
                 return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
         for condition in status.get("conditions", []):
-            if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            if condition.get("type") != "PodScheduled":
+                continue
+            if condition.get("reason") in _UNSCHEDULED_REASONS:
                 text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
+                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+            since = condition.get("lastTransitionTime")
+            starting = status.get("phase") == "Pending" and condition.get("status") == "True" and since is not None
+            if starting and now - datetime.fromisoformat(since) > _STARTING:
+                node = pod.get("spec", {}).get("nodeName", "none")
+                text = (
+                    f"{pod['metadata']['name']} has been starting on its node ({node}) since {since}: an image,"
+                    " a volume or the network is not ready; the pod's events say which"
+                )
                 return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
     if refused is not None:
         return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(refused, limit=512))

@@ -80,7 +80,8 @@ class Snapshot:
         harvest_truncated: there were more pods than were read.
         waiting: why pods do not start, or do not end; None when they do, or nobody looked.
         config_map_gone: pods that have not started wait for a ConfigMap that somebody deleted.
-        rejection: the API server's words when it refused a child.
+        rejection: the API server's words when it refused a child, or that one be changed or deleted.
+        answer_refused: it refused what answers an annotation.
         tidied: UIDs of Jobs whose pods have just been removed.
     """
 
@@ -92,6 +93,7 @@ class Snapshot:
     waiting: Waiting | None = None
     config_map_gone: bool = False
     rejection: str | None = None
+    answer_refused: bool = False
     tidied: frozenset[str] = frozenset()
 
 
@@ -116,6 +118,13 @@ class DeleteJob:
 
     name: str
     uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteConfigMap:
+    """Delete the ConfigMap of a Job that is gone, or never was."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +158,16 @@ class DeleteIngestionJob:
     uid: str
 
 
-Action = CreateChildren | RestoreConfigMap | DeleteJob | PatchJob | RemovePods | PatchIngestionJob | DeleteIngestionJob
+Action = (
+    CreateChildren
+    | RestoreConfigMap
+    | DeleteJob
+    | DeleteConfigMap
+    | PatchJob
+    | RemovePods
+    | PatchIngestionJob
+    | DeleteIngestionJob
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +206,11 @@ def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
     draft = _Draft(snapshot=snapshot, now=now, status=snapshot.job.status)
     if snapshot.job.metadata.deletion_timestamp is not None:
         return Plan(status=snapshot.job.status)  # the garbage collector takes the children
-    _answer_annotation(draft)
     _advance(draft)
     if snapshot.config.tenant(snapshot.job.metadata.namespace) is not None:  # else nothing may be deleted there
         _clean_up(draft)
         _expire(draft)
+    _answer_annotation(draft)  # the last: if the answer is refused, all else has been done
     status = summary.summarise(job=snapshot.job, status=draft.status, blocked=draft.blocked, held=draft.held, now=now)
     return Plan(status=status, actions=tuple(draft.actions), events=tuple(draft.events), look_again=draft.look_again)
 
@@ -399,6 +417,8 @@ def _answer_annotation(draft: _Draft) -> None:
         if handled:
             draft.set(last_handled_retry_request=handled[:_TOKEN_LENGTH])
         return
+    if draft.snapshot.answer_refused:
+        return  # at the next look
     mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]}
     if token[:_TOKEN_LENGTH] == job.status.last_handled_retry_request:
         # Somebody lost the mark of an answered token, which is no reason to answer it again.
@@ -637,6 +657,8 @@ def _follow(draft: _Draft) -> None:
         other = child is None or child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest
         if other and draft.cancelled(attempt.generation):
             draft.set_record(completion_time=draft.now)
+            if child is None:
+                draft.actions.append(DeleteConfigMap(name=record.name))
             _fail(draft, record.stage, _CANCELLED)
             return
         if child is None:
@@ -671,7 +693,13 @@ def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
 def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
     if draft.snapshot.rejection is not None:
-        draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
+        # The Job before it has nothing left to give, and may be what a quota is used up by.
+        before = _last_made(_records(draft.snapshot.job.status))
+        child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
+        if child is not None and child.finished and not child.deleting:
+            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+        else:
+            draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
         return
     if _gate(draft):
         return
@@ -718,7 +746,9 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     if draft.snapshot.waiting is not None:
         draft.blocked = draft.snapshot.waiting
-    if draft.snapshot.config_map_gone:
+    if draft.snapshot.config_map_gone and draft.snapshot.rejection is not None:
+        draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
+    elif draft.snapshot.config_map_gone:
         _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
@@ -779,6 +809,7 @@ def _settle_lost(draft: _Draft) -> None:
     assert attempt is not None
     record = attempt.jobs[-1]
     draft.set_record(completion_time=draft.now)
+    draft.actions.append(DeleteConfigMap(name=record.name))
     lost = _failed_with("JobLost", f"the Job {record.name} was deleted before it was finished")
     _fail(draft, record.stage, _CANCELLED if draft.cancelled(attempt.generation) else lost)
 
@@ -951,7 +982,7 @@ def _finish(draft: _Draft) -> None:
     if child is not None and not child.finished:
         # It was given up, and nobody is to let it go on.
         if not child.deleting:
-            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+            _delete(draft, child)
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
@@ -1004,7 +1035,14 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
 def _clean_up(draft: _Draft) -> None:
     for child in draft.owned:
         if _is_stale(draft, child):
-            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+            _delete(draft, child)
+
+
+def _delete(draft: _Draft, child: ChildJob) -> None:
+    if draft.snapshot.rejection is None:
+        draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+    else:
+        draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
 
 
 def _expire(draft: _Draft) -> None:

@@ -23,6 +23,7 @@ from ingestion_operator.pace import Kept, Look, Pace, rest_for
 from ingestion_operator.plan import (
     Action,
     CreateChildren,
+    DeleteConfigMap,
     DeleteIngestionJob,
     DeleteJob,
     Event,
@@ -47,6 +48,7 @@ from ingestion_operator.summary import only_counts_changed, only_observations_ch
 _ROUNDS: Final = 12
 # Quota, admission, a namespace that ends: words for a person, and another try later.
 _REFUSALS: Final = (400, 403, 422)
+_TRY_TO_TIDY_SECONDS: Final = 600.0
 # The watch is seconds late at worst: what it has yet to show of these is older than how they were left.
 _MOST_LEFT: Final = 1_000
 
@@ -96,6 +98,7 @@ class Reconciler:
         self._paces: dict[str, Pace] = {}
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
+        self._littered: set[str] = set()  # with finished Jobs that the API server did not let be deleted
         self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `show`
         self._left: dict[str, int] = {}  # keys of jobs that were left at rest, or gone, with their last resourceVersion
 
@@ -201,6 +204,7 @@ class Reconciler:
         except ApiError as error:
             if error.not_found:
                 self._suspects.discard(key)
+                self._littered.discard(key)
                 return self._leave(key)
             raise
         job = self._understand(key, raw)
@@ -311,7 +315,11 @@ class Reconciler:
         self._left[key] = max(map(int, versions), default=0)
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
-        return None
+        if key not in self._littered:
+            return None
+        self._littered.discard(key)
+        self.suspect(key)
+        return _TRY_TO_TIDY_SECONDS
 
     def _share(self, key: str) -> None:
         for crowd in self._crowds.values():
@@ -429,7 +437,7 @@ class Reconciler:
                 refused = None
             else:  # all that are left were deleted
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
-                refused = await self._refusals.of(namespace=namespace, job_uid=child.uid)
+                refused = await self._refusals.of(namespace=namespace, job_uid=child.uid, now=self._now())
             return replace(
                 snapshot,
                 waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
@@ -495,13 +503,20 @@ class Reconciler:
             case CreateChildren():
                 return raw, await self._create(action, snapshot)
             case RestoreConfigMap():
-                await self._create_config_map(namespace, action.config_map)
+                try:
+                    await self._create_config_map(namespace, action.config_map)
+                except ApiError as error:
+                    return raw, _refused(snapshot, action.config_map["metadata"]["name"], error)
                 return raw, replace(snapshot, config_map_gone=False)
             case DeleteJob():
-                # The ConfigMap first: while the Job is there, a crash between the two is made good.
-                await self._cluster.delete_config_map(namespace=namespace, name=action.name)
-                await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
-                return raw, replace(snapshot, jobs=await self._left_of(snapshot, action))
+                return raw, await self._delete_job(snapshot, action)
+            case DeleteConfigMap():
+                try:
+                    await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+                except ApiError as error:
+                    if error.status not in _REFUSALS:
+                        raise
+                    log.warning("a ConfigMap stays: %s", error, extra={"job": snapshot.job.key})
             case PatchJob():
                 try:
                     await self._cluster.patch_job(
@@ -510,9 +525,7 @@ class Reconciler:
                 except ApiError as error:
                     if error.conflict or error.not_found:
                         raise ConflictError(str(error)) from error
-                    if error.status in _REFUSALS:
-                        return raw, replace(snapshot, rejection=f"{action.name}: {error.message}")
-                    raise
+                    return raw, _refused(snapshot, action.name, error)
             case RemovePods():
                 await self._remove_pods(snapshot.job, action)
                 return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
@@ -525,14 +538,36 @@ class Reconciler:
                         namespace=namespace, name=name, operations=[unchanged, *action.operations]
                     )
                 except ApiError as error:
-                    # A failed `test` is 422 Invalid: the object is not what the plan was made from.
-                    if error.conflict or error.not_found or error.status == 422:
+                    if error.conflict or error.not_found:
                         raise ConflictError(str(error)) from error
-                    raise
+                    if error.status not in _REFUSALS:
+                        raise
+                    # A failed `test` is 422 Invalid: the object is not what the plan was made from.
+                    live = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
+                    if live["metadata"]["resourceVersion"] != version:
+                        raise ConflictError(str(error)) from error
+                    log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
+                    return raw, replace(snapshot, answer_refused=True)
                 return raw, replace(snapshot, job=self._understand(snapshot.job.key, raw))
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
         return raw, snapshot
+
+    async def _delete_job(self, snapshot: Snapshot, action: DeleteJob) -> Snapshot:
+        namespace = snapshot.job.metadata.namespace
+        try:
+            # The ConfigMap first: while the Job is there, a crash between the two is made good.
+            await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+        except ApiError as error:
+            if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
+                return _refused(snapshot, action.name, error)
+            if error.status not in _REFUSALS:
+                raise
+            log.warning("a finished Job stays: %s", error, extra={"job": snapshot.job.key})
+            self._littered.add(snapshot.job.key)
+            return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
+        return replace(snapshot, jobs=await self._left_of(snapshot, action), rejection=None)
 
     async def _left_of(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
         """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
@@ -546,8 +581,8 @@ class Reconciler:
         try:
             await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
         except ApiError as error:
-            # Pods left behind cost room; an attempt that never ends for want of a permission costs the job.
-            if error.status != 403:
+            # Pods left behind cost room; an attempt that never ends as nobody may delete them costs the job.
+            if error.status not in _REFUSALS:
                 raise
             log.warning("finished pods stay: %s", error, extra={"job": job.key})
 
@@ -563,9 +598,7 @@ class Reconciler:
                     raise
                 created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
         except ApiError as error:
-            if error.status in _REFUSALS:
-                return replace(snapshot, rejection=f"{action.job['metadata']['name']}: {error.message}")
-            raise
+            return _refused(snapshot, action.job["metadata"]["name"], error)
         return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)
 
     async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
@@ -601,6 +634,13 @@ class Reconciler:
                 )
             except ApiError as error:
                 log.warning("event not sent: %s", error, extra=fields)
+
+
+def _refused(snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
+    """Return what is known once the API server has refused something; raises any other error."""
+    if error.status not in _REFUSALS:
+        raise error
+    return replace(snapshot, rejection=f"{name}: {error.message}")
 
 
 def _is_owned(child: ChildJob, job: IngestionJob) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Final
 
 from ingestion_crds.kube import ApiError
@@ -20,6 +21,8 @@ _KNOWN_SECONDS: Final = 2.0
 # So that one is on its way for at most a twentieth of the time, but that a new quota is seen within a minute or so.
 _KNOWN_TIMES: Final = 20.0
 _KNOWN_AT_MOST_SECONDS: Final = 60.0
+# A refusal that goes on is told again and again, every five minutes at the rarest: client-go's limit for one object.
+_HOLDS: Final = timedelta(minutes=10)
 
 
 @dataclass(slots=True)
@@ -51,8 +54,13 @@ class Refusals:
         self._monotonic = monotonic
         self._known: dict[str, _Known] = {}
 
-    async def of(self, *, namespace: str, job_uid: str) -> str | None:
+    async def of(self, *, namespace: str, job_uid: str, now: datetime) -> str | None:
         """Return the newest message about a Job, as it was known a moment ago; None when there is none.
+
+        Args:
+            namespace: the Job's.
+            job_uid: its UID.
+            now: the time: what was told long ago may be over.
 
         Raises:
             ApiError: when the API server does not say.
@@ -62,16 +70,16 @@ class Refusals:
         if known.messages is None or not known.asking.locked():
             async with known.asking:
                 if self._monotonic() >= known.until:
-                    await self._ask(namespace, known)
+                    await self._ask(namespace, known, since=now - _HOLDS)
         if known.messages is None:
             assert known.error is not None
             raise known.error
         return known.messages.get(job_uid)
 
-    async def _ask(self, namespace: str, known: _Known) -> None:
+    async def _ask(self, namespace: str, known: _Known, *, since: datetime) -> None:
         begun = self._monotonic()
         try:
-            known.messages = await self._cluster.list_creation_failures(namespace=namespace)
+            known.messages = await self._cluster.list_creation_failures(namespace=namespace, since=since)
         except ApiError as error:
             known.error, known.until = error, self._monotonic() + _KNOWN_SECONDS
             raise

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import orjson
 import pytest
+from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, ingestion_path
+from pydantic import ValidationError
 from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 
 pytestmark = pytest.mark.controlplane
@@ -72,6 +76,37 @@ async def test_a_wrong_spec_is_refused_by_name(kube: KubeClient, namespace: str,
         await create(kube, namespace, **spec)
     assert refused.value.status == 422
     assert words in refused.value.message
+
+
+# What Unicode calls a space, and what JSON lets through besides.
+SPACES = [*" \t\n\r\f\v\0\x1c\x85\xa0\u1680\u2003\u2028\u202f\u3000\ufeff"]
+
+
+@pytest.mark.parametrize("place", ["s3://team-a/Screenshot 9.41.00{}AM.pdf", "s3://team{}a/notes.txt"])
+async def test_what_the_api_server_takes_for_a_uri_the_models_do_too(
+    kube: KubeClient, namespace: str, place: str
+) -> None:
+    """Of an object that the models refuse, no condition would ever tell."""
+    place = place.replace(" ", "%20")
+    taken, refused = [], []
+    for number, space in enumerate(SPACES):
+        body = ingestion_job(name=f"job-{number}", namespace=namespace)
+        body["spec"]["document"] = {"id": DOCUMENT, "source": {"uri": place.format(space)}}
+        try:
+            IngestionJob.model_validate(await kube.request("POST", ingestion_path(namespace), body=body))
+            taken.append(space)
+        except ApiError as error:
+            refused.append(error)
+            with pytest.raises(ValidationError):
+                IngestionJob.model_validate({**body, "status": {}})
+    assert all(error.status == 422 and "spec.document.source.uri" in error.message for error in refused)
+    assert taken == [space for space in SPACES if space not in " \t\n\r\f"]
+
+
+async def test_no_pattern_means_one_thing_to_the_api_server_and_another_to_the_models(kube: KubeClient) -> None:
+    schema = json.dumps(IngestionJob.model_json_schema(by_alias=True))
+    assert re.findall(r'"pattern": "', schema)
+    assert not re.findall(r"\\\\[sSwWdDbB]", schema), "classes are of ASCII to the one, and of Unicode to the other"
 
 
 @pytest.mark.parametrize(

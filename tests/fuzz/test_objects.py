@@ -220,7 +220,17 @@ async def every_job_explained(kube: KubeClient, namespace: str) -> list[JsonObje
             assert asyncio.get_running_loop().time() < deadline, json.dumps(waiting[:3], indent=1)
             await asyncio.sleep(0.5)
             paths = [ingestion_path(namespace, job["metadata"]["name"]) for job in waiting]
-            waiting = [job for path in paths if not explained(job := await get(kube, path))]
+            waiting = [job for path in paths if (job := await live(kube, path)) is not None and not explained(job)]
+
+
+async def live(kube: KubeClient, path: str) -> JsonObject | None:
+    """GET a job; None when its time to live is over."""
+    try:
+        return await get(kube, path)
+    except ApiError as error:
+        if error.not_found:
+            return None
+        raise
 
 
 async def every_job(kube: KubeClient, namespace: str) -> list[JsonObject]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from ingestion_crds import constants as names
-from ingestion_operator.outcome import PodResult, may_lack_config_map, read_pods, read_prepare
+from ingestion_crds.constants import Reason
+from ingestion_crds.kube import JsonObject
+from ingestion_operator.outcome import PodResult, may_lack_config_map, read_pods, read_prepare, read_waiting
 
 
 def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, Any]:
@@ -71,3 +74,37 @@ def test_which_pods_may_wait_for_their_config_map(
     spec: dict[str, object], status: dict[str, object], may: bool
 ) -> None:
     assert may_lack_config_map({"metadata": {"name": "pod"}, "spec": spec, "status": status}) is may
+
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def creating(*, since: str, reason: str | None = None, status: str = "True") -> JsonObject:
+    """Return a pod whose node makes its container, or which no node was found for."""
+    scheduled = {"type": "PodScheduled", "status": status, "lastTransitionTime": since}
+    if reason is not None:
+        scheduled |= {"reason": reason, "message": "because"}
+    waiting = {"state": {"waiting": {"reason": "ContainerCreating"}}}
+    return {
+        "metadata": {"name": "p-0"},
+        "spec": {"nodeName": "node-7"},
+        "status": {"phase": "Pending", "conditions": [scheduled], "containerStatuses": [waiting]},
+    }
+
+
+def test_a_pod_that_is_long_in_starting_is_a_reason() -> None:
+    """An image that is slow, a volume, a network without addresses: no other condition says so."""
+    assert read_waiting(pods=[creating(since="2026-01-01T11:58:00Z")], refused=None, now=NOW) is None
+    found = read_waiting(pods=[creating(since="2026-01-01T11:56:00Z")], refused=None, now=NOW)
+    assert found is not None
+    assert found.reason == Reason.POD_PENDING
+    assert "p-0 has been starting on its node (node-7) since 2026-01-01T11:56:00Z" in found.message
+    again = read_waiting(pods=[creating(since="2026-01-01T11:56:00Z")], refused=None, now=NOW + timedelta(hours=1))
+    assert again == found, "each other text is another write of the status"
+
+
+def test_a_pod_that_somebody_holds_back_is_a_reason() -> None:
+    gated = creating(since="2026-01-01T11:59:59Z", reason="SchedulingGated", status="False")
+    found = read_waiting(pods=[gated], refused=None, now=NOW)
+    assert found is not None
+    assert (found.reason, found.message) == (Reason.POD_PENDING, "p-0: because")

@@ -21,6 +21,7 @@ from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.outcome import Harvest, PodResult
 from ingestion_operator.plan import (
     CreateChildren,
+    DeleteConfigMap,
     DeleteJob,
     PatchIngestionJob,
     PatchJob,
@@ -115,7 +116,7 @@ class World:
                     self.step(tidied=tidied | {action.job_uid})
                     return True
                 return False
-            case PatchIngestionJob():
+            case PatchIngestionJob() | DeleteConfigMap():
                 return False
         raise AssertionError(action)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.refusals import Refusals
+
+NOW = datetime(2026, 1, 1, 0, 5, tzinfo=UTC)
 
 
 class Events:
@@ -48,15 +51,15 @@ def event(uid: str, message: str, time: str = "2026-01-01T00:00:00Z") -> JsonObj
 async def test_the_newest_event_of_each_job_counts_on_whatever_page() -> None:
     pages = [[event("a", "old")] * 500] * 9 + [[event("b", "quota"), event("a", "new", "2026-01-01T00:00:01Z")]]
     refusals = Events([*pages, [event("a", "older")]], seconds=0.0).refusals()
-    assert await refusals.of(namespace="team-a", job_uid="a") == "new"
-    assert await refusals.of(namespace="team-a", job_uid="b") == "quota"
-    assert await refusals.of(namespace="team-a", job_uid="c") is None
+    assert await refusals.of(namespace="team-a", job_uid="a", now=NOW) == "new"
+    assert await refusals.of(namespace="team-a", job_uid="b", now=NOW) == "quota"
+    assert await refusals.of(namespace="team-a", job_uid="c", now=NOW) is None
 
 
 async def test_who_comes_while_nothing_is_known_waits_for_the_answer() -> None:
     events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
     refusals = events.refusals()
-    both = await asyncio.gather(*(refusals.of(namespace="team-a", job_uid=uid) for uid in ("a", "b")))
+    both = await asyncio.gather(*(refusals.of(namespace="team-a", job_uid=uid, now=NOW) for uid in ("a", "b")))
     assert both == ["quota", "quota"]
     assert events.asked == 1
 
@@ -65,7 +68,7 @@ async def test_slow_answers_are_asked_for_more_seldom_but_once_a_minute() -> Non
     events = Events([[event("a", "quota")]], seconds=30.0)
     refusals = events.refusals()
     for _ in range(120):
-        await refusals.of(namespace="team-a", job_uid="a")
+        await refusals.of(namespace="team-a", job_uid="a", now=NOW)
         events.now += 5.0
     assert 5 <= events.asked <= 10
 
@@ -76,6 +79,21 @@ async def test_an_error_is_told_and_soon_tried_again() -> None:
     refusals = events.refusals()
     for _ in range(2):
         with pytest.raises(ApiError):
-            await refusals.of(namespace="team-a", job_uid="a")
+            await refusals.of(namespace="team-a", job_uid="a", now=NOW)
     events.now += 3.0
-    assert await refusals.of(namespace="team-a", job_uid="a") == "quota"
+    assert await refusals.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+
+
+async def test_what_was_told_long_ago_is_over() -> None:
+    undated = {"lastTimestamp": None, "eventTime": "2026-01-01T00:04:00.123456Z"}
+    bare = {"lastTimestamp": None, "metadata": {"creationTimestamp": "2026-01-01T00:04:00Z"}}
+    events = [
+        event("old", "mended", "2025-12-31T23:54:59Z"),
+        event("new", "quota", "2025-12-31T23:55:01Z"),
+        {**event("undated", "quota"), **undated},
+        {**event("bare", "quota"), **bare},
+    ]
+    refusals = Events([events], seconds=0.0).refusals()
+    uids = ("old", "new", "undated", "bare")
+    told = [await refusals.of(namespace="team-a", job_uid=uid, now=NOW) for uid in uids]
+    assert told == [None, "quota", "quota", "quota"]

@@ -33,6 +33,7 @@ SUITES: Final = {
         "tests/simulation/test_looks.py",
         "tests/simulation/test_unrecorded_jobs.py",
         "tests/simulation/test_wishes.py",
+        "tests/simulation/test_refusals.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -144,14 +145,59 @@ def _dispatch_of(""",
         file="reconcile.py",
         changes=(
             (
-                """                await self._cluster.delete_config_map(namespace=namespace, name=action.name)
-                await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+                """            await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
 """,
-                """                await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
-                await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+                """            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+            await self._cluster.delete_config_map(namespace=namespace, name=action.name)
 """,
             ),
         ),
+    ),
+    Mutation(
+        name="pods that may not be deleted keep the attempt open",
+        file="reconcile.py",
+        changes=(
+            (
+                """            if error.status not in _REFUSALS:
+                raise
+            log.warning("finished pods""",
+                """            raise
+            log.warning("finished pods""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="Jobs that may not be deleted keep the attempt open",
+        file="reconcile.py",
+        changes=(("if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):", "if True:"),),
+    ),
+    Mutation(
+        name="Jobs that could not be deleted are forgotten",
+        file="reconcile.py",
+        changes=(("            self._littered.add(snapshot.job.key)\n", ""),),
+    ),
+    Mutation(
+        name="a finished Job does not give way to the next",
+        file="plan.py",
+        changes=(
+            (
+                """        if child is not None and child.finished and not child.deleting:
+            draft.actions.append(""",
+                """        if False:
+            draft.actions.append(""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="an answer that is refused is tried again at once",
+        file="plan.py",
+        changes=(("    if draft.snapshot.answer_refused:\n        return  # at the next look\n", ""),),
+    ),
+    Mutation(
+        name="the ConfigMap of a lost Job stays",
+        file="plan.py",
+        changes=(("    draft.actions.append(DeleteConfigMap(name=record.name))\n    lost", "    lost"),),
     ),
     Mutation(
         name="pods removed before the harvest is durable",

@@ -1,0 +1,185 @@
+"""What the API server refuses for good, by quota or policy: it is said, and holds up nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from ingestion_crds import constants as names
+from ingestion_crds.constants import Stage
+from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
+from support.builders import ingestion_job
+
+from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.controllers import Verdict
+from simulation.oracle import Oracle
+from simulation.stories import PATH, SEGMENTS, fail_in_part, live, make_late, note_calls, stalled, start
+from simulation.test_wishes import patch, reach
+
+FORBIDDEN = ApiError(status=403, reason="Forbidden", message="a policy says no")
+INVALID = ApiError(status=422, reason="Invalid", message="a policy says no")
+REFUSALS = pytest.mark.parametrize("error", [FORBIDDEN, INVALID], ids=["403", "422"])
+
+
+class Policy:
+    """Refuses some requests while it is on."""
+
+    def __init__(self, cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refuses: Callable[[Call], bool] = lambda _: False
+        self.error = FORBIDDEN
+        self.refused = 0
+        commit = cluster.commit
+
+        def judged(call: Call) -> JsonObject | ApiError:
+            if self.refuses(call):
+                self.refused += 1
+                return self.error
+            return commit(call)
+
+        monkeypatch.setattr(cluster, "commit", judged)
+
+
+@pytest.fixture
+def policy(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """A policy that allows everything until a test says otherwise."""
+    return Policy(cluster, monkeypatch)
+
+
+def deletes(what: str) -> Callable[[Call], bool]:
+    return lambda call: call.method == "DELETE" and f"/{what}" in call.path
+
+
+@REFUSALS
+def test_pods_that_may_not_be_deleted_do_not_keep_a_job_from_its_end(
+    cluster: SimulatedCluster, policy: Policy, error: ApiError
+) -> None:
+    policy.refuses, policy.error = deletes("pods"), error
+    fail_in_part(cluster)
+    assert policy.refused
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
+
+
+@REFUSALS
+def test_jobs_that_may_not_be_deleted_do_not_keep_a_job_from_its_end(
+    cluster: SimulatedCluster, policy: Policy, error: ApiError
+) -> None:
+    """And they are deleted once they may be."""
+    policy.refuses, policy.error = deletes("jobs"), error
+    fail_in_part(cluster)
+    assert policy.refused
+    assert len(cluster.api.all("jobs")) == 2
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
+    asked = policy.refused
+    cluster.pass_until(lambda: False, seconds=1300)
+    assert asked < policy.refused
+    assert policy.refused < asked + 10
+    policy.refuses = lambda _: False
+    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=700)
+
+
+def test_a_duplicate_that_may_not_be_deleted_is_said(cluster: SimulatedCluster, policy: Policy) -> None:
+    """Invariants 1 and 5: the attempt is not over while it could run."""
+    start(cluster)
+    policy.refuses = deletes("jobs")
+    make_late(cluster)
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=120)
+    assert stalled(cluster)["message"] == "late: a policy says no"
+    asked = policy.refused
+    cluster.pass_until(lambda: False, seconds=600)
+    assert policy.refused < asked + 60
+    policy.refuses = lambda _: False
+    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=60)
+
+
+def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, policy: Policy) -> None:
+    """The Job of the stage before, or of the last attempt, gives way when it is in the way."""
+
+    def full(call: Call) -> bool:
+        return call.method == "POST" and call.path == job_path(NAMESPACE) and bool(cluster.api.all("jobs"))
+
+    policy.refuses = full
+    policy.error = ApiError(status=403, reason="Forbidden", message="exceeded quota: jobs, used: count/jobs.batch=1")
+    fail_in_part(cluster)
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
+    assert policy.refused == 3
+    assert len(cluster.api.all("jobs")) == len(cluster.api.all("configmaps")) == 1
+
+
+def test_a_refusal_that_no_deletion_cures_is_said_and_asked_again_in_a_while(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    asked = policy.refused
+    cluster.pass_until(lambda: False, seconds=300)
+    assert asked < policy.refused < asked + 12
+    policy.refuses = lambda _: False
+    reach(cluster, "completed")
+
+
+@pytest.mark.parametrize("error", [FORBIDDEN, INVALID, ApiError(status=400, reason="BadRequest", message="no")])
+def test_an_annotation_whose_answer_is_refused_holds_nothing_up(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch, error: ApiError
+) -> None:
+    policy.refuses = lambda call: call.method == "PATCH" and call.path == PATH
+    policy.error = error
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    mark = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: "now"}}}
+    cluster.api.request("PATCH", PATH, body=mark, content_type=MERGE_PATCH)
+    cluster.start_operator()
+    sent = note_calls(cluster, monkeypatch)
+    reach(cluster, "completed")
+    written = sum(call.writes and call.path.endswith("/status") for call in sent)
+    assert 0 < policy.refused <= written, "once for each look at most"
+    policy.refuses = lambda _: False
+    handled = names.ANNOTATION_RETRY_HANDLED
+    assert cluster.pass_until(lambda: live(cluster)["metadata"]["annotations"].get(handled) == "now", seconds=700)
+
+
+def test_a_config_map_that_may_not_be_made_again_is_said(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(image=True)  # pods that do not start
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=10)
+    policy.refuses = lambda call: call.method == "POST" and "/configmaps" in call.path
+    monkeypatch.setattr("ingestion_operator.reconcile.may_lack_config_map", lambda _: True)
+    name = cluster.api.all("configmaps")[-1]["metadata"]["name"]
+    cluster.api.request("DELETE", core_path("configmaps", NAMESPACE, name))
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=200)
+    assert name in stalled(cluster)["message"]
+    policy.refuses = lambda _: False
+    assert cluster.pass_until(lambda: bool(cluster.api.all("configmaps")), seconds=200)
+
+
+def test_the_config_map_of_a_job_that_was_lost_goes(cluster: SimulatedCluster) -> None:
+    start(cluster)
+    job = cluster.api.all("jobs")[-1]["metadata"]["name"]
+    cluster.api.request("DELETE", job_path(NAMESPACE, job))
+    status = reach(cluster, "failed")
+    assert status["failureSummary"] == {"JobLost": SEGMENTS}
+    assert job not in [config_map["metadata"]["name"] for config_map in cluster.api.all("configmaps")]
+
+
+def test_the_config_map_of_a_job_that_never_was_goes(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    assert len(cluster.api.all("configmaps")) == 1
+    sent = note_calls(cluster, monkeypatch)
+    patch(cluster, cancelGeneration=0)
+    reach(cluster, "failed")
+    assert not cluster.api.all("configmaps")
+    assert len([call for call in sent if call.method == "DELETE"]) == 1
