@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from local_cluster import archive, binaries, engine, install, leftovers
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import Kind, chosen
+from local_cluster.kind import Kind, chosen, remove_left
 
 pytestmark = pytest.mark.e2e
 
@@ -20,6 +20,7 @@ IMAGE = "localhost/tiny:test"
 @pytest.fixture
 def cluster() -> Iterator[Kind]:
     """A cluster that is not there yet, and is not there afterwards, whatever the test does."""
+    remove_left(prefix="ingestion-")  # by runs that were killed
     described = Kind(name=f"ingestion-{os.getpid()}")
     try:
         yield described
@@ -39,6 +40,11 @@ def test_a_kind_cluster_comes_and_goes_without_a_trace(
     assert " Ready " in install.kubectl(kubeconfig, "get", "nodes", "--no-headers")
     assert cluster.up() == kubeconfig
     assert cluster.node_id() == node
+
+    kubeconfig.unlink()  # as a run leaves it that was interrupted: kind writes it last
+    assert cluster.up() == kubeconfig
+    assert cluster.node_id() != node
+    node = cluster.node_id()
 
     every = ("deployments", "--all", "--all-namespaces", "--timeout=120s")
     install.kubectl(kubeconfig, "wait", "--for=condition=Available", *every)
@@ -72,3 +78,18 @@ def test_a_kind_cluster_comes_and_goes_without_a_trace(
     assert leftovers.inventory(engine=runs_it) - before == set()
     assert not cluster.folder.exists()
     cluster.down()
+
+
+def test_another_content_is_another_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASE_IMAGE", "localhost/some-python:1")
+    name = install.image_name.__wrapped__
+    before = {image: name(image) for image in install.NAMES}
+    copied = shutil.copytree(install.REPOSITORY, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    monkeypatch.setattr(install, "REPOSITORY", copied)
+    assert {image: name(image) for image in install.NAMES} == before
+    with (copied / "worker" / "ingestion_worker" / "main.py").open("a") as file:
+        file.write("# changed\n")
+    changed = {image for image in install.NAMES if name(image) != before[image]}
+    assert changed == {"operator", "api", "worker"}
+    monkeypatch.setenv("BASE_IMAGE", "localhost/some-python:2")
+    assert name("store") != before["store"]

@@ -7,10 +7,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from ingestion_demo import documents
+from local_cluster import debian
+from local_cluster.commands import run
+from local_cluster.kind import Kind, remove_left
 
 # The user is changed after the imports: the interpreter may lie where only root can read.
 AS_NOBODY = "import os, sys; from local_cluster import cli; os.setgid(65534); os.setuid(65534); sys.exit(cli.main())"
@@ -120,3 +125,103 @@ def test_commands_for_a_cluster_that_is_not_there_say_how_to_make_it(machine: Pa
     said = refusal(machine, command, "--name", "nowhere")
     assert "there is no kind cluster nowhere; create it with `up" in said
     assert list((machine / "cache").iterdir()) == []
+
+
+def test_programs_of_the_system_are_found_where_a_path_leaves_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root's does after a plain `su`, and cron's."""
+    monkeypatch.setattr("local_cluster.commands.SYSTEM_FOLDERS", (str(tmp_path),))
+    program = tmp_path / "tool-of-the-system"
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    assert run([program.name]) == "found\n"
+
+
+def test_what_is_cleaned_up_is_cleaned_up_when_nobody_reads_any_more(tmp_path: Path) -> None:
+    """Ctrl-C ends `tee` first."""
+    left = tmp_path / "left"
+    left.touch()
+    script = f"""
+from pathlib import Path
+from local_cluster.progress import timed
+input()
+with timed("cleaning up"):
+    Path({str(left)!r}).unlink()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as program:
+        assert program.stderr is not None
+        assert program.stdin is not None
+        program.stderr.close()
+        program.stdin.write(b"\n")
+        program.stdin.close()
+    assert program.returncode == 0
+    assert not left.exists()
+
+
+def test_a_child_ends_with_its_parent_however_that_ends() -> None:
+    script = """
+import os, sys, time
+from local_cluster.process import spawn
+print(spawn(["sleep", "600"]).pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        child = Path("/proc", program.stdout.readline().decode().strip())
+        assert child.exists()
+        program.kill()
+    deadline = time.monotonic() + 30
+    while child.exists() and "State:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@only_root
+def test_a_folder_that_was_built_in_goes_without_what_is_mounted_in_it(tmp_path: Path) -> None:
+    """Such as the machine's own /dev."""
+    machines = tmp_path / "machines"
+    subprocess.run(["mkdir", machines], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", machines], check=True)
+    mounted = tmp_path / "build-left" / "root" / "dev"
+    mounted.mkdir(parents=True)
+    (mounted.parent / "half-done").touch()
+    (machines / "null").touch()
+    try:
+        subprocess.run(["mount", "--bind", machines, mounted], check=True)
+        with debian.building(folder=tmp_path, prefix="build-") as root:
+            assert root.parent.name.startswith("build-")
+            assert not (mounted.parent / "half-done").exists()
+        assert not root.parent.exists()
+        assert (machines / "null").exists()
+    finally:
+        subprocess.run(["umount", mounted], check=False)
+        subprocess.run(["umount", machines], check=True)
+
+
+def test_a_made_document_is_not_taken_for_the_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGESTION_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = documents.manual("debian-reference-en")
+    assert made.name == "made-debian-reference.en.pdf"
+    assert documents.manual("debian-reference-en") == made
+    real = made.with_name("debian-reference.en.pdf")
+
+    def unpack(_: str, file: Path) -> None:
+        file.write_bytes(b"%PDF-")
+
+    monkeypatch.setattr(documents, "_unpack", unpack)
+    assert documents.manual("debian-reference-en") == real
+
+
+def test_clusters_of_runs_that_are_gone_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGESTION_CACHE", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f"tried-{ended.pid}", f"tried-{os.getpid()}", "tried-by-hand", str(ended.pid)):
+        (tmp_path / "clusters" / name).mkdir(parents=True)
+    deleted: list[str] = []
+    monkeypatch.setattr(Kind, "down", lambda cluster: deleted.append(cluster.name))
+    remove_left(prefix="tried-")
+    assert deleted == [f"tried-{ended.pid}"]
