@@ -30,7 +30,7 @@ from local_cluster.kind import Kind, remove_left
 from local_cluster.progress import locked
 
 SYSTEM, RELEASE = "ingestion-system", "ingestion"
-TENANTS = tuple(f"e2e-{number:02}" for number in range(24))
+TENANTS = tuple(f"e2e-{number:02}" for number in range(28))
 LIAR = "liar"
 GIVEN = os.environ.get("INGESTION_TEST_CLUSTER")
 OURS = "ingestion-test-"
