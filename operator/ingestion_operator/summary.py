@@ -80,10 +80,9 @@ def why(status: Status) -> str:
     if status.phase is Phase.PARTIAL_FAILURE and segments is not None:
         return f"{segments.failed_count} of {segments.total} segments failed: {codes or 'not retried'}"
     if status.failures:
-        first = status.failures[0]
-        place = (
-            first.stage.value if first.segment is None else f"{len(status.failures)} segments, first {first.segment}"
-        )
+        first = status.failures[0]  # of at most a hundred
+        count = segments.failed_count if segments is not None else 0
+        place = first.stage.value if first.segment is None else f"{count} segments, first {first.segment}"
         return f"{place}: {codes}: {first.message}"
     return codes or "the attempt ended before anything was done"
 

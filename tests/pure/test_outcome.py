@@ -11,6 +11,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.kube import JsonObject
 from ingestion_operator.outcome import PodResult, may_lack_config_map, read_pods, read_prepare, read_waiting
+from support.builders import prepared
 
 
 def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, Any]:
@@ -108,3 +109,11 @@ def test_a_pod_that_somebody_holds_back_is_a_reason() -> None:
     found = read_waiting(pods=[gated], refused=None, now=NOW)
     assert found is not None
     assert (found.reason, found.message) == (Reason.POD_PENDING, "p-0: because")
+
+
+def test_a_single_pass_that_does_not_say_that_it_has_published_has_not() -> None:
+    """Invariant 6."""
+    said = prepared(segments=1, mode="SinglePass")
+    assert read_prepare(said) is not None
+    del said["version"]["state"]
+    assert read_prepare(said) is None

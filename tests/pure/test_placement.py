@@ -36,3 +36,29 @@ def test_worker_pods_go_where_the_chart_says_unless_their_job_says_otherwise(
 ) -> None:
     pod = worker_pod(config, **spec)
     assert {key: pod[key] for key in OF_THE_CHART if key in pod} == place
+
+
+def test_worker_pods_hold_no_token_and_write_nothing_but_their_scratch() -> None:
+    """Invariant 9: the pod-security level `restricted` asks for neither."""
+    pod = worker_pod(Config(worker_image="worker:test"))
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    (container,) = pod["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_what_a_jobs_template_says_of_its_pods_is_theirs() -> None:
+    template = {"priorityClassName": "low", "imagePullSecrets": [{"name": "mine"}]}
+    pod = worker_pod(Config(worker_image="worker:test"), template=template)
+    assert {key: pod[key] for key in template} == template
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_key_of_a_provider_is_read_by_the_kubelet_from_its_secret(named: bool) -> None:
+    provider = {"name": "openai", "url": "https://embed.example/v1"} | ({"secretName": "openai-key"} if named else {})
+    config = Config.model_validate({"workerImage": "worker:test", "embeddingProviders": [provider]})
+    pod = worker_pod(config, pipeline={"embedding": {"provider": "openai", "model": "m", "dimensions": 8}})
+    found = [entry for entry in pod["containers"][0]["env"] if entry["name"] == "INGESTION_EMBEDDING_API_KEY"]
+    secret = {"secretKeyRef": {"name": "openai-key", "key": "apiKey"}}
+    assert found == ([{"name": "INGESTION_EMBEDDING_API_KEY", "valueFrom": secret}] if named else [])

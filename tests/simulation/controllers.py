@@ -562,6 +562,9 @@ class Verdict:
     image: bool = False
     slow: bool = False
 
+    def __post_init__(self) -> None:
+        assert not self.code or self.code in ERROR_CODES, f"there is no code {self.code}"
+
 
 GOOD: Final = Verdict()
 

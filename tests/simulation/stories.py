@@ -46,7 +46,7 @@ def start(cluster: SimulatedCluster, *, first: Verdict = HANGS, seconds: float =
 
 def fail_in_part(cluster: SimulatedCluster) -> RunningOperator:
     """Bring a job to its end, of whose segments the first cannot be processed."""
-    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="PdfEncrypted")
+    cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="DocumentEncrypted")
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     only = cluster.start_operator()
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "partial_failure", seconds=600)

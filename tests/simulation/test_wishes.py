@@ -132,7 +132,7 @@ def test_a_death_before_the_suspended_job_is_deleted_leaves_none(cluster: Simula
 
 def test_a_range_that_ends_before_it_begins_runs_nothing_and_says_so(cluster: SimulatedCluster) -> None:
     """Invariant 5; and what stands in the way of an attempt does not stand in the way of the next."""
-    cluster.verdicts[Stage.SEGMENTS, 3] = Verdict(code="PdfEncrypted")
+    cluster.verdicts[Stage.SEGMENTS, 3] = Verdict(code="DocumentEncrypted")
     fail_in_part(cluster)
     patch(cluster, retryGeneration=1, retrySegments="3-0")
     status = reach(cluster, "partial_failure", 1)
@@ -205,7 +205,7 @@ def test_a_namespace_that_is_no_tenant_any_more_is_a_reason_and_not_touched(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 5: the chart has taken the operator's rights there away."""
-    only = start(cluster, first=Verdict(code="PdfEncrypted"))
+    only = start(cluster, first=Verdict(code="DocumentEncrypted"))
     cluster.kill(only)
     tenants, cluster.config = cluster.config, cluster.config.model_copy(update={"tenants": []})
     cluster.verdicts = {key: GOOD if verdict == HANGS else verdict for key, verdict in cluster.verdicts.items()}

@@ -42,7 +42,7 @@ def worker_pod(config: Config, **spec: Any) -> JsonObject:
         deadline_seconds=60,
         config=config,
         tenant=Tenant(namespace="team-a", bucket="team-a"),
-        provider=None,
+        provider=config.provider(body["spec"].get("pipeline", {}).get("embedding", {}).get("provider", "")),
     )
     pod: JsonObject = build_job(dispatch)["spec"]["template"]["spec"]
     return pod

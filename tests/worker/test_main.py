@@ -163,8 +163,11 @@ def test_sigterm_ends_at_once_with_interrupted(tmp_path: Path, url: str) -> None
 
 
 def test_a_whole_run_as_a_process_with_a_remote_embedder(tmp_path: Path, url: str, worker: Worker) -> None:
+    keys: set[str | None] = set()
+
     def vectors(request: Any) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        keys.add(request.headers["Authorization"])
         rows = [{"index": i, "embedding": [1.0, 2.0]} for i in range(len(body["input"]))]
         answer(request, 200, json.dumps({"data": rows}).encode())
 
@@ -184,6 +187,7 @@ def test_a_whole_run_as_a_process_with_a_remote_embedder(tmp_path: Path, url: st
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {line["job_uid"] for line in lines} == {document["job"]["uid"]}
+    assert keys == {"Bearer sk-hidden"}
     assert b"sk-hidden" not in done.stdout + done.stderr
     live = live_versions(store=worker.store, knowledge_base=document["knowledgeBase"])
     assert [version.embedding.provider for version in live] == ["local"]

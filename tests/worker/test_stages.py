@@ -369,3 +369,28 @@ def test_the_layout_is_as_documented(worker: Worker) -> None:
     for kind in kinds:
         assert f"/{kind}/" in page
     assert layout.safe_file_name(name="../../etc/päss wd.PDF") == "p_ss_wd.PDF"
+
+
+def test_a_copy_or_a_plan_that_somebody_changed_is_not_read(worker: Worker) -> None:
+    """Both are named by their content, and whoever has the bucket's credentials can write to it."""
+    prepared = worker.prepare(document__source__uri=worker.upload(data=pdf(pages=[sentences(count=5)] * 5)))
+    (copy,) = [entry.key for entry in worker.store.list(prefix="kb") if "/sources/" in entry.key]
+    (plan,) = [entry.key for entry in worker.store.list(prefix="kb") if "/plans/" in entry.key]
+    changes = {
+        copy: pdf(pages=[sentences(count=5, tag=" of another")] * 5),
+        plan: worker.store.get(key=plan).replace(b"Segmented", b"Segmente1"),
+    }
+    for key, changed in changes.items():
+        good = worker.store.get(key=key)
+        assert changed != good
+        worker.store.put(key=key, data=changed)
+        with pytest.raises(WorkerError, match="SegmentsMissing"):
+            worker.segment(prepared=prepared, segment=0)
+        worker.store.put(key=key, data=good)
+    worker.segment(prepared=prepared, segment=0)
+
+
+@pytest.mark.parametrize(("pages", "mode"), [(3, "SinglePass"), (4, "Segmented")])
+def test_a_single_pass_takes_at_most_so_many_pages(worker: Worker, pages: int, mode: str) -> None:
+    uri = worker.upload(data=pdf(pages=["One."] * pages))
+    assert worker.prepare(document__source__uri=uri)["mode"] == mode

@@ -1,0 +1,221 @@
+"""What the API answers with, and how it takes an upload: over a server that plays the cluster's API server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fastapi import FastAPI, Request
+from ingestion_api.app import connect
+from ingestion_api.auth import Principal
+from ingestion_api.job_index import JobIndex
+from ingestion_api.jobs import JobUnknownError
+from ingestion_api.metrics import Metrics
+from ingestion_api.middleware import MAX_HEADERS, MAX_QUERY_BYTES, Limits
+from ingestion_api.options import Options
+from ingestion_api.problems import ProblemError, busy, unavailable
+from ingestion_api.routes.ingest import bulk_ingest
+from ingestion_api.routes.search import SearchRequest, search_knowledge_base
+from ingestion_api.services import Services
+from ingestion_api.views import progress
+from ingestion_crds.config import Config
+from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import JsonObject, KubeClient
+from ingestion_worker.store import Store, StoreConfig
+from support.builders import KNOWLEDGE_BASE, ingestion_job
+from support.worker_builders import KB, Worker, answer, http_server
+
+from .test_keys import kubeconfig
+
+CALLER = Principal(key_id="k", namespace="team-a")
+OTHER = "2b1d0000-0000-4000-8000-000000000009"
+HEAD = b'--b\r\nContent-Disposition: form-data; name="mode"\r\n\r\nSegmented\r\n'
+FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nabc'
+END = b"\r\n--b--\r\n"
+
+
+def stored(name: str = "handbook", **metadata: Any) -> JsonObject:
+    body = ingestion_job(name=name)
+    known = {"uid": str(uuid.uuid4()), "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "1"}
+    body["metadata"] |= {**known, **metadata}
+    return body
+
+
+def test_progress_says_what_failed_and_why() -> None:
+    body = stored(uid="11111111-1111-4111-8111-111111111111")
+    failure = {"segment": 3, "stage": "process_segments", "code": "PageUnreadable", "retryable": False}
+    body["status"] = {
+        "phase": "partial_failure",
+        "observedRetryGeneration": 0,
+        "failures": [{**failure, "message": "page 4", "exitCode": 74, "attempt": 0}],
+        "failureSummary": {"PageUnreadable": 1},
+        "conditions": [{"type": "Stalled", "status": "True", "reason": "SegmentsFailed", "message": "1 of 9 failed"}],
+    }
+    shown = progress(IngestionJob.model_validate(body))
+    assert shown.failure_summary == {"PageUnreadable": 1}
+    assert [(item.segment, item.code, item.message, item.exit_code) for item in shown.failures] == [
+        (3, "PageUnreadable", "page 4", 74)
+    ]
+    assert shown.error_message == "1 of 9 failed"
+
+
+@pytest.mark.parametrize("problem", [busy("too many"), unavailable("away")])
+def test_who_is_to_come_again_is_told_when(problem: ProblemError) -> None:
+    assert int(problem.response().headers["retry-after"]) > 0
+
+
+def test_jobs_are_listed_newest_first() -> None:
+    index = JobIndex(kube=cast(KubeClient, None), metrics=Metrics())
+    for day in (2, 1, 3):
+        index.put(stored(f"job-{day}", creationTimestamp=f"2026-01-0{day}T00:00:00Z"))
+    which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "limit": 2}
+    first, place = index.page(**which, before=None)
+    second, end = index.page(**which, before=place)
+    assert [job.metadata.name for job in [*first, *second]] == ["job-3", "job-2", "job-1"]
+    assert (len(first), end) == (2, None)
+
+
+class ApiServer:
+    """Takes jobs, or answers something else."""
+
+    def __init__(self, *, post: int = 201, get: int = 200) -> None:
+        self.post, self.get = post, get
+        self.made: list[JsonObject] = []
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        if request.command == "POST":
+            self.made.append(json.loads(request.rfile.read(int(request.headers["Content-Length"]))))
+            answer(request, self.post, json.dumps(stored()).encode())
+        else:
+            answer(request, self.get, json.dumps(stored()).encode())
+
+
+@asynccontextmanager
+async def services(folder: Path, server: ApiServer, **options: Any) -> AsyncIterator[Services]:
+    """The API's parts, over buckets that are folders."""
+    config = Config.model_validate(
+        {
+            "workerImage": "worker:test",
+            "store": {"endpoint": f"file://{folder}"},
+            "tenants": [{"namespace": "team-a", "bucket": "team-a"}],
+        }
+    )
+    with http_server(handle=server) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(folder, url)) as kube:
+            yield connect(kube=kube, config=config, options=Options(**options), namespace="system", metrics=Metrics())
+
+
+def request(parts: Services, *, body: bytes = b"", ends: bool = True) -> Request:
+    """A request to an app of these parts; one that does not end sends nothing more."""
+    app = FastAPI()
+    app.state.services = parts
+    messages = [{"type": "http.request", "body": body, "more_body": not ends}]
+
+    async def receive() -> dict[str, Any]:
+        if not messages:
+            await asyncio.sleep(3600)
+        return messages.pop(0)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    return Request({"type": "http", "method": "POST", "headers": headers, "app": app, "state": {}}, receive)
+
+
+def bucket(folder: Path) -> list[str]:
+    store = Store(config=StoreConfig(url=f"file://{folder}/team-a"))
+    return [entry.key for entry in store.list(prefix="uploads")]
+
+
+async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path) -> None:
+    server = ApiServer()
+    async with services(tmp_path, server) as parts:
+        await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
+    (made,) = server.made
+    assert (made["spec"]["mode"], made["spec"]["document"]["title"]) == ("Segmented", "a.txt")
+    assert len(bucket(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("post", "get", "left"), [(500, 500, 1), (500, 404, 0), (422, 200, 0)], ids=["may exist", "does not", "is refused"]
+)
+async def test_the_file_of_a_job_stays_as_long_as_that_may_exist(
+    tmp_path: Path, post: int, get: int, left: int
+) -> None:
+    """Nothing is lost, and nothing is left."""
+    async with services(tmp_path, ApiServer(post=post, get=get)) as parts:
+        with pytest.raises(ProblemError) as refused:
+            await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
+    assert isinstance(refused.value, JobUnknownError) == bool(left)
+    assert len(bucket(tmp_path)) == left
+
+
+async def test_an_upload_that_stalls_is_given_up(tmp_path: Path) -> None:
+    """And its place is another's."""
+    async with services(tmp_path, ApiServer(), stall_seconds=0.2, uploads=1) as parts:
+        for _ in range(2):
+            with pytest.raises(ProblemError) as refused:
+                await bulk_ingest(request(parts, body=FILE, ends=False), uuid.UUID(KB), CALLER)
+            assert refused.value.status == 408
+    assert bucket(tmp_path) == []
+
+
+async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_path: Path) -> None:
+    worker = Worker(store=Store(config=StoreConfig(url=f"file://{tmp_path}/team-a")), folder=tmp_path)
+    texts = {KB: ["A lighthouse by the sea.", "Tax forms."], OTHER: ["The lighthouse keeper.", "Soup of the day."]}
+    number = 0
+    for knowledge_base, found in texts.items():
+        for text in found:
+            number += 1
+            uri = worker.upload(data=text.encode(), name="a.txt")
+            which = {"document__id": str(uuid.UUID(int=number)), "job__uid": f"job-{number}"}
+            worker.ingest(document__source__uri=uri, knowledgeBase=knowledge_base, **which)
+    async with services(tmp_path, ApiServer()) as parts:
+        asked = {"query": "lighthouse", "kb_ids": list(texts)}
+        every = await search_knowledge_base(request(parts), SearchRequest(**asked, limit=10), CALLER)
+        scores = [result.score for result in every.results]
+        assert len(scores) == 4
+        assert scores == sorted(scores, reverse=True)
+        best = await search_knowledge_base(request(parts), SearchRequest(**asked, limit=2), CALLER)
+        assert {result.content for result in best.results} == {"A lighthouse by the sea.", "The lighthouse keeper."}
+        for more in ({"rerank": True}, {"prefer_draft": True}, {"version_overrides": {OTHER: OTHER}}):
+            with pytest.raises(ProblemError) as refused:
+                await search_knowledge_base(request(parts), SearchRequest(**asked, **more), CALLER)
+            assert (refused.value.status, next(iter(more)) in refused.value.message) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "stalls", "status"),
+    [
+        ([(b"x", b"y")] * (MAX_HEADERS + 1), b"", False, 431),
+        ([], b"q" * (MAX_QUERY_BYTES + 1), False, 414),
+        ([], b"", True, 408),
+        ([], b"", False, 200),
+    ],
+)
+async def test_limits_on_what_a_stranger_sends(
+    monkeypatch: pytest.MonkeyPatch, headers: list[tuple[bytes, bytes]], query: bytes, stalls: bool, status: int
+) -> None:
+    monkeypatch.setattr("ingestion_api.middleware.BODY_SECONDS", 0.1)
+    sent: list[dict[str, Any]] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> dict[str, Any]:
+        if stalls:
+            await asyncio.sleep(3600)
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": headers, "query_string": query, "state": {}}
+    await Limits(app, upload_suffix="/ingest")(scope, receive, send)
+    assert sent[0]["status"] == status

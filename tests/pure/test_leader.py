@@ -1,0 +1,65 @@
+"""How long a Lease is held and waited for, on a clock that the test turns."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+from ingestion_operator import leader
+from ingestion_operator.leader import LeaderClient, Leadership, Lease
+
+
+class Leases:
+    """An API server that has one Lease."""
+
+    def __init__(self) -> None:
+        self.spec: JsonObject | None = None
+
+    async def request(self, method: str, _: str, *, body: Any = None, **__: Any) -> JsonObject:
+        if method != "GET":
+            self.spec = dict(body["spec"])
+        if self.spec is None:
+            raise ApiError(status=404, reason="NotFound", message="")
+        return {"metadata": {"name": "operator", "resourceVersion": "1"}, "spec": dict(self.spec)}
+
+
+async def test_who_cannot_renew_stops_five_seconds_before_another_may_begin() -> None:
+    now = 0.0
+    client = cast(KubeClient, Leases())
+    first, second = (
+        Leadership(client=client, lease=Lease(namespace="system", name="operator", identity=who), clock=lambda: now)
+        for who in ("first", "second")
+    )
+    assert await first._step(1)
+    assert not await second._step(1)
+    for now, works, taken in ((9.9, True, False), (10.1, False, False), (14.9, False, False), (15.1, False, True)):
+        assert (first.valid, await second._step(1)) == (works, taken), now
+
+
+async def test_who_has_lost_the_lease_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each write it looks at the clock: a process may have been stopped between looking and writing."""
+    now = 0.0
+    sent, left = [], []
+    client = LeaderClient.__new__(LeaderClient)
+    lease = Lease(namespace="system", name="operator", identity="first")
+    client.leadership = Leadership(client=cast(KubeClient, Leases()), lease=lease, clock=lambda: now)
+    assert await client.leadership._step(1)
+
+    async def send(_: KubeClient, method: str, *__: Any, **___: Any) -> JsonObject:
+        sent.append(method)
+        return {}
+
+    def leave(reason: str) -> None:
+        left.append(reason)
+        raise SystemExit
+
+    monkeypatch.setattr(KubeClient, "request", send)
+    monkeypatch.setattr(leader, "leave", leave)
+    await client.request("PATCH", "/x")
+    now = 11.0
+    await client.request("GET", "/x")
+    with pytest.raises(SystemExit):
+        await client.request("PATCH", "/x")
+    assert sent == ["PATCH", "GET"]
+    assert len(left) == 1
