@@ -96,7 +96,7 @@ class ControlPlane:
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's kubeconfig file, with everything embedded."""
+        """The administrator's kubeconfig file; it names files of the temporary folder."""
         return self.folder / "kubeconfig"
 
     @property

@@ -146,9 +146,10 @@ class RemovePods:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchIngestionJob:
-    """Apply a JSON patch to the IngestionJob if it is still what the plan was made from."""
+    """Apply a JSON patch to the IngestionJob if it is still what the plan was made from, and tell of it."""
 
     operations: tuple[JsonObject, ...]
+    told: Event | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +295,13 @@ def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
     return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
 
 
+def refused(job: IngestionJob) -> str | None:
+    """Return what a job says that the API server refused, or None."""
+    said = next((item for item in job.status.conditions if item.type == ConditionType.STALLED), None)
+    rejected = said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER
+    return said.message if said is not None and rejected else None
+
+
 def given_up(job: IngestionJob, child: ChildJob) -> bool:
     """True when the running stage's Job is to be taken as it stands, and deleted.
 
@@ -418,16 +426,17 @@ def _answer_annotation(draft: _Draft) -> None:
             draft.set(last_handled_retry_request=handled[:_TOKEN_LENGTH])
         return
     if draft.snapshot.answer_refused:
-        return  # at the next look
+        draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
+        return
     mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]}
     if token[:_TOKEN_LENGTH] == job.status.last_handled_retry_request:
         # Somebody lost the mark of an answered token, which is no reason to answer it again.
         draft.actions.append(PatchIngestionJob(operations=(mark,)))
         return
-    refused = retry.refusal(job)
-    if refused is not None:
-        draft.actions.append(PatchIngestionJob(operations=(mark,)))
-        draft.events.append(Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {refused}", warning=True))
+    why_not = retry.refusal(job)
+    if why_not is not None:
+        told = Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {why_not}", warning=True)
+        draft.actions.append(PatchIngestionJob(operations=(mark,), told=told))
         return
     generation = job.spec.retry_generation
     origin = json.dumps({"generation": generation + 1, "trigger": Trigger.ANNOTATION.value})
@@ -697,6 +706,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
         before = _last_made(_records(draft.snapshot.job.status))
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
+            _still_refused(draft)
             draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
         else:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
@@ -711,10 +721,9 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
 
 
 def _still_refused(draft: _Draft) -> None:
-    """Keep saying that the cluster refused the Job, until it takes it: each try would else write the status twice."""
-    said = next((item for item in draft.snapshot.job.status.conditions if item.type == ConditionType.STALLED), None)
-    if said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER:
-        draft.block(Reason.REJECTED_BY_CLUSTER, said.message)
+    """Keep saying that the cluster refused something, until it does it: each try would else write the status twice."""
+    if (said := refused(draft.snapshot.job)) is not None:
+        draft.block(Reason.REJECTED_BY_CLUSTER, said)
 
 
 def _steer(draft: _Draft, child: ChildJob) -> None:
@@ -749,6 +758,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     if draft.snapshot.config_map_gone and draft.snapshot.rejection is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     elif draft.snapshot.config_map_gone:
+        _still_refused(draft)
         _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
@@ -1040,6 +1050,7 @@ def _clean_up(draft: _Draft) -> None:
 
 def _delete(draft: _Draft, child: ChildJob) -> None:
     if draft.snapshot.rejection is None:
+        _still_refused(draft)
         draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
     else:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)

@@ -38,6 +38,7 @@ from ingestion_operator.plan import (
     ended,
     plan,
     recorded,
+    refused,
     settled,
     wants_diagnosis,
     wants_harvest,
@@ -287,7 +288,7 @@ class Reconciler:
         """
         pace, (raw, job) = self._pace(key), look.kept
         snapshot = Snapshot(job=job, config=self._config, jobs=(look.child,))
-        if _running(snapshot) is None:
+        if _running(snapshot) is None or refused(job) is not None:
             return await self._look(key)
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot, thorough=False)
@@ -315,11 +316,15 @@ class Reconciler:
         self._left[key] = max(map(int, versions), default=0)
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
+        return self._tidy_later(key, None)
+
+    def _tidy_later(self, key: str, wait: float | None) -> float | None:
+        """Return the delay of a job at rest, shorter where a finished Job was left behind that may go by then."""
         if key not in self._littered:
-            return None
+            return wait
         self._littered.discard(key)
         self.suspect(key)
-        return _TRY_TO_TIDY_SECONDS
+        return _TRY_TO_TIDY_SECONDS if wait is None else min(wait, _TRY_TO_TIDY_SECONDS)
 
     def _share(self, key: str) -> None:
         for crowd in self._crowds.values():
@@ -348,7 +353,7 @@ class Reconciler:
         pace.keep(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
-            return wait  # for its time to live
+            return self._tidy_later(key, wait)  # for its time to live
         self._crowds[_point(child)].add(key)
         self._share(key)
         if wait is None:
@@ -434,13 +439,13 @@ class Reconciler:
             pace.diagnosed = self._monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
-                refused = None
+                said = None
             else:  # all that are left were deleted
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
-                refused = await self._refusals.of(namespace=namespace, job_uid=child.uid, now=self._now())
+                said = await self._refusals.of(namespace=namespace, job_uid=child.uid, now=self._now())
             return replace(
                 snapshot,
-                waiting=read_waiting(pods=pods, refused=refused, now=self._now()),
+                waiting=read_waiting(pods=pods, refused=said, now=self._now()),
                 config_map_gone=thorough
                 and any(map(may_lack_config_map, pods))
                 and await self._config_map_gone(namespace, child.name),
@@ -511,12 +516,7 @@ class Reconciler:
             case DeleteJob():
                 return raw, await self._delete_job(snapshot, action)
             case DeleteConfigMap():
-                try:
-                    await self._cluster.delete_config_map(namespace=namespace, name=action.name)
-                except ApiError as error:
-                    if error.status not in _REFUSALS:
-                        raise
-                    log.warning("a ConfigMap stays: %s", error, extra={"job": snapshot.job.key})
+                await self._delete_config_map(snapshot, action.name)
             case PatchJob():
                 try:
                     await self._cluster.patch_job(
@@ -548,6 +548,7 @@ class Reconciler:
                         raise ConflictError(str(error)) from error
                     log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
                     return raw, replace(snapshot, answer_refused=True)
+                await self._tell(raw, (action.told,) if action.told else ())
                 return raw, replace(snapshot, job=self._understand(snapshot.job.key, raw))
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
@@ -555,9 +556,9 @@ class Reconciler:
 
     async def _delete_job(self, snapshot: Snapshot, action: DeleteJob) -> Snapshot:
         namespace = snapshot.job.metadata.namespace
+        # The ConfigMap first: while the Job is there, a crash between the two is made good.
+        await self._delete_config_map(snapshot, action.name)
         try:
-            # The ConfigMap first: while the Job is there, a crash between the two is made good.
-            await self._cluster.delete_config_map(namespace=namespace, name=action.name)
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
         except ApiError as error:
             if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
@@ -568,6 +569,14 @@ class Reconciler:
             self._littered.add(snapshot.job.key)
             return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
         return replace(snapshot, jobs=await self._left_of(snapshot, action), rejection=None)
+
+    async def _delete_config_map(self, snapshot: Snapshot, name: str) -> None:
+        try:
+            await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
+        except ApiError as error:
+            if error.status not in _REFUSALS:
+                raise
+            log.warning("a ConfigMap stays: %s", error, extra={"job": snapshot.job.key})
 
     async def _left_of(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
         """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
@@ -674,6 +683,7 @@ def _waiting_before(job: IngestionJob) -> Waiting | None:
         Reason.POD_CREATION_FAILED,
         Reason.POD_PENDING,
         Reason.POD_TERMINATING,
+        Reason.REJECTED_BY_CLUSTER,
     ):
         return None
     return Waiting(reason=stalled.reason, message=stalled.message)

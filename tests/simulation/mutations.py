@@ -145,11 +145,13 @@ def _dispatch_of(""",
         file="reconcile.py",
         changes=(
             (
-                """            await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+                """        await self._delete_config_map(snapshot, action.name)
+        try:
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
 """,
-                """            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
-            await self._cluster.delete_config_map(namespace=namespace, name=action.name)
+                """        try:
+            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+            await self._delete_config_map(snapshot, action.name)
 """,
             ),
         ),
@@ -183,16 +185,18 @@ def _dispatch_of(""",
         changes=(
             (
                 """        if child is not None and child.finished and not child.deleting:
-            draft.actions.append(""",
+            _still_refused(draft)
+""",
                 """        if False:
-            draft.actions.append(""",
+            _still_refused(draft)
+""",
             ),
         ),
     ),
     Mutation(
         name="an answer that is refused is tried again at once",
         file="plan.py",
-        changes=(("    if draft.snapshot.answer_refused:\n        return  # at the next look\n", ""),),
+        changes=(("    if draft.snapshot.answer_refused:\n", "    if False:\n"),),
     ),
     Mutation(
         name="the ConfigMap of a lost Job stays",

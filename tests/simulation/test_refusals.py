@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from ingestion_crds import constants as names
@@ -11,10 +12,10 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, in
 from support.builders import ingestion_job
 
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
-from simulation.controllers import Verdict
+from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle
 from simulation.stories import PATH, SEGMENTS, fail_in_part, live, make_late, note_calls, stalled, start
-from simulation.test_wishes import patch, reach
+from simulation.test_wishes import patch, reach, suspend, warnings
 
 FORBIDDEN = ApiError(status=403, reason="Forbidden", message="a policy says no")
 INVALID = ApiError(status=422, reason="Invalid", message="a policy says no")
@@ -43,6 +44,18 @@ class Policy:
 def policy(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> Policy:
     """A policy that allows everything until a test says otherwise."""
     return Policy(cluster, monkeypatch)
+
+
+@contextmanager
+def quiet(cluster: SimulatedCluster) -> Iterator[None]:
+    """What is tried again and again is neither written nor told again."""
+
+    def seen() -> tuple[str, int]:
+        return live(cluster)["metadata"]["resourceVersion"], len(cluster.api.all("events"))
+
+    before = seen()
+    yield
+    assert seen() == before
 
 
 def deletes(what: str) -> Callable[[Call], bool]:
@@ -89,10 +102,48 @@ def test_a_duplicate_that_may_not_be_deleted_is_said(cluster: SimulatedCluster, 
     assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=120)
     assert stalled(cluster)["message"] == "late: a policy says no"
     asked = policy.refused
-    cluster.pass_until(lambda: False, seconds=600)
-    assert policy.refused < asked + 60
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+    assert asked < policy.refused < asked + 60
     policy.refuses = lambda _: False
     assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=60)
+
+
+def test_a_suspended_job_that_may_not_be_deleted_is_said_and_waited_for(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    """It was given up, and somebody could let it go on."""
+    start(cluster, first=GOOD)
+    suspend(cluster)
+    policy.refuses = deletes("jobs")
+    patch(cluster, cancelGeneration=0)
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+    policy.refuses = lambda _: False
+    reach(cluster, "failed")
+
+
+def test_config_maps_that_may_not_be_deleted_keep_no_job_from_being_deleted(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    policy.refuses = deletes("configmaps")
+    fail_in_part(cluster)
+    assert policy.refused
+    assert len(cluster.api.all("jobs")) == 1
+
+
+def test_what_a_job_with_a_time_to_live_left_behind_is_tried_again_before_that_is_over(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    policy.refuses = deletes("jobs")
+    body = ingestion_job(parallelism=SEGMENTS, ttlSecondsAfterFinished=10**6)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    reach(cluster, "completed")
+    assert len(cluster.api.all("jobs")) > 1
+    policy.refuses = lambda _: False
+    assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=700)
 
 
 def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, policy: Policy) -> None:
@@ -108,6 +159,7 @@ def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, polic
     patch(cluster, retryGeneration=1)
     reach(cluster, "completed", 1)
     assert policy.refused == 3
+    assert not [text for text in warnings(cluster) if "quota" in text], "it resolves by itself"
     assert len(cluster.api.all("jobs")) == len(cluster.api.all("configmaps")) == 1
 
 
@@ -139,9 +191,13 @@ def test_an_annotation_whose_answer_is_refused_holds_nothing_up(
     reach(cluster, "completed")
     written = sum(call.writes and call.path.endswith("/status") for call in sent)
     assert 0 < policy.refused <= written, "once for each look at most"
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=700)
+    assert not warnings(cluster), "it was not answered"
     policy.refuses = lambda _: False
     handled = names.ANNOTATION_RETRY_HANDLED
-    assert cluster.pass_until(lambda: live(cluster)["metadata"]["annotations"].get(handled) == "now", seconds=700)
+    assert cluster.pass_until(lambda: live(cluster)["metadata"]["annotations"].get(handled) == "now", seconds=60)
+    assert len(warnings(cluster)) == 1
 
 
 def test_a_config_map_that_may_not_be_made_again_is_said(
@@ -157,6 +213,8 @@ def test_a_config_map_that_may_not_be_made_again_is_said(
     cluster.api.request("DELETE", core_path("configmaps", NAMESPACE, name))
     assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=200)
     assert name in stalled(cluster)["message"]
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
     policy.refuses = lambda _: False
     assert cluster.pass_until(lambda: bool(cluster.api.all("configmaps")), seconds=200)
 

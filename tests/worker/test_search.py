@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ingestion_worker import layout
 from ingestion_worker.budget import Budget
 from ingestion_worker.chunking import Chunk
 from ingestion_worker.embedding import EmbeddingSpec
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, encode_segment
+from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, column_types, encode_segment
 from ingestion_worker.search import Hit, SegmentCache, search_text
 from ingestion_worker.store import Body, Store
 from support.worker_builders import BUILTIN, KB, Worker, builtin, pdf, sentences
@@ -207,7 +209,38 @@ def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker,
     owner = entry["live"]["embedding"] if field == "model" else entry["live"]
     owner[field] = "x" * length
     worker.store.put(key=key, data=json.dumps(entry).encode())
-    assert f"{field} has {length} characters" in refused(lambda: find(worker.store))
+    with pytest.raises(WorkerError, match=f"DocumentUnreadable: .*{field} is no text or number of at most"):
+        find(worker.store)
+
+
+@pytest.mark.parametrize("data", [b"[]", b"nothing", b'{"format": 1}', b'{"format": 1, "live": {"title": ["x"]}}'])
+def test_a_history_entry_that_is_none_of_ours_is_said(worker: Worker, data: bytes) -> None:
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    if b"title" in data:
+        entry = json.loads(worker.store.get(key=key))
+        entry["live"]["title"] = ["x" * 1_000_000]
+        data = json.dumps(entry).encode()
+    worker.store.put(key=key, data=data)
+    with pytest.raises(WorkerError, match="DocumentUnreadable"):
+        find(worker.store)
+
+
+@pytest.mark.parametrize("column", ["start", "page", "content", "vector"])
+def test_an_output_of_other_columns_than_ours_is_not_read(worker: Worker, column: str) -> None:
+    """A number that is a long text would be made once for each row."""
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    table = pq.read_table(io.BytesIO(worker.store.get(key=key)))
+    index = table.schema.get_field_index(column)
+    assert table.schema.types == list(column_types(dimensions=256).values())
+    others = pa.array([["x"]] * len(table), pa.list_(pa.string()))
+    for changed in (table.set_column(index, column, others), table.drop_columns([column])):
+        buffer = io.BytesIO()
+        pq.write_table(changed, buffer)
+        worker.store.put(key=key, data=buffer.getvalue())
+        with pytest.raises(WorkerError, match=f"DocumentUnreadable: .* is none of ours: .*{column}"):
+            find(worker.store)
 
 
 def test_the_cache_counts_entries_and_listings_too_and_gives_vectors_up_first() -> None:

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ingestion_worker import layout
 from ingestion_worker.attempt import EmbeddingSpec
@@ -28,6 +28,8 @@ from ingestion_worker.store import ObjectMissingError, Store
 FORMAT: Final = 1
 # Every lost race means that another writer got through, so this is far beyond any real number of writers.
 MAX_TRIES: Final = 1000
+_Kind = TypeVar("_Kind")
+
 # An entry has under 1 KB, and some 60 bytes for each unfinished job of its document.
 MAX_ENTRY_BYTES: Final = 2**20
 # No text that we write in one is longer.
@@ -81,22 +83,32 @@ def decode_state(*, data: bytes, sequence: int) -> State:
 
     Raises:
         WorkerError: PipelineChanged when a later release wrote it in a format this one does not know;
-            DocumentTooLarge when something in it is longer than anything of ours.
+            DocumentUnreadable when it is none of ours, or something in it is longer than anything of ours.
     """
-    body: dict[str, Any] = json.loads(data)
-    if body.get("format") != FORMAT:
-        raise WorkerError("PipelineChanged", f"the document's history has format {body.get('format')}, not {FORMAT}")
-    live = body["live"]
-    for name, value in {**live, **live["embedding"]}.items() if live else ():
+    try:
+        body: dict[str, Any] = json.loads(data)
+        if body.get("format") != FORMAT:
+            raise WorkerError(
+                "PipelineChanged", f"the document's history has format {body.get('format')}, not {FORMAT}"
+            )
+        live = body["live"]
+        if live:
+            spec = _checked(EmbeddingSpec, live["embedding"])
+            live = _checked(LiveVersion, {**live, "embedding": spec})
+        return State(sequence=sequence, live=live or None, fences=dict(body["fences"]), numbers=dict(body["numbers"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WorkerError(
+            "DocumentUnreadable", f"an entry of the document's history is none of ours: {error}"
+        ) from error
+
+
+def _checked(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+    """Return a dataclass of texts and numbers, each of its own type and no longer than we write it."""
+    for name, value in values.items():
         most = _MAX_TITLE if name == "title" else _MAX_FIELD
-        if isinstance(value, str) and len(value) > most:
-            raise WorkerError("DocumentTooLarge", f"the history's {name} has {len(value)} characters; at most {most}")
-    return State(
-        sequence=sequence,
-        live=LiveVersion(**{**live, "embedding": EmbeddingSpec(**live["embedding"])}) if live else None,
-        fences=dict(body["fences"]),
-        numbers=dict(body["numbers"]),
-    )
+        if not isinstance(value, str | int | EmbeddingSpec) or len(str(value)) > most:
+            raise ValueError(f"{name} is no text or number of at most {most} characters")
+    return kind(**values)
 
 
 def sequence_of(*, key: str) -> int:

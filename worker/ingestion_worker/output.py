@@ -14,6 +14,7 @@ from ingestion_worker.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 # A search reads an output whole: what is over these bounds is neither written nor read.
@@ -42,6 +43,23 @@ def check_vectors(*, chunks: int, dimensions: int) -> None:
         )
 
 
+def column_types(*, dimensions: int) -> dict[str, pa.DataType]:
+    """Return what the columns of a segment's output hold, by name."""
+    import pyarrow as pa
+
+    return {
+        "chunk_id": pa.string(),
+        "chunk_index": pa.int64(),
+        "segment": pa.int32(),
+        "content": pa.string(),
+        "start": pa.int64(),
+        "end": pa.int64(),
+        "page": pa.int32(),
+        "page_end": pa.int32(),
+        "vector": pa.list_(pa.float32(), dimensions),
+    }
+
+
 def encode_segment(
     *, version_id: str, segment: int, chunks: Sequence[Chunk], vectors: NDArray[np.float32], dimensions: int
 ) -> bytes:
@@ -61,25 +79,22 @@ def encode_segment(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    types = column_types(dimensions=dimensions)
     positions = range(len(chunks))
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1), type=pa.float32())
     columns: dict[str, Any] = {
-        "chunk_id": pa.array(
-            [chunk_id(version_id=version_id, segment=segment, position=position) for position in positions], pa.string()
-        ),
-        "chunk_index": pa.array(
-            [chunk_index(segment=segment, position=position) for position in positions], pa.int64()
-        ),
-        "segment": pa.array([segment] * len(chunks), pa.int32()),
-        "content": pa.array([chunk.content for chunk in chunks], pa.string()),
-        "start": pa.array([chunk.start for chunk in chunks], pa.int64()),
-        "end": pa.array([chunk.end for chunk in chunks], pa.int64()),
-        "page": pa.array([chunk.page for chunk in chunks], pa.int32()),
-        "page_end": pa.array([chunk.page_end for chunk in chunks], pa.int32()),
+        "chunk_id": [chunk_id(version_id=version_id, segment=segment, position=position) for position in positions],
+        "chunk_index": [chunk_index(segment=segment, position=position) for position in positions],
+        "segment": [segment] * len(chunks),
+        "content": [chunk.content for chunk in chunks],
+        "start": [chunk.start for chunk in chunks],
+        "end": [chunk.end for chunk in chunks],
+        "page": [chunk.page for chunk in chunks],
+        "page_end": [chunk.page_end for chunk in chunks],
         "vector": pa.FixedSizeListArray.from_arrays(flat, dimensions),
     }
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd", version="2.6")
+    pq.write_table(pa.table(columns, schema=pa.schema(types)), buffer, compression="zstd", version="2.6")
     if buffer.tell() > MAX_OUTPUT_BYTES:
         raise WorkerError(
             "DocumentTooComplex",

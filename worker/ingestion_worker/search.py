@@ -23,7 +23,7 @@ from ingestion_worker.budget import Budget
 from ingestion_worker.embedding import Embedder
 from ingestion_worker.history import MAX_ENTRY_BYTES, LiveVersion, decode_state, sequence_of
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import MAX_OUTPUT_BYTES, iterate_outputs, vector_bytes
+from ingestion_worker.output import MAX_OUTPUT_BYTES, column_types, iterate_outputs, vector_bytes
 from ingestion_worker.store import ObjectMissingError, Store
 
 if TYPE_CHECKING:
@@ -450,7 +450,13 @@ def _opened(
         body = store.open(key=key, max_bytes=MAX_OUTPUT_BYTES)
         room = max(room, (made_bytes or body.size) + _OVERHEAD_BYTES)
         with budget.hold(body.size + room, deadline=deadline):
-            file = pq.ParquetFile(pa.BufferReader(body.read()), read_dictionary=_TEXTS)
+            try:
+                file = pq.ParquetFile(
+                    pa.BufferReader(body.read()), read_dictionary=[name for name in _TEXTS if name in columns]
+                )
+            except (KeyError, pa.ArrowInvalid) as error:
+                raise WorkerError("DocumentUnreadable", f"{key} is none of ours: {error}") from error
+            _check_types(file=file, key=key, columns=columns)
             unpacked = max(made_bytes, _unpacked_bytes(file=file, columns=columns))
             if unpacked > MAX_UNPACKED_BYTES:
                 raise WorkerError(
@@ -461,6 +467,23 @@ def _opened(
                 return
         # It packs better than most. It is given up before more is asked for: two that wait for each other would hang.
         room = unpacked
+
+
+def _check_types(*, file: pq.ParquetFile, key: str, columns: Collection[str]) -> None:
+    """Refuse an output whose columns are not what we write: numbers alone take no more than their rows say."""
+    import pyarrow as pa
+
+    for name, wanted in column_types(dimensions=1).items():
+        if name not in columns:
+            continue
+        index = file.schema_arrow.get_field_index(name)
+        found = file.schema_arrow.field(index).type if index >= 0 else None
+        if isinstance(found, pa.DictionaryType):
+            found = found.value_type
+        if isinstance(found, pa.FixedSizeListType):  # of which length, whoever reads it looks at
+            found = pa.list_(found.value_type, 1)
+        if found != wanted:
+            raise WorkerError("DocumentUnreadable", f"{key} is none of ours: its {name} is {found}, not {wanted}")
 
 
 def _unpacked_bytes(*, file: pq.ParquetFile, columns: Collection[str]) -> int:
@@ -499,16 +522,12 @@ def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[in
 
 
 def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     first = 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(_HIT_COLUMNS)):
         for name in _TEXTS:
-            column = batch.column(name)
-            if not isinstance(column, pa.DictionaryArray):
-                raise WorkerError("DocumentTooLarge", f"an output's {name} is no text")
-            longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            longest = pc.max(pc.binary_length(batch.column(name).dictionary)).as_py() or 0
             if longest > _MAX_TEXT_BYTES:
                 raise WorkerError(
                     "DocumentTooLarge", f"an output's {name} has {longest} bytes; at most {_MAX_TEXT_BYTES} are read"
