@@ -13,6 +13,7 @@ changes nothing. How an attempt goes:
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -62,6 +63,8 @@ JsonObject = dict[str, Any]
 
 _KEPT_FAILED_PODS: Final = 20
 _TOKEN_LENGTH: Final = 256
+# The words of the API server where there are as many Jobs, or ConfigMaps, as a ResourceQuota allows.
+_QUOTA: Final = re.compile(r"exceeded quota\b.*\b(jobs\.batch|configmaps)\b")
 # The Job watch wakes the operator; these are for what no event tells.
 _LOOK_AT_STARTING_SECONDS: Final = 5.0
 _LOOK_AT_RUNNING_SECONDS: Final = 60.0
@@ -702,8 +705,8 @@ def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
 def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
     if draft.snapshot.rejection is not None:
-        # The Job before it has nothing left to give, and may be what a quota is used up by.
-        before = _last_made(_records(draft.snapshot.job.status))
+        # The Job before it has nothing left to give, and is part of what the quota is used up by.
+        before = _last_made(_records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
             _still_refused(draft)

@@ -170,7 +170,8 @@ time.sleep(600)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
         child = Path("/proc", program.stdout.readline().decode().strip())
-        assert child.exists()
+        while (child / "comm").read_text() != "sleep\n":  # what ties it to its parent has run by then
+            time.sleep(0.01)
         program.kill()
     deadline = time.monotonic() + 30
     while child.exists() and "State:\tZ" not in (child / "status").read_text():

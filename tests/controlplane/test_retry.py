@@ -463,7 +463,7 @@ async def test_an_annotation_that_cannot_be_answered_is_not_tried_without_end(wo
     log = tmp_path / "operator.log"
 
     async def tried() -> int:
-        while not (times := log.read_text().count("changed meanwhile")):
+        while not (times := log.read_text().count("an annotation is not answered")):
             await asyncio.sleep(0.1)
         return times
 
