@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingestion_worker import history, layout
-from ingestion_worker.history import LiveVersion, decode_state, read_state, sequence_of
+from ingestion_worker.history import LiveVersion, State, decode_state, encode_state, read_state, sequence_of
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.search import live_versions, search_text
 from ingestion_worker.store import Store, StoreConfig
@@ -236,3 +237,11 @@ def test_a_single_pass_killed_at_any_operation_ends_in_the_same_version(tmp_path
     mine = {e.key: store.get(key=e.key) for e in store.list(prefix="kb") if "/versions/" in e.key}
     theirs = {e.key: reference.store.get(key=e.key) for e in reference.store.list(prefix="kb") if "/versions/" in e.key}
     assert mine == theirs
+
+
+@pytest.mark.parametrize("letter", ["x", "\\", "'", "\u2028", "\U0001f600"])
+def test_what_is_written_of_the_longest_names_is_read_again(letter: str) -> None:
+    """As long as the CRD lets them be."""
+    embedding = replace(BUILTIN, provider="p" * 63, model=letter * 128, dimensions=16_384)
+    longest = replace(version(number=1), title=letter * 512, embedding=embedding)
+    assert decode_state(data=encode_state(state=State(live=longest)), sequence=1).live == longest

@@ -93,8 +93,8 @@ def decode_state(*, data: bytes, sequence: int) -> State:
             )
         live = body["live"]
         if live:
-            spec = _checked(EmbeddingSpec, live["embedding"])
-            live = _checked(LiveVersion, {**live, "embedding": spec})
+            spec = _checked(EmbeddingSpec, live.pop("embedding"))
+            live = _checked(LiveVersion, live, embedding=spec)
         return State(sequence=sequence, live=live or None, fences=dict(body["fences"]), numbers=dict(body["numbers"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WorkerError(
@@ -102,13 +102,13 @@ def decode_state(*, data: bytes, sequence: int) -> State:
         ) from error
 
 
-def _checked(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
-    """Return a dataclass of texts and numbers, each of its own type and no longer than we write it."""
+def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) -> _Kind:
+    """Return a dataclass of texts and numbers, none longer than we write it, and of what is known to be right."""
     for name, value in values.items():
         most = _MAX_TITLE if name == "title" else _MAX_FIELD
-        if not isinstance(value, str | int | EmbeddingSpec) or len(str(value)) > most:
+        if not isinstance(value, str | int) or len(str(value)) > most:
             raise ValueError(f"{name} is no text or number of at most {most} characters")
-    return kind(**values)
+    return kind(**values, **known)
 
 
 def sequence_of(*, key: str) -> int:
