@@ -1,10 +1,10 @@
 {{- define "ingestion.fullname" -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "ingestion.labels" -}}
 app.kubernetes.io/name: ingestion-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
@@ -13,14 +13,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- /* Arguments: a list of the root context and the component's name. */ -}}
 {{- define "ingestion.selector" -}}
 app.kubernetes.io/name: ingestion-operator
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
 {{- /* Arguments: a list of the root context and the component's name. */ -}}
 {{- define "ingestion.image" -}}
 {{- $image := index (index . 0).Values.images (index . 1) -}}
+{{- with $image.digest -}}
+{{- printf "%s@%s" $image.repository . -}}
+{{- else -}}
 {{- printf "%s:%s" $image.repository ($image.tag | default (index . 0).Chart.AppVersion) -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Arguments: values with nodeSelector and tolerations. */ -}}
@@ -86,7 +90,9 @@ http://{{ include "ingestion.fullname" . }}-store.{{ .Release.Namespace }}.svc:7
 {{- end -}}
 
 {{- /*
-The credentials of a tenant's bucket, as JSON: given ones, else those the cluster has, else new ones.
+The credentials of a tenant's bucket, as JSON: given ones, else those that were made before, else new ones.
+What was made before is read from the release's namespace alone: what stands in a tenant's own, the tenant can change,
+and this goes to the Job that holds the store's root credentials.
 They are made once in a rendering and remembered, as they go into two Secrets.
 Arguments: a list of the root context and the tenant.
 */ -}}
@@ -94,23 +100,34 @@ Arguments: a list of the root context and the tenant.
 {{- $root := index . 0 -}}{{- $tenant := index . 1 -}}
 {{- if not (hasKey $root "tenantCredentials") -}}{{- $_ := set $root "tenantCredentials" dict -}}{{- end -}}
 {{- if not (hasKey $root.tenantCredentials $tenant.namespace) -}}
-  {{- $made := dict -}}
-  {{- $live := lookup "v1" "Secret" $tenant.namespace "ingestion-store" -}}
+  {{- $made := dict "id" (printf "%s-%s" $tenant.bucket (randAlphaNum 8 | lower)) "secret" (randAlphaNum 40) -}}
+  {{- $live := lookup "v1" "Secret" $root.Release.Namespace (include "ingestion.accounts" $root) -}}
+  {{- $account := splitList " " (index (($live).data | default dict) $tenant.namespace | default "" | b64dec | trim) -}}
   {{- if $tenant.credentials -}}
     {{- $made = dict "id" $tenant.credentials.accessKeyId "secret" $tenant.credentials.secretAccessKey -}}
-  {{- else if and $live $live.data -}}
-    {{- $made = dict "id" (b64dec $live.data.AWS_ACCESS_KEY_ID) "secret" (b64dec $live.data.AWS_SECRET_ACCESS_KEY) -}}
-  {{- else -}}
-    {{- $made = dict "id" (printf "%s-%s" $tenant.bucket (randAlphaNum 8 | lower)) "secret" (randAlphaNum 40) -}}
+  {{- else if and (eq (len $account) 3) (eq (first $account) $tenant.bucket) -}}
+    {{- $made = dict "id" (index $account 1) "secret" (index $account 2) -}}
   {{- end -}}
   {{- $_ := set $root.tenantCredentials $tenant.namespace $made -}}
 {{- end -}}
 {{- index $root.tenantCredentials $tenant.namespace | toJson -}}
 {{- end -}}
 
+{{- /* The Secret of the release's namespace with the embedded store's accounts: by tenant, bucket, id and secret. */ -}}
+{{- define "ingestion.accounts" -}}
+{{- printf "%s-store-accounts" (include "ingestion.fullname" .) -}}
+{{- end -}}
+
 {{- /* What the schema cannot say; each message names the value and what is allowed. */ -}}
 {{- define "ingestion.validate" -}}
-{{- $namespaces := list -}}{{- $buckets := list -}}
+{{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
+  {{- $labels := .metadata.labels | default dict -}}
+  {{- $other := index $labels "app.kubernetes.io/instance" | default "" -}}
+  {{- if and (eq (index $labels "helm.sh/chart" | default "" | regexFind "^.*-") "ingestion-operator-") (ne $other $.Release.Name) -}}
+    {{- fail (printf "the release %q of this chart is in the cluster already; an operator sees to the whole cluster, and two would undo what the other writes" $other) -}}
+  {{- end -}}
+{{- end -}}
+{{- $namespaces := list -}}{{- $buckets := list -}}{{- $ids := list -}}
 {{- range $index, $tenant := .Values.tenants -}}
   {{- if has $tenant.namespace $namespaces -}}
     {{- fail (printf "tenants[%d].namespace: %q is there twice; a namespace is one tenant" $index $tenant.namespace) -}}
@@ -127,6 +144,12 @@ Arguments: a list of the root context and the tenant.
     {{- end -}}
   {{- else if not (or $tenant.existingSecret $tenant.credentials) -}}
     {{- fail (printf "tenants[%d]: an external store needs existingSecret or credentials" $index) -}}
+  {{- end -}}
+  {{- with $tenant.credentials -}}
+    {{- if and $.Values.store.embedded.enabled (has .accessKeyId $ids) -}}
+      {{- fail (printf "tenants[%d].credentials.accessKeyId: %q is another tenant's; each needs its own" $index .accessKeyId) -}}
+    {{- end -}}
+    {{- $ids = append $ids .accessKeyId -}}
   {{- end -}}
   {{- $namespaces = append $namespaces $tenant.namespace -}}{{- $buckets = append $buckets $tenant.bucket -}}
 {{- end -}}
