@@ -94,6 +94,7 @@ def connect(*, kube: KubeClient, config: Config, options: Options, namespace: st
         uploads=Slots(
             what="uploads", count=options.uploads, tenants=len(config.tenants), wait_seconds=options.stall_seconds
         ),
+        metrics=metrics,
     )
 
 

@@ -11,6 +11,7 @@ from ingestion_crds.config import Config
 from ingestion_api.auth import KeyRing
 from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import Jobs
+from ingestion_api.metrics import Metrics
 from ingestion_api.options import Options
 from ingestion_api.retry import Retries
 from ingestion_api.searching import Searches
@@ -31,6 +32,7 @@ class Services:
     stores: TenantStores
     searches: Searches
     uploads: Slots
+    metrics: Metrics
 
 
 def services_of(request: Request) -> Services:

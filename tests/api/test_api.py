@@ -193,6 +193,7 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
     assert job["spec"]["pipeline"]["chunkSize"] == 500
     key = source["uri"].removeprefix(f"s3://{api.namespace}/")
     assert (api.store / key).read_bytes() == content
+    assert f"ingestion_api_upload_bytes_total {float(len(content))}" in (await api.client.get("/metrics")).text
     # A list shows a job that was just made.
     listed = await api.client.get(f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs")
     assert [item["id"] for item in listed.json()["items"]] == [job_id]
@@ -204,6 +205,9 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
         ({"document_id": "x"}, "document_id"),
         ({"options": "{"}, "options"),
         ({"options": '{"template": {"image": "evil"}}'}, "options.template"),
+        ({"options": '{"pipeline": {"chunksize": 500}}'}, "options.pipeline.chunksize"),
+        ({"options": '{"pipeline": {"embedding": {"dimension": 512}}}'}, "options.pipeline.embedding.dimension"),
+        ({"options": '{"parallelism": true}'}, "options.parallelism"),
         ({"mode": "Fast"}, "mode"),
         ({"colour": "red"}, "colour"),
         ({"options": '{"pipeline": {"chunkSize": 100, "chunkOverlap": 200}}'}, "chunkOverlap must be less"),

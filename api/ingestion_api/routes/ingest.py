@@ -118,6 +118,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
             if error.code == "StoreForbidden":
                 await parts.stores.of(namespace=caller.namespace, refresh=True)
             raise from_worker_error(error) from error
+        parts.metrics.upload_bytes.inc(upload.size)
         try:
             await reader.nothing_more()
             source = Source(uri=upload.uri, sha256=upload.sha256, content_type=file.content_type)
@@ -140,10 +141,18 @@ def _read(fields: dict[str, str]) -> tuple[IngestForm, IngestOptions]:
     except ValidationError as error:
         raise bad_request(_words(error, "")) from error
     try:
-        options = _OPTIONS.validate_json(form.options) if form.options else IngestOptions()
+        options = _options(form.options) if form.options else IngestOptions()
     except ValidationError as error:
         raise bad_request(_words(error, "options.")) from error
     return form, options
+
+
+def _options(text: str) -> IngestOptions:
+    """Read `options` as the API server reads a spec: by its own names and types, and nothing that it does not know.
+
+    The models alone let unknown fields by, as a resource may have been written by a newer release.
+    """
+    return _OPTIONS.validate_json(text, strict=True, extra="forbid", by_alias=True, by_name=False)
 
 
 def _words(error: ValidationError, prefix: str) -> str:
