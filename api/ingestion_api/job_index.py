@@ -50,10 +50,6 @@ class JobIndex:
         """True once the first list is in."""
         return self._synced.is_set()
 
-    async def wait_synced(self) -> None:
-        """Return once the first list is in."""
-        await self._synced.wait()
-
     async def run(self) -> None:
         """Keep the index up to date until cancelled."""
         await follow(self._kube, ingestion_path(), take=self._take, listed=self._take_list, failed=self._take_failure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, Final
+from typing import Any
 
 from ingestion_crds.constants import API_VERSION, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
 from ingestion_crds.job import IngestionJob, Spec
@@ -12,8 +12,6 @@ from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, unavailable
 from ingestion_api.views import job_id
-
-SPEC_FIELDS: Final = frozenset(Spec.model_fields)
 
 
 class Jobs:

@@ -158,9 +158,9 @@ class Retries:
         reason = refusal(job)
         if reason is not None:
             self._metrics.retries.labels(outcome="refused").inc()
+            # The phase first, which is what a client knows: also of a job whose first generation has not begun.
             if job.status.phase not in RETRYABLE_PHASES:
-                phase = job.status.phase.value
-                reason = f"the job is {phase}; only a failed or partially failed job can be retried"
+                reason = f"the job is {job.status.phase.value}; only a failed or partially failed job can be retried"
             raise bad_request(reason, error="not_retryable")
         return _Write(generation=live + 1, bump=True)
 

@@ -176,11 +176,6 @@ class ControlPlane:
         process.start()
         self._wait(process=process, until=self._readiness(name))
 
-    def restart_component(self, name: str) -> None:
-        """Stop one component and start it again; errors as for `start_component`."""
-        self.stop_component(name)
-        self.start_component(name)
-
     def pid(self, name: str) -> int | None:
         """The process id of one component, None while it does not run."""
         return self._process(name).pid

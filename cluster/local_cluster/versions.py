@@ -2,7 +2,6 @@
 
 KUBERNETES = "v1.36.3"
 ETCD = "v3.6.13"
-COREDNS = "v1.14.2"
 HELM = "v3.21.4"
 KWOK = "v0.8.0"
 KIND = "v0.33.0"

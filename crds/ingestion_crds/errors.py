@@ -18,7 +18,7 @@ class ErrorCode:
     """One row of the table.
 
     Args:
-        code: CamelCase name, at most 63 characters, as it stands in status and metrics.
+        code: CamelCase name, at most `CODE_LENGTH` characters, as it stands in status and metrics.
         stage: the stage that reports it, or `any`.
         exit_code: the worker's exit code; None when the operator finds the error, not a worker.
         retryable: a retry can succeed once the cause outside the job is mended;

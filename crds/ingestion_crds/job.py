@@ -390,15 +390,6 @@ class Status(Model):
     )
 
 
-class OwnerReference(Model):
-    """The part of an owner reference that ownership is decided by."""
-
-    uid: str
-    name: str = ""
-    kind: str = ""
-    controller: bool = False
-
-
 class Metadata(Model):
     """The part of metadata that decisions are made from."""
 

@@ -118,11 +118,6 @@ class KubeClient:
         settings.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration=settings))
 
-    @property
-    def api(self) -> client.ApiClient:
-        """The official client, for those of its helpers that take one."""
-        return self._api
-
     async def __aenter__(self) -> Self:
         return self
 

@@ -312,7 +312,6 @@ class ChildJob:
     version: int = 0
     owner_uid: str = ""
     stage: str = ""
-    generation: int = -1
     map_digest: str = ""
     deleting: bool = False
     queued: bool = False
@@ -327,7 +326,6 @@ class ChildJob:
     complete: bool = False
     failure_reason: str | None = None
     failure_message: str = ""
-    created: datetime | None = None
     start_time: datetime | None = None
     completion_time: datetime | None = None
 
@@ -345,14 +343,12 @@ def read_job(raw: JsonObject) -> ChildJob:
     conditions = {item["type"]: item for item in status.get("conditions", []) if item.get("status") == "True"}
     failed = conditions.get("Failed")
     ended = conditions.get("Complete") or failed or {}
-    generation = labels.get(names.LABEL_GENERATION, "")
     return ChildJob(
         name=metadata["name"],
         uid=metadata["uid"],
         version=int(metadata.get("resourceVersion", 0)),
         owner_uid=owner.get("uid", ""),
         stage=labels.get(names.LABEL_STAGE, ""),
-        generation=int(generation) if generation.isdecimal() else -1,
         map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),
         deleting="deletionTimestamp" in metadata,
         queued=bool(labels.get(names.LABEL_QUEUE_NAME)),
@@ -367,7 +363,6 @@ def read_job(raw: JsonObject) -> ChildJob:
         complete="Complete" in conditions,
         failure_reason=failed.get("reason", "Unknown") if failed else None,
         failure_message=failed.get("message", "") if failed else "",
-        created=_time(metadata.get("creationTimestamp")),
         start_time=_time(status.get("startTime")),
         completion_time=_time(status.get("completionTime") or ended.get("lastTransitionTime")),
     )

@@ -117,7 +117,11 @@ class RestoreConfigMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteJob:
-    """Delete a Job and its ConfigMap: a tombstone that is replaced, or a late duplicate."""
+    """Delete a Job and its ConfigMap.
+
+    A tombstone that is replaced, a late duplicate, a suspended Job that a cancelled attempt gives up, or a finished
+    one that makes room in a quota.
+    """
 
     name: str
     uid: str

@@ -159,7 +159,7 @@ class Tenant:
         deadline = time.monotonic() + 240
         while True:
             try:
-                self.store().ping()
+                list(self.store().list(prefix="uploads"))
                 return
             except WorkerError:
                 if time.monotonic() > deadline:

@@ -147,9 +147,9 @@ def test_one_tenant_cannot_reach_the_other(tenant: Tenant, make_tenant: Callable
         neighbour.rest.job(name)
     with pytest.raises(LocalClusterError, match="404"):
         neighbour.rest.retry(name)
-    neighbour.store().ping()
+    assert list(neighbour.store().list(prefix="uploads")) == []
     with pytest.raises(WorkerError) as refused:
-        neighbour.store(bucket=tenant.namespace).ping()
+        list(neighbour.store(bucket=tenant.namespace).list(prefix="uploads"))
     assert refused.value.code == "StoreForbidden"
     url = f"{tenant.installation.url}/v1/knowledge-base/ingestion-jobs/{name}"
     assert httpx.get(url, trust_env=False).status_code == 401

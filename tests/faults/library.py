@@ -12,12 +12,13 @@ import functools
 import io
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow.parquet as pq
 from faults.real_worker import RealWorker
 from faults.rig import Run
@@ -26,8 +27,9 @@ from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.kube import JsonObject
 from ingestion_worker import layout
-from ingestion_worker.search import search
+from ingestion_worker.search import search_text
 from ingestion_worker.store import Store, StoreConfig
+from numpy.typing import NDArray
 from support.builders import DOCUMENT, KNOWLEDGE_BASE
 from support.s3_server import S3Server
 from support.worker_builders import BUILTIN, Worker, sentences
@@ -64,10 +66,18 @@ def _contents(text: str, mode: str) -> tuple[str, ...]:
         return _found(store)
 
 
+class _Anything:
+    """An embedder whose query finds everything."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.full((len(texts), BUILTIN.dimensions), 1.0, dtype=np.float32)
+
+
 def _found(store: Store) -> tuple[str, ...]:
     """Return the chunks that a search finds, all of them, in the document's order."""
-    query = [1.0] * BUILTIN.dimensions
-    hits = search(store=store, knowledge_base=KNOWLEDGE_BASE, query_vector=query, embedding=BUILTIN, limit=1000)
+    hits = search_text(
+        store=store, knowledge_base=KNOWLEDGE_BASE, text="*", limit=1000, embedder_for=lambda _: _Anything()
+    )
     return tuple(hit.content for hit in sorted(hits, key=lambda hit: hit.chunk_index))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ingestion_crds.constants import API_VERSION
+from ingestion_crds.job import version_id_of
 from ingestion_worker.attempt import parse_attempt
 from ingestion_worker.context import Context
 from ingestion_worker.embedding import BuiltinEmbedder, Embedder, EmbeddingSpec
@@ -93,6 +94,8 @@ def attempt_document(**changes: Any) -> dict[str, Any]:
             target.pop(last, None)
         else:
             target[last] = value
+    if "version" not in changes:
+        document["version"] = {"id": version_id_of(document["job"]["uid"])}
     return document
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ingestion_crds.job import version_id_of
 from ingestion_worker import history, layout
 from ingestion_worker.history import LiveVersion, State, decode_state, encode_state, read_state, sequence_of
 from ingestion_worker.outcome import WorkerError
@@ -25,7 +26,7 @@ def version(*, number: int, generation: int = 0, job: str | None = None, plan: s
     job = job or f"job-{number}"
     return LiveVersion(
         document_id=DOCUMENT,
-        version_id=layout.version_id(job_uid=job),
+        version_id=version_id_of(job),
         number=number,
         job_uid=job,
         generation=generation,

@@ -116,6 +116,7 @@ def test_a_command_for_another_stage_writes_nothing(tmp_path: Path, url: str) ->
         {"document__id": "a/b"},
         {"job__uid": "a..b"},
         {"document__source": {"uri": "s3://team-a/a", "sha256": "short"}},
+        {"version": None},
         {"version": {"id": "../x"}},
         {"stage": "publish_version", "version": {"id": "x", "number": 0, "planHash": "x"}},
         {"stage": "publish_version", "version": {"id": "x"}},

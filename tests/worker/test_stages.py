@@ -349,15 +349,6 @@ def test_search_is_exact_over_segments_documents_and_a_tiny_cache(worker: Worker
     assert {hit.document_id for hit in hits} == {f"doc-{number}" for number in range(4)}
     assert all("walrus" in hit.content for hit in hits)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    only = search_text(
-        store=worker.store,
-        knowledge_base=KB,
-        text="a walrus sings",
-        limit=4,
-        embedder_for=lambda _: builtin(),
-        document_ids={"doc-2"},
-    )
-    assert {hit.document_id for hit in only} == {"doc-2"}
 
 
 def test_the_layout_is_as_documented(worker: Worker) -> None:

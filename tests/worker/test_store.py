@@ -39,7 +39,6 @@ def test_objects_are_written_read_listed_and_deleted(any_store: Store) -> None:
     any_store.delete(key="kb/a/x.json")
     with pytest.raises(ObjectMissingError):
         any_store.get(key="kb/a/x.json")
-    any_store.ping()
 
 
 def test_an_objects_size_is_known_before_its_bytes_are_read(any_store: Store) -> None:
@@ -171,7 +170,7 @@ def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:
         lambda store: store.create(key="a", data=b"x"),
         lambda store: store.get(key="a"),
         lambda store: list(store.list(prefix="a")),
-        lambda store: store.ping(),
+        lambda store: store.size(key="a"),
     ):
         with pytest.raises(WorkerError) as caught:
             run(Store(config=bad))

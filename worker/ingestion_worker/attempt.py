@@ -93,11 +93,11 @@ class Attempt:
     chunk_size: int
     chunk_overlap: int
     embedding: EmbeddingSpec
+    version_id: str
+    """The id of the version; all that the file of `prepare_document` says of it."""
     version: VersionRef | None
     total_segments: int | None
     segments: str | None
-    version_id: str | None = None
-    """The id that `prepare_document` has to give the version; it is all that its file says of the version."""
 
     def require_version(self) -> VersionRef:
         """Return the version; InvalidAttempt if the file has none."""
@@ -199,12 +199,11 @@ def parse_attempt(*, document: object) -> Attempt:
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise WorkerError("InvalidAttempt", "document.source.sha256 is not 64 hex digits")
     stage = _choice(Stage, root.text("stage"), "stage")
-    version, version_id = None, None
-    if root.has("version"):
-        ref = root.child("version")
-        version_id = ref.id("id")
-        if stage is not Stage.PREPARE:
-            version = VersionRef(id=version_id, number=ref.number("number", low=1), plan_hash=ref.id("planHash"))
+    ref = root.child("version")
+    version_id = ref.id("id")
+    version = None
+    if stage is not Stage.PREPARE:
+        version = VersionRef(id=version_id, number=ref.number("number", low=1), plan_hash=ref.id("planHash"))
     chunk_size = pipeline.number("chunkSize", low=1, high=1_000_000)
     return Attempt(
         job_uid=job.id("uid"),
@@ -233,10 +232,10 @@ def parse_attempt(*, document: object) -> Attempt:
             model=embedding.text("model"),
             dimensions=embedding.number("dimensions", low=1, high=65_536),
         ),
+        version_id=version_id,
         version=version,
         total_segments=root.number("totalSegments", low=1, high=MAX_SEGMENTS) if root.has("totalSegments") else None,
         segments=root.optional_text("segments"),
-        version_id=version_id,
     )
 
 

@@ -6,7 +6,6 @@ All ids were checked when the attempt was read, so no part of a key can leave it
 from __future__ import annotations
 
 import re
-import uuid
 from typing import Final
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -25,11 +24,6 @@ def safe_file_name(*, name: str) -> str:
         stem, dot, extension = f"{stem}{dot}{extension}", "", ""
     room = MAX_FILE_NAME - len(dot + extension)
     return f"{stem.strip('._')[:room] or 'document'}{dot}{extension}"
-
-
-def version_id(*, job_uid: str) -> str:
-    """Return the version's id, a function of the job: however often `prepare_document` runs, it names one version."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"ingestion-operator.io/version/{job_uid}"))
 
 
 def history_root(*, knowledge_base: str) -> str:

@@ -53,7 +53,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
         WorkerError: a Source…, Document…, Store… or, in a single pass, any later stage's code.
     """
     attempt = context.attempt
-    version_id = attempt.version_id or layout.version_id(job_uid=attempt.job_uid)
+    version_id = attempt.version_id
     claimed = _claim(context=context)
     state = history.raise_fence(
         store=context.store,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
-__all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search", "search_text"]
+__all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
 
 MAX_LIMIT: Final = 1000
 # A few KB of Parquet can unpack to gigabytes.
@@ -186,7 +186,6 @@ def search_text(
     limit: int,
     embedder_for: Callable[[EmbeddingSpec], Embedder | None],
     cache: SegmentCache | None = None,
-    document_ids: Collection[str] | None = None,
     budget: Budget | None = None,
     deadline: float | None = None,
 ) -> list[Hit]:
@@ -199,7 +198,6 @@ def search_text(
         limit: hits at most.
         embedder_for: gives the embedder of a spec; versions of a spec without one are left out.
         cache: keep one between calls.
-        document_ids: only these documents.
         budget: of the bytes that are read at the same time; share one between searches.
         deadline: until when, in monotonic seconds; None goes on without end.
 
@@ -227,50 +225,10 @@ def search_text(
             query_vector=vector,
             limit=limit,
             cache=cache,
-            document_ids=document_ids,
             budget=budget,
             deadline=deadline,
         )
     return sorted(hits, key=_rank)[: _bounded(limit)]
-
-
-def search(
-    *,
-    store: Store,
-    knowledge_base: str,
-    query_vector: Sequence[float] | NDArray[np.float32],
-    embedding: EmbeddingSpec,
-    limit: int,
-    cache: SegmentCache | None = None,
-    document_ids: Collection[str] | None = None,
-    budget: Budget | None = None,
-    deadline: float | None = None,
-) -> list[Hit]:
-    """Search by vector among the live versions made with the same embedding.
-
-    Args:
-        query_vector: of `embedding.dimensions` numbers; it need not be normalised.
-        (the rest as in `search_text`)
-
-    Raises:
-        ValueError: the vector has another length.
-        TimeoutError, WorkerError: as `search_text`, without an Embedding… code.
-    """
-    if len(query_vector) != embedding.dimensions:
-        raise ValueError(f"the query has {len(query_vector)} dimensions, not {embedding.dimensions}")
-    cache = cache or SegmentCache()
-    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache, deadline=deadline)
-    return _search(
-        store=store,
-        knowledge_base=knowledge_base,
-        versions=[version for version in versions if version.embedding == embedding],
-        query_vector=query_vector,
-        limit=limit,
-        cache=cache,
-        document_ids=document_ids,
-        budget=budget or Budget(),
-        deadline=deadline,
-    )
 
 
 def _search(
@@ -281,7 +239,6 @@ def _search(
     query_vector: Sequence[float] | NDArray[np.float32],
     limit: int,
     cache: SegmentCache,
-    document_ids: Collection[str] | None,
     budget: Budget,
     deadline: float | None,
 ) -> list[Hit]:
@@ -292,7 +249,6 @@ def _search(
     if length == 0 or not np.isfinite(query).all():
         return []
     query = query / length
-    wanted = [version for version in versions if document_ids is None or version.document_id in document_ids]
     best: list[tuple[float, str, int]] = []
     owners: dict[str, LiveVersion] = {}
 
@@ -326,7 +282,9 @@ def _search(
 
     # Outputs are read in slices, so that a search that has no time left does not wait for many.
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        outputs = _outputs(store=store, knowledge_base=knowledge_base, versions=wanted, cache=cache, deadline=deadline)
+        outputs = _outputs(
+            store=store, knowledge_base=knowledge_base, versions=versions, cache=cache, deadline=deadline
+        )
         for part in _slices(outputs):
             _check_time(deadline)
             for key, version, rows in pool.map(scan, part):

@@ -241,12 +241,6 @@ class Store:
         with contextlib.suppress(ObjectMissingError), _mapped(key):
             obstore.delete(self._backend, key)
 
-    def ping(self) -> None:
-        """Raise StoreUnavailable or StoreForbidden unless the bucket answers."""
-        with contextlib.suppress(ObjectMissingError), _mapped("ping"):
-            obstore.head(self._backend, "ping")
-            return
-
     async def put_stream(self, *, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Write an object from an asynchronous stream, in parts; an error in the stream leaves no object."""
         with _mapped(key):
