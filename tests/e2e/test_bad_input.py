@@ -56,10 +56,16 @@ SOURCES = {
     "broken": Bad(code="SourceUnavailable", names="500", uri=f"{LIES}/broken", retryable=True),
     "hang": Bad(code="SourceUnavailable", names="timed out", uri=f"{LIES}/hang", retryable=True),
     "short": Bad(code="SourceTruncated", names="short.txt", uri=f"{LIES}/short/short.txt", retryable=True),
-    "metadata-service": Bad(code="SourceNotAllowed", names="169.254.169.254", uri="http://169.254.169.254/latest/"),
-    "loopback": Bad(code="SourceNotAllowed", names="127.0.0.1", uri="http://127.0.0.1:8000/"),
-    "cluster": Bad(code="SourceNotAllowed", names=RELEASE, uri=f"http://{RELEASE}-api.{SYSTEM}.svc:8000/notes.txt"),
-    "other-bucket": Bad(code="SourceNotAllowed", names="somebody-else", uri="s3://somebody-else/notes.txt"),
+    "metadata-service": Bad(
+        code="SourceNotAllowed", names="169.254.169.254", uri="http://169.254.169.254/latest/", retryable=True
+    ),
+    "loopback": Bad(code="SourceNotAllowed", names="127.0.0.1", uri="http://127.0.0.1:8000/", retryable=True),
+    "cluster": Bad(
+        code="SourceNotAllowed", names=RELEASE, uri=f"http://{RELEASE}-api.{SYSTEM}.svc:8000/notes.txt", retryable=True
+    ),
+    "other-bucket": Bad(
+        code="SourceNotAllowed", names="somebody-else", uri="s3://somebody-else/notes.txt", retryable=True
+    ),
     "no-object": Bad(code="SourceNotFound", names="given/none.txt", uri="s3://{bucket}/given/none.txt", retryable=True),
 }
 
