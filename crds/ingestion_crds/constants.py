@@ -169,4 +169,3 @@ class Reason(StrEnum):
     REJECTED_BY_CLUSTER = "RejectedByCluster"
     ATTEMPT_STARTED = "AttemptStarted"
     RETRY_REFUSED = "RetryRefused"
-    DUPLICATE_REMOVED = "DuplicateRemoved"

@@ -308,7 +308,9 @@ class Failure(Model):
     segment: int | None = Field(None, ge=0, le=MAX_SEGMENTS, description="The segment; absent for prepare and publish.")
     stage: Stage = Field(description="The stage that failed.")
     code: str = Field(max_length=CODE_LENGTH, pattern=NAME_PATTERN, description="A code of docs/error-codes.md.")
-    retryable: bool = Field(description="Whether a retry can succeed once its cause is mended; docs/error-codes.md says what to do.")
+    retryable: bool = Field(
+        description="Whether a retry can succeed once its cause is mended; docs/error-codes.md says what to do."
+    )
     message: str = Field("", max_length=MAX_FAILURE_MESSAGE_BYTES, description="What happened, at most 200 bytes.")
     exit_code: int | None = Field(None, description="The container's exit code.")
     attempt: int = Field(ge=0, description="The generation that failed.")

@@ -171,7 +171,7 @@ async def upload(api: Api, content: bytes = b"# Title\n\nText.\n", **fields: str
 
 async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
     content = b"# Title\n\nText.\n" * 1000
-    options = '{"segmentBackoffLimit": 0, "pipeline": {"chunkSize": 500}}'
+    options = '{"segmentBackoffLimit": 0, "pipeline": {"chunkSize": 500}, "ttlSecondsAfterFinished": 60}'
     answer = await upload(api, content, title="Notes", document_id=DOCUMENT, options=options)
     assert answer.status_code == 202, answer.text
     assert answer.json()["items"] == [
@@ -191,6 +191,7 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
     assert source["contentType"] == "text/markdown"
     assert job["spec"]["document"]["title"] == "Notes"
     assert job["spec"]["pipeline"]["chunkSize"] == 500
+    assert job["spec"]["ttlSecondsAfterFinished"] == 60
     key = source["uri"].removeprefix(f"s3://{api.namespace}/")
     assert (api.store / key).read_bytes() == content
     assert f"ingestion_api_upload_bytes_total {float(len(content))}" in (await api.client.get("/metrics")).text

@@ -30,6 +30,7 @@ from ingestion_demo.rest import Rest
 from local_cluster import binaries, install, ports
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
+from support.builders import KNOWLEDGE_BASE
 from support.worker_builders import pdf
 
 from .conftest import CLUSTER, RELEASE, SYSTEM, VALUES, Tenant
@@ -368,6 +369,9 @@ def test_give_a_file(newcomer: Tenant, folder: Path) -> None:
         page.run()
         assert newcomer.store().get(key="handbook.pdf") == (folder / "handbook.pdf").read_bytes()
         page.run()
+        assert newcomer.rest.search(knowledge_base=KNOWLEDGE_BASE, query="linear system")
+        page.run()
+        assert not newcomer.rest.search(knowledge_base=KNOWLEDGE_BASE, query="linear system")
 
 
 def test_failed_segment_log(newcomer: Tenant, folder: Path) -> None:

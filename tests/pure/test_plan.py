@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingestion_crds import retry
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.constants import TERMINAL_PHASES, Phase, Stage, VersionState
+from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
 from ingestion_operator.children import ChildJob, read_job
@@ -94,7 +94,8 @@ class World:
                     text = json.loads(action.config_map["data"]["attempt.json"])["segments"]
                     segments = list(IndexSet.parse(text))
                     self.files[child.uid] = segments
-                    self.dispatched.append((child.generation, segments))
+                    generation = int(raw["metadata"]["labels"][LABEL_GENERATION])
+                    self.dispatched.append((generation, segments))
                     done = IndexSet.parse(self.job.status.segments.completed if self.job.status.segments else "")
                     assert not IndexSet.of(segments) & done, "invariant 2: a completed segment dispatched again"
                 return True

@@ -46,6 +46,7 @@ class IngestOptions(BaseModel):
     segmentBackoffLimit: int | None = Field(None, ge=0, le=20)  # noqa: N815 - the resource's name
     maxFailedSegments: int | None = Field(None, ge=0, le=100_000)  # noqa: N815 - the resource's name
     activeDeadlineSeconds: int | None = Field(None, ge=1, le=2**31 - 1)  # noqa: N815 - the resource's name
+    ttlSecondsAfterFinished: int | None = Field(None, ge=0, le=2**31 - 1)  # noqa: N815 - the resource's name
 
 
 class IngestForm(BaseModel):

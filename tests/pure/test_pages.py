@@ -1,0 +1,49 @@
+"""What a page lists is what there is: reasons, metrics, options, columns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ingestion_api.metrics import Metrics
+from ingestion_api.routes.ingest import IngestOptions
+from ingestion_crds.constants import Reason
+from ingestion_operator import metrics
+from ingestion_worker.output import column_types
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.metrics import MetricWrapperBase
+
+DOCS = Path(__file__).parents[2] / "docs"
+CODE = re.compile(r"`([^`]+)`")
+
+
+def first_cells(page: str) -> set[str]:
+    """Return all that stands in backticks in the first cells of a page's tables."""
+    rows = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| ")]
+    return {word for row in rows for word in CODE.findall(row.split(" | ")[0])}
+
+
+def names(collected: list[Metric]) -> set[str]:
+    return {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in collected}
+
+
+def test_the_page_of_waiting_jobs_lists_every_reason() -> None:
+    assert {reason.value for reason in Reason} == first_cells("failed-segment-log.md")
+
+
+def test_the_page_of_metrics_lists_every_metric() -> None:
+    registry = CollectorRegistry()
+    for value in vars(metrics).values():
+        if isinstance(value, MetricWrapperBase):
+            registry.register(value)
+    there = names(list(registry.collect())) | names(list(Metrics().registry.collect()))
+    assert there == {word for word in first_cells("operate.md") if word.startswith("ingestion_")}
+
+
+def test_the_page_of_the_rest_api_lists_every_option() -> None:
+    [row] = [line for line in (DOCS / "rest-api.md").read_text().splitlines() if line.startswith("| `options`")]
+    assert set(IngestOptions.model_fields) <= set(CODE.findall(row))
+
+
+def test_the_page_of_formats_lists_every_column() -> None:
+    assert set(column_types(dimensions=1)) <= first_cells("store-layout.md")
