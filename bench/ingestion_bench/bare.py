@@ -9,7 +9,7 @@ from typing import Final
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import JsonObject
-from ingestion_operator.plan import CreateChildren
+from ingestion_operator.actions import CreateChildren
 
 from ingestion_bench.past import next_children
 from ingestion_bench.stand import Stand, fresh_name

@@ -10,7 +10,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
 from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
-from ingestion_operator.plan import settled
+from ingestion_operator.questions import settled
 
 from ingestion_bench.past import Past, play
 from ingestion_bench.stand import PATIENCE_SECONDS, Stand, fresh_name

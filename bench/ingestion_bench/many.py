@@ -10,7 +10,7 @@ from typing import Any, Final
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
 from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
-from ingestion_operator.plan import settled
+from ingestion_operator.questions import settled
 
 from ingestion_bench.failed import body, scattered
 from ingestion_bench.past import Past, play

@@ -35,7 +35,7 @@ from ingestion_operator.children import read_job
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
 from ingestion_operator.pace import Kept
-from ingestion_operator.plan import begins, settled
+from ingestion_operator.questions import begins, settled
 from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
 

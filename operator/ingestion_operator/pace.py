@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from ingestion_crds.job import IngestionJob
 
 from ingestion_operator.children import ChildJob
-from ingestion_operator.plan import is_news, wants_diagnosis
+from ingestion_operator.questions import is_news, wants_diagnosis
 
 JsonObject = dict[str, Any]
 

@@ -16,9 +16,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from operator import attrgetter
 from typing import Any, Final
 
 from ingestion_crds import constants as names
@@ -27,7 +26,6 @@ from ingestion_crds.config import Config
 from ingestion_crds.constants import (
     MAX_ATTEMPTS,
     MAX_FAILURES,
-    ConditionType,
     Mode,
     Phase,
     Reason,
@@ -48,7 +46,19 @@ from ingestion_crds.job import (
     version_id_of,
 )
 
-from ingestion_operator import summary
+from ingestion_operator import questions, summary
+from ingestion_operator.actions import (
+    Action,
+    CreateChildren,
+    DeleteConfigMap,
+    DeleteIngestionJob,
+    DeleteJob,
+    Event,
+    PatchIngestionJob,
+    PatchJob,
+    RemovePods,
+    RestoreConfigMap,
+)
 from ingestion_operator.children import ChildJob, Dispatch, build_config_map, build_job
 from ingestion_operator.outcome import (
     Harvest,
@@ -58,11 +68,20 @@ from ingestion_operator.outcome import (
     read_prepare,
     shorten,
 )
+from ingestion_operator.questions import (
+    TOKEN_LENGTH,
+    current,
+    given_up,
+    last_made,
+    records,
+    refused,
+    wants_diagnosis,
+    wants_harvest,
+)
 
 JsonObject = dict[str, Any]
 
 _KEPT_FAILED_PODS: Final = 20
-_TOKEN_LENGTH: Final = 256
 # The words of the API server where there are as many Jobs, or ConfigMaps, as a ResourceQuota allows.
 _QUOTA: Final = re.compile(r"exceeded quota\b.*\b(jobs\.batch|configmaps)\b")
 # The Job watch wakes the operator; these are for what no event tells.
@@ -101,93 +120,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateChildren:
-    """Create the ConfigMap, then the Job."""
-
-    config_map: JsonObject
-    job: JsonObject
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreConfigMap:
-    """Create the ConfigMap of a running Job again."""
-
-    config_map: JsonObject
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteJob:
-    """Delete a Job and its ConfigMap.
-
-    A tombstone that is replaced, a late duplicate, a suspended Job that a cancelled attempt gives up, or a finished
-    one that makes room in a quota.
-    """
-
-    name: str
-    uid: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteConfigMap:
-    """Delete the ConfigMap of a Job that is gone, or never was."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchJob:
-    """Change suspend, parallelism or activeDeadlineSeconds of a Job; nothing else is ever patched."""
-
-    name: str
-    uid: str
-    spec: JsonObject
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemovePods:
-    """Remove the pods of a finished Job, but for those of the kept indexes, whose logs somebody may want."""
-
-    job_uid: str
-    keep: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchIngestionJob:
-    """Apply a JSON patch to the IngestionJob if it is still what the plan was made from, and tell of it."""
-
-    operations: tuple[JsonObject, ...]
-    told: Event | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteIngestionJob:
-    """Delete the IngestionJob: its time to live is over."""
-
-    uid: str
-
-
-Action = (
-    CreateChildren
-    | RestoreConfigMap
-    | DeleteJob
-    | DeleteConfigMap
-    | PatchJob
-    | RemovePods
-    | PatchIngestionJob
-    | DeleteIngestionJob
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """A Kubernetes event about the job, to be sent once the status that it tells of is written."""
-
-    reason: Reason
-    message: str
-    warning: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to do: write the status if it differs, then act, then send the events.
 
@@ -221,146 +153,6 @@ def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
     _answer_annotation(draft)  # the last: if the answer is refused, all else has been done
     status = summary.summarise(job=snapshot.job, status=draft.status, blocked=draft.blocked, held=draft.held, now=now)
     return Plan(status=status, actions=tuple(draft.actions), events=tuple(draft.events), look_again=draft.look_again)
-
-
-def settled(job: IngestionJob) -> bool:
-    """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
-    status = job.status
-    token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:_TOKEN_LENGTH]
-    handled = job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")
-    return (
-        status.phase in names.TERMINAL_PHASES
-        and not retry.pending(job)
-        and status.observed_generation == job.metadata.generation
-        and (not token or token == handled == status.last_handled_retry_request)
-        and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
-    )
-
-
-def current(job: IngestionJob) -> AttemptJob | None:
-    """Return the recorded Job of the running stage, or None between stages and at rest."""
-    attempt = job.status.attempts[-1] if job.status.attempts else None
-    if attempt is None or attempt.completion_time is not None or not attempt.jobs:
-        return None
-    record = attempt.jobs[-1]
-    return None if record.completion_time is not None else record
-
-
-def at_rest(job: IngestionJob) -> bool:
-    """True when an attempt was made and the last one is over: no other Job was known of when that was recorded."""
-    return bool(job.status.attempts) and job.status.attempts[-1].completion_time is not None
-
-
-def begins(job: IngestionJob) -> bool:
-    """True when the body alone shows that an attempt is to begin: of a new job, or the next of one at rest."""
-    return not job.status.attempts or (at_rest(job) and retry.pending(job))
-
-
-def recorded(job: IngestionJob) -> tuple[str, ...]:
-    """Return the names of the Jobs that exist if nothing has gone wrong: the last one, and one that is to replace it.
-
-    Others are a leftover of a request that was lost or late, or somebody's own.
-    """
-    records = _records(job.status)
-    made = _last_made(records)
-    intended = [record for record in records[-1:] if record.uid is None]
-    return tuple(dict.fromkeys(record.name for record in (made, *intended) if record is not None))
-
-
-def ended(job: IngestionJob) -> ChildJob | None:
-    """Return the last Job of a job at rest, as its record tells, if it was seen to end: it changes no more.
-
-    One that was found gone was not; its record has no start.
-    """
-    last = _last_made(_records(job.status))
-    if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
-        return None
-    return ChildJob(
-        name=last.name,
-        uid=last.uid,
-        owner_uid=job.metadata.uid,
-        stage=last.stage.value,
-        map_digest=last.map_digest,
-        complete=True,  # or failed, which nobody asks any more
-        start_time=last.start_time,
-        completion_time=last.completion_time,
-    )
-
-
-def _records(status: Status) -> list[AttemptJob]:
-    return [record for attempt in status.attempts for record in attempt.jobs]
-
-
-def _last_made(records: list[AttemptJob]) -> AttemptJob | None:
-    return next((record for record in reversed(records) if record.uid is not None), None)
-
-
-def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
-    """True when the pods of the running stage's Job have to be read: it is over, and does not say everything itself."""
-    if given_up(job, child):
-        return bool(child.failed)
-    return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
-
-
-def refused(job: IngestionJob) -> str | None:
-    """Return what a job says that the API server refused, or None."""
-    said = next((item for item in job.status.conditions if item.type == ConditionType.STALLED), None)
-    rejected = said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER
-    return said.message if said is not None and rejected else None
-
-
-def given_up(job: IngestionJob, child: ChildJob) -> bool:
-    """True when the running stage's Job is to be taken as it stands, and deleted.
-
-    Its attempt is cancelled while it is suspended: a deadline does not reach it then.
-    """
-    attempts = job.status.attempts
-    return bool(attempts) and _cancelled(job, attempts[-1].generation) and child.suspended and not child.finished
-
-
-def _cancelled(job: IngestionJob, generation: int) -> bool:
-    limit = job.spec.cancel_generation
-    return limit is not None and limit >= generation
-
-
-def wants_diagnosis(child: ChildJob) -> bool:
-    """True when a Job should have pods that run and has not."""
-    return not child.finished and not child.suspended and (child.active == 0 or child.ready < child.active)
-
-
-def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
-    """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait.
-
-    That the last of its segments has ended is none: the end of the Job says the same, and comes next.
-    """
-    if status.stage is Stage.SEGMENTS and after.succeeded + len(after.failed) == status.attempts[-1].segments:
-        return _steered(before) != _steered(after)
-    told, tells = (_told(status, child) for child in (before, after))
-    return told != tells or (wants_diagnosis(after) and not wants_diagnosis(before))
-
-
-_ENDS: Final = ("succeeded", "completed", "failed")
-_ends = attrgetter(*_ENDS)
-# All but what changes by itself while pods come and go.
-_steered = attrgetter(
-    *(item.name for item in fields(ChildJob) if item.name not in ("version", "start_time", "active", "ready", *_ENDS))
-)
-
-
-def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
-    """Return what a job's status may say of a running Job.
-
-    What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
-    version is pending; that they run, one that says why they do not.
-    """
-    stalled = any(item.type == ConditionType.STALLED and item.status == "True" for item in status.conditions)
-    pending = status.version is not None and status.version.state is VersionState.PENDING
-    return (
-        _steered(child),
-        _ends(child) if status.stage is Stage.SEGMENTS else None,
-        child.active > 0 if stalled or pending else None,
-        stalled and not wants_diagnosis(child),
-    )
 
 
 _CANCELLED: Final = PodResult(succeeded=False, code="Cancelled", message="the attempt was cancelled")
@@ -416,7 +208,7 @@ class _Draft:
         self.look_within(_LOOK_AT_BLOCKED_SECONDS)
 
     def cancelled(self, generation: int) -> bool:
-        return _cancelled(self.snapshot.job, generation)
+        return questions.cancelled(self.snapshot.job, generation)
 
 
 # ── retry requests by annotation ──────────────────────────────────────────────────────────────────────────────
@@ -428,15 +220,15 @@ def _answer_annotation(draft: _Draft) -> None:
     annotations = job.metadata.annotations
     handled = annotations.get(names.ANNOTATION_RETRY_HANDLED)
     token = annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")
-    if not token or token[:_TOKEN_LENGTH] == handled:
+    if not token or token[:TOKEN_LENGTH] == handled:
         if handled:
-            draft.set(last_handled_retry_request=handled[:_TOKEN_LENGTH])
+            draft.set(last_handled_retry_request=handled[:TOKEN_LENGTH])
         return
     if draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
         return
-    mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:_TOKEN_LENGTH]}
-    if token[:_TOKEN_LENGTH] == job.status.last_handled_retry_request:
+    mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:TOKEN_LENGTH]}
+    if token[:TOKEN_LENGTH] == job.status.last_handled_retry_request:
         # Somebody lost the mark of an answered token, which is no reason to answer it again.
         draft.actions.append(PatchIngestionJob(operations=(mark,)))
         return
@@ -710,7 +502,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
     if draft.snapshot.rejection is not None:
         # The Job before it has nothing left to give, and is part of what the quota is used up by.
-        before = _last_made(_records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
+        before = last_made(records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
             _still_refused(draft)
@@ -1039,11 +831,11 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
     """True for a tombstone that a newer recorded Job replaces, and for a Job that nobody recorded."""
     if child.deleting:
         return False
-    records = _records(draft.status)
-    newest = _last_made(records)
+    known = records(draft.status)
+    newest = last_made(known)
     if newest is not None and child.uid == newest.uid:
         return False
-    intent = records[-1] if records else None
+    intent = known[-1] if known else None
     return not (
         intent is not None and intent.uid is None and intent.completion_time is None and child.name == intent.name
     )

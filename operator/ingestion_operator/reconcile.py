@@ -16,11 +16,7 @@ from ingestion_crds.job import IngestionJob, Status, dump_status, format_time
 from ingestion_crds.kube import ApiError, JsonObject
 
 from ingestion_operator import metrics
-from ingestion_operator.children import ChildJob, read_job
-from ingestion_operator.cluster import Cluster, merge_diff
-from ingestion_operator.outcome import Waiting, may_lack_config_map, read_pods, read_waiting
-from ingestion_operator.pace import Kept, Look, Pace, rest_for
-from ingestion_operator.plan import (
+from ingestion_operator.actions import (
     Action,
     CreateChildren,
     DeleteConfigMap,
@@ -29,14 +25,18 @@ from ingestion_operator.plan import (
     Event,
     PatchIngestionJob,
     PatchJob,
-    Plan,
     RemovePods,
     RestoreConfigMap,
-    Snapshot,
+)
+from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.cluster import Cluster, merge_diff
+from ingestion_operator.outcome import Waiting, may_lack_config_map, read_pods, read_waiting
+from ingestion_operator.pace import Kept, Look, Pace, rest_for
+from ingestion_operator.plan import Plan, Snapshot, plan
+from ingestion_operator.questions import (
     at_rest,
     current,
     ended,
-    plan,
     recorded,
     refused,
     settled,

@@ -17,22 +17,18 @@ from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
-from ingestion_operator.children import ChildJob, read_job
-from ingestion_operator.outcome import Harvest, PodResult
-from ingestion_operator.plan import (
+from ingestion_operator.actions import (
     CreateChildren,
     DeleteConfigMap,
     DeleteJob,
     PatchIngestionJob,
     PatchJob,
     RemovePods,
-    Snapshot,
-    _kept_indexes,
-    current,
-    plan,
-    settled,
-    wants_harvest,
 )
+from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.outcome import Harvest, PodResult
+from ingestion_operator.plan import Snapshot, _kept_indexes, plan
+from ingestion_operator.questions import current, settled, wants_harvest
 from ingestion_operator.summary import why
 from support.builders import ingestion_job, prepared
 

@@ -476,7 +476,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="a Job that was found gone is taken for one that ended",
-        file="plan.py",
+        file="questions.py",
         changes=(("last.start_time is None or ", ""),),
     ),
     Mutation(

@@ -1,0 +1,160 @@
+"""What an IngestionJob and its Job say by themselves, without a plan: asked by all that have to do with them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from operator import attrgetter
+from typing import Final
+
+from ingestion_crds import constants as names
+from ingestion_crds import retry
+from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
+from ingestion_crds.job import AttemptJob, IngestionJob, Status
+
+from ingestion_operator.children import ChildJob
+
+TOKEN_LENGTH: Final = 256
+"""Characters of the annotation that asks for a retry by which two requests are told apart."""
+
+
+def settled(job: IngestionJob) -> bool:
+    """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
+    status = job.status
+    token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
+    handled = job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")
+    return (
+        status.phase in names.TERMINAL_PHASES
+        and not retry.pending(job)
+        and status.observed_generation == job.metadata.generation
+        and (not token or token == handled == status.last_handled_retry_request)
+        and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
+    )
+
+
+def current(job: IngestionJob) -> AttemptJob | None:
+    """Return the recorded Job of the running stage, or None between stages and at rest."""
+    attempt = job.status.attempts[-1] if job.status.attempts else None
+    if attempt is None or attempt.completion_time is not None or not attempt.jobs:
+        return None
+    record = attempt.jobs[-1]
+    return None if record.completion_time is not None else record
+
+
+def at_rest(job: IngestionJob) -> bool:
+    """True when an attempt was made and the last one is over: no other Job was known of when that was recorded."""
+    return bool(job.status.attempts) and job.status.attempts[-1].completion_time is not None
+
+
+def begins(job: IngestionJob) -> bool:
+    """True when the body alone shows that an attempt is to begin: of a new job, or the next of one at rest."""
+    return not job.status.attempts or (at_rest(job) and retry.pending(job))
+
+
+def recorded(job: IngestionJob) -> tuple[str, ...]:
+    """Return the names of the Jobs that exist if nothing has gone wrong: the last one, and one that is to replace it.
+
+    Others are a leftover of a request that was lost or late, or somebody's own.
+    """
+    known = records(job.status)
+    made = last_made(known)
+    intended = [record for record in known[-1:] if record.uid is None]
+    return tuple(dict.fromkeys(record.name for record in (made, *intended) if record is not None))
+
+
+def ended(job: IngestionJob) -> ChildJob | None:
+    """Return the last Job of a job at rest, as its record tells, if it was seen to end: it changes no more.
+
+    One that was found gone was not; its record has no start.
+    """
+    last = last_made(records(job.status))
+    if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
+        return None
+    return ChildJob(
+        name=last.name,
+        uid=last.uid,
+        owner_uid=job.metadata.uid,
+        stage=last.stage.value,
+        map_digest=last.map_digest,
+        complete=True,  # or failed, which nobody asks any more
+        start_time=last.start_time,
+        completion_time=last.completion_time,
+    )
+
+
+def records(status: Status) -> list[AttemptJob]:
+    """Return the Jobs of all attempts that are kept, in order, as they are recorded."""
+    return [record for attempt in status.attempts for record in attempt.jobs]
+
+
+def last_made(recorded_jobs: list[AttemptJob]) -> AttemptJob | None:
+    """Return the last of them that is known to have been made."""
+    return next((record for record in reversed(recorded_jobs) if record.uid is not None), None)
+
+
+def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
+    """True when the pods of the running stage's Job have to be read: it is over, and does not say everything itself."""
+    if given_up(job, child):
+        return bool(child.failed)
+    return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
+
+
+def refused(job: IngestionJob) -> str | None:
+    """Return what a job says that the API server refused, or None."""
+    said = next((item for item in job.status.conditions if item.type == ConditionType.STALLED), None)
+    rejected = said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER
+    return said.message if said is not None and rejected else None
+
+
+def given_up(job: IngestionJob, child: ChildJob) -> bool:
+    """True when the running stage's Job is to be taken as it stands, and deleted.
+
+    Its attempt is cancelled while it is suspended: a deadline does not reach it then.
+    """
+    attempts = job.status.attempts
+    return bool(attempts) and cancelled(job, attempts[-1].generation) and child.suspended and not child.finished
+
+
+def cancelled(job: IngestionJob, generation: int) -> bool:
+    """True when spec.cancelGeneration ends the attempt of this generation."""
+    limit = job.spec.cancel_generation
+    return limit is not None and limit >= generation
+
+
+def wants_diagnosis(child: ChildJob) -> bool:
+    """True when a Job should have pods that run and has not."""
+    return not child.finished and not child.suspended and (child.active == 0 or child.ready < child.active)
+
+
+def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
+    """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait.
+
+    That the last of its segments has ended is none: the end of the Job says the same, and comes next.
+    """
+    if status.stage is Stage.SEGMENTS and after.succeeded + len(after.failed) == status.attempts[-1].segments:
+        return _steered(before) != _steered(after)
+    told, tells = (_told(status, child) for child in (before, after))
+    return told != tells or (wants_diagnosis(after) and not wants_diagnosis(before))
+
+
+_ENDS: Final = ("succeeded", "completed", "failed")
+_ends = attrgetter(*_ENDS)
+# All but what changes by itself while pods come and go.
+_steered = attrgetter(
+    *(item.name for item in fields(ChildJob) if item.name not in ("version", "start_time", "active", "ready", *_ENDS))
+)
+
+
+def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
+    """Return what a job's status may say of a running Job.
+
+    What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
+    version is pending; that they run, one that says why they do not.
+    """
+    stalled = any(item.type == ConditionType.STALLED and item.status == "True" for item in status.conditions)
+    pending = status.version is not None and status.version.state is VersionState.PENDING
+    return (
+        _steered(child),
+        _ends(child) if status.stage is Stage.SEGMENTS else None,
+        child.active > 0 if stalled or pending else None,
+        stalled and not wants_diagnosis(child),
+    )
