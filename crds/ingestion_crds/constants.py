@@ -165,6 +165,7 @@ class Reason(StrEnum):
     IMAGE_UNAVAILABLE = "ImageUnavailable"
     POD_CREATION_FAILED = "PodCreationFailed"
     POD_PENDING = "PodPending"
+    POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_TERMINATING = "PodTerminating"
     REJECTED_BY_CLUSTER = "RejectedByCluster"
     ATTEMPT_STARTED = "AttemptStarted"

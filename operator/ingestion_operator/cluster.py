@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -44,7 +45,9 @@ class Cluster(Protocol):
     async def get_config_map(self, *, namespace: str, name: str) -> JsonObject: ...
     async def create_config_map(self, *, body: JsonObject) -> JsonObject: ...
     async def delete_config_map(self, *, namespace: str, name: str) -> None: ...
-    async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]: ...
+    async def list_pods(
+        self, *, namespace: str, job_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
+    ) -> bool: ...
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]: ...
     async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[str, str]: ...
@@ -114,19 +117,20 @@ class KubeCluster:
     async def delete_config_map(self, *, namespace: str, name: str) -> None:
         await self._delete(core_path("configmaps", namespace, name), None)
 
-    async def list_pods(self, *, namespace: str, job_uid: str, failed_only: bool) -> tuple[list[JsonObject], bool]:
-        """Return a Job's pods, at most four pages, and whether there are more."""
+    async def list_pods(
+        self, *, namespace: str, job_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
+    ) -> bool:
+        """Hand out a Job's pods, at most four pages, one after the other; return whether there are more."""
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
-        pods: list[JsonObject] = []
         page = ""
         for _ in range(_PAGES):
-            items, page = await self._page(core_path("pods", namespace), query, page)
-            pods += items
+            pods, page = await self._page(core_path("pods", namespace), query, page)
+            take(pods)
             if not page:
-                return pods, False
-        return pods, True
+                return False
+        return True
 
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
         """Return some of a Job's pods that are Pending."""
@@ -149,9 +153,9 @@ class KubeCluster:
             events, page = await self._page(core_path("events", namespace), query, page)
             for event in events:
                 told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-                if datetime.fromisoformat(told) < since:
-                    continue
-                uid = event["involvedObject"]["uid"]
+                uid = event["involvedObject"].get("uid")
+                if uid is None or datetime.fromisoformat(told) < since:
+                    continue  # anybody may write an Event, and few of its fields are asked for
                 newest[uid] = max(newest.get(uid, ("", "")), (told, event.get("message", "")))
             if not page:
                 return {uid: message for uid, (_, message) in newest.items()}

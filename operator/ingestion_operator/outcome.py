@@ -87,24 +87,29 @@ def shorten(message: str, *, limit: int = MAX_FAILURE_MESSAGE_BYTES) -> str:
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
 
 
-def read_pods(pods: Iterable[JsonObject]) -> Harvest:
-    """Return the result of the latest finished pod of each Job index.
+class Results:
+    """The result of the latest finished pod of each Job index, of pods that come in any order."""
 
-    Args:
-        pods: raw pods of one Job; those still running are passed over.
-    """
-    latest: dict[int, tuple[str, PodResult]] = {}
-    for pod in pods:
-        index = _index_of(pod)
-        result = _result_of(pod)
-        if index is None or result is None:
-            continue
-        created = str(pod["metadata"].get("creationTimestamp", ""))
-        # A success is final whatever the clock says: one index has at most one.
-        rank = ("1" if result.succeeded else "0") + created
-        if index not in latest or rank >= latest[index][0]:
-            latest[index] = (rank, result)
-    return {index: result for index, (_, result) in latest.items()}
+    def __init__(self) -> None:
+        self._latest: dict[int, tuple[str, PodResult]] = {}
+
+    def take(self, pods: Iterable[JsonObject]) -> None:
+        """Take in raw pods of one Job; those still running are passed over."""
+        for pod in pods:
+            index = _index_of(pod)
+            result = _result_of(pod)
+            if index is None or result is None:
+                continue
+            created = str(pod["metadata"].get("creationTimestamp", ""))
+            # A success is final whatever the clock says: one index has at most one.
+            rank = ("1" if result.succeeded else "0") + created
+            if index not in self._latest or rank >= self._latest[index][0]:
+                self._latest[index] = (rank, result)
+
+    @property
+    def harvest(self) -> Harvest:
+        """The results, by Job index."""
+        return {index: result for index, (_, result) in self._latest.items()}
 
 
 def _index_of(pod: JsonObject) -> int | None:
@@ -247,7 +252,7 @@ def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: dateti
                 continue
             if condition.get("reason") in _UNSCHEDULED_REASONS:
                 text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
-                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+                return Waiting(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
             since = condition.get("lastTransitionTime")
             starting = status.get("phase") == "Pending" and condition.get("status") == "True" and since is not None
             if starting and now - datetime.fromisoformat(since) > _STARTING:

@@ -72,6 +72,7 @@ from ingestion_operator.questions import (
     TOKEN_LENGTH,
     current,
     given_up,
+    goes_on,
     last_made,
     records,
     refused,
@@ -288,7 +289,7 @@ def _begin(draft: _Draft) -> None:
     elif segments is not None:
         version = version.model_copy(update={"state": VersionState.PROCESSING})
         segments = segments.model_copy(update={"failed": "", "failed_count": 0})
-    kept = _failures_not_retried(draft, stage)
+    kept, codes = _not_retried(draft, stage)
     attempt = Attempt(generation=generation, trigger=trigger, requested_by=requested_by, start_time=draft.now)
     draft.set(
         observed_retry_generation=generation,
@@ -299,7 +300,7 @@ def _begin(draft: _Draft) -> None:
         segments=segments,
         chunks=None,
         failures=kept,
-        failure_summary=dict(Counter(failure.code for failure in kept)),
+        failure_summary=dict(codes),
         attempts=[*status.attempts, attempt][-MAX_ATTEMPTS:],
         start_time=status.start_time or draft.now,
         completion_time=None,
@@ -358,13 +359,23 @@ def _chosen(job: IngestionJob) -> IndexSet | None:
         return IndexSet()
 
 
-def _failures_not_retried(draft: _Draft, stage: Stage) -> list[Failure]:
-    chosen = _chosen(draft.snapshot.job)
-    if stage is not Stage.SEGMENTS or chosen is None or not draft.status.attempts:
-        return []
-    return [
-        failure for failure in draft.status.failures if failure.segment is not None and failure.segment not in chosen
-    ]
+def _not_retried(draft: _Draft, stage: Stage) -> tuple[list[Failure], Counter[str]]:
+    """Return the failures that stay as they are, as an attempt runs other segments, and how many there are by code."""
+    status, chosen = draft.status, _chosen(draft.snapshot.job)
+    if stage is not Stage.SEGMENTS or status.segments is None or chosen is None or not status.attempts:
+        return [], Counter()
+    kept = [failure for failure in status.failures if failure.segment is not None and failure.segment not in chosen]
+    codes = Counter(failure.code for failure in kept)
+    # Beyond the first hundred only counts are known: whose they are, where all have one code.
+    unlisted = Counter(status.failure_summary) - Counter(failure.code for failure in status.failures)
+    left = len(_unfinished(status.segments) - chosen) - len(kept)
+    if left > 0:
+        codes += unlisted if left == unlisted.total() else Counter({_only(unlisted) or "Unknown": left})
+    return kept, codes
+
+
+def _only(codes: Counter[str]) -> str | None:
+    return next(iter(codes)) if len(codes) == 1 else None
 
 
 def _gate(draft: _Draft) -> bool:
@@ -552,8 +563,9 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
         else:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
-    if draft.snapshot.waiting is not None:
-        draft.blocked = draft.snapshot.waiting
+    waiting = draft.snapshot.waiting
+    if waiting is not None and not goes_on(waiting.reason, child):
+        draft.blocked = waiting
     if draft.snapshot.config_map_gone and draft.snapshot.rejection is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     elif draft.snapshot.config_map_gone:
@@ -636,7 +648,7 @@ def _failed_with(code: str, message: str) -> PodResult:
 
 
 def _settle_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
-    if not child.complete:
+    if not _succeeded(child):
         _fail_stage(draft, Stage.PREPARE, _stage_result(draft, child, result))
         return
     said = read_prepare(result.payload) if result is not None else None
@@ -672,13 +684,15 @@ def _settle_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
     attempt = draft.attempt
     assert attempt is not None
     dispatched = _dispatched(draft)
-    done = dispatched if child.complete else dispatched.members(child.completed)
+    done = dispatched.members(child.completed)
     if draft.cancelled(attempt.generation):
         otherwise = _CANCELLED
     elif child.failure_reason == "DeadlineExceeded":
         otherwise = _failed_with("Deadline", child.failure_message)
     elif child.failure_reason == "MaxFailedIndexesExceeded":
         otherwise = _failed_with("TooManyFailures", "stopped: more segments failed than maxFailedSegments")
+    elif child.complete:
+        otherwise = _failed_with("PodLost", "the Job was made smaller by hand, and did not run the segment")
     elif draft.snapshot.harvest_truncated:
         otherwise = _failed_with("Unknown", "there were more failed pods than are looked at")
     else:
@@ -692,7 +706,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
     segments, attempt = draft.status.segments, draft.attempt
     assert segments is not None
     assert attempt is not None
-    failed, codes = list(draft.status.failures), Counter(draft.status.failure_summary)
+    failed: list[Failure] = []
     own: Counter[str] = Counter()
     for index, segment in enumerate(_dispatched(draft)):
         if segment in done:
@@ -703,10 +717,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
             failed.append(_failure(attempt.generation, Stage.SEGMENTS, result, segment))
     completed = IndexSet.parse(segments.completed) | done
     unfinished = IndexSet.span(segments.total) - completed
-    # Failures beyond the first hundred are known only as counts: those not retried now have lost their codes.
-    codes = codes + own
-    if (unknown := len(unfinished) - codes.total()) > 0:
-        codes["Unknown"] += unknown
+    codes = Counter(draft.status.failure_summary) + own
     draft.set(
         segments=segments.model_copy(
             update={
@@ -716,7 +727,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
                 "failed_count": len(unfinished),
             }
         ),
-        failures=failed,
+        failures=[*failed, *draft.status.failures][:MAX_FAILURES],
         failure_summary=dict(codes),
     )
     draft.set_attempt(completed=len(done), failed=own.total(), codes=dict(own) or None)
@@ -726,7 +737,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
 
 def _settle_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
     version = draft.status.version
-    if not child.complete or version is None:
+    if not _succeeded(child) or version is None:
         _fail_stage(draft, Stage.PUBLISH, _stage_result(draft, child, result))
         return
     draft.set(
@@ -734,6 +745,11 @@ def _settle_publish(draft: _Draft, child: ChildJob, result: PodResult | None) ->
         chunks=read_chunks(result.payload) if result is not None else None,
     )
     _close(draft, Reason.SUCCEEDED)
+
+
+def _succeeded(child: ChildJob) -> bool:
+    """True when the one pod of a stage has done its work, if only while a deadline or a cancel was ending it."""
+    return child.complete or 0 in child.completed
 
 
 def _stage_result(draft: _Draft, child: ChildJob, result: PodResult | None) -> PodResult:

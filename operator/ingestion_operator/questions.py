@@ -94,7 +94,7 @@ def last_made(recorded_jobs: list[AttemptJob]) -> AttemptJob | None:
 def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
     """True when the pods of the running stage's Job have to be read: it is over, and does not say everything itself."""
     if given_up(job, child):
-        return bool(child.failed)
+        return bool(child.failed or (child.completed and child.stage != Stage.SEGMENTS))
     return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
 
 
@@ -125,6 +125,11 @@ def wants_diagnosis(child: ChildJob) -> bool:
     return not child.finished and not child.suspended and (child.active == 0 or child.ready < child.active)
 
 
+def goes_on(reason: str, child: ChildJob) -> bool:
+    """True when a Job whose pods wait for this reason goes on: with less room than `parallelism`, but with some."""
+    return reason == Reason.POD_UNSCHEDULABLE and child.ready > 0
+
+
 def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
     """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait.
 
@@ -150,11 +155,13 @@ def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
     What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
     version is pending; that they run, one that says why they do not.
     """
-    stalled = any(item.type == ConditionType.STALLED and item.status == "True" for item in status.conditions)
+    said = next((item for item in status.conditions if item.type == ConditionType.STALLED), None)
+    stalled = said is not None and said.status == "True"
+    over = said is not None and stalled and (not wants_diagnosis(child) or goes_on(said.reason, child))
     pending = status.version is not None and status.version.state is VersionState.PENDING
     return (
         _steered(child),
         _ends(child) if status.stage is Stage.SEGMENTS else None,
         child.active > 0 if stalled or pending else None,
-        stalled and not wants_diagnosis(child),
+        over,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,7 +32,7 @@ from ingestion_operator.actions import (
 )
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import Cluster, merge_diff
-from ingestion_operator.outcome import Waiting, may_lack_config_map, read_pods, read_waiting
+from ingestion_operator.outcome import Results, Waiting, may_lack_config_map, read_waiting
 from ingestion_operator.pace import Kept, Look, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
@@ -49,7 +51,11 @@ from ingestion_operator.summary import only_counts_changed, only_observations_ch
 _ROUNDS: Final = 12
 # Quota, admission, a namespace that ends: words for a person, and another try later.
 _REFUSALS: Final = (400, 403, 422)
+# A webhook that does not answer may do so in a moment: the first tries wait for that without a word.
+_TRIES_OF_WEBHOOKS: Final = 4
 _TRY_TO_TIDY_SECONDS: Final = 600.0
+# Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
+_HARVESTS: Final = 4
 # The watch is seconds late at worst: what it has yet to show of these is older than how they were left.
 _MOST_LEFT: Final = 1_000
 
@@ -95,10 +101,12 @@ class Reconciler:
         self._config = config
         self._now = now
         self._monotonic = monotonic
+        self._harvests = asyncio.Semaphore(_HARVESTS)
         self._refusals = Refusals(cluster=cluster, monotonic=monotonic)
         self._paces: dict[str, Pace] = {}
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
+        self._unanswered: Counter[str] = Counter()  # keys, by how often a webhook has kept something from being done
         self._littered: set[str] = set()  # with finished Jobs that the API server did not let be deleted
         self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `show`
         self._left: dict[str, int] = {}  # keys of jobs that were left at rest, or gone, with their last resourceVersion
@@ -311,6 +319,8 @@ class Reconciler:
         if self._pace(key).outdated:
             return 0.0
         versions = self._paces.pop(key).versions
+        if key not in self._littered:
+            self._unanswered.pop(key, None)
         self._leave_crowd(key)
         self._left.pop(key, None)
         self._left[key] = max(map(int, versions), default=0)
@@ -350,6 +360,8 @@ class Reconciler:
     ) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
         pace, child = self._pace(key), _running(snapshot) if snapshot.rejection is None else None
+        if snapshot.rejection is None:
+            self._unanswered.pop(key, None)
         pace.keep(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
@@ -431,9 +443,12 @@ class Reconciler:
         if self._config.tenant(namespace) is None:
             return snapshot  # nothing is decided there, and nothing may be read
         if wants_harvest(snapshot.job, child) and snapshot.harvest is None:
-            failed_only = record.stage is Stage.SEGMENTS
-            pods, more = await self._cluster.list_pods(namespace=namespace, job_uid=child.uid, failed_only=failed_only)
-            return replace(snapshot, harvest=read_pods(pods), harvest_truncated=more)
+            results, failed_only = Results(), record.stage is Stage.SEGMENTS
+            async with self._harvests:
+                more = await self._cluster.list_pods(
+                    namespace=namespace, job_uid=child.uid, failed_only=failed_only, take=results.take
+                )
+            return replace(snapshot, harvest=results.harvest, harvest_truncated=more)
         pace = self._pace(key)
         if pace.diagnosis_due(child, self._monotonic()):
             pace.diagnosed = self._monotonic()
@@ -511,7 +526,7 @@ class Reconciler:
                 try:
                     await self._create_config_map(namespace, action.config_map)
                 except ApiError as error:
-                    return raw, _refused(snapshot, action.config_map["metadata"]["name"], error)
+                    return raw, self._refused(snapshot, action.config_map["metadata"]["name"], error)
                 return raw, replace(snapshot, config_map_gone=False)
             case DeleteJob():
                 return raw, await self._delete_job(snapshot, action)
@@ -525,7 +540,7 @@ class Reconciler:
                 except ApiError as error:
                     if error.conflict or error.not_found:
                         raise ConflictError(str(error)) from error
-                    return raw, _refused(snapshot, action.name, error)
+                    return raw, self._refused(snapshot, action.name, error)
             case RemovePods():
                 await self._remove_pods(snapshot.job, action)
                 return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
@@ -540,8 +555,7 @@ class Reconciler:
                 except ApiError as error:
                     if error.conflict or error.not_found:
                         raise ConflictError(str(error)) from error
-                    if error.status not in _REFUSALS:
-                        raise
+                    self._expect_refusal(snapshot.job.key, error)
                     # A failed `test` is 422 Invalid: the object is not what the plan was made from.
                     live = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
                     if live["metadata"]["resourceVersion"] != version:
@@ -562,9 +576,8 @@ class Reconciler:
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
         except ApiError as error:
             if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
-                return _refused(snapshot, action.name, error)
-            if error.status not in _REFUSALS:
-                raise
+                return self._refused(snapshot, action.name, error)
+            self._expect_refusal(snapshot.job.key, error)
             log.warning("a finished Job stays: %s", error, extra={"job": snapshot.job.key})
             self._littered.add(snapshot.job.key)
             return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
@@ -574,8 +587,7 @@ class Reconciler:
         try:
             await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
         except ApiError as error:
-            if error.status not in _REFUSALS:
-                raise
+            self._expect_refusal(snapshot.job.key, error)
             log.warning("a ConfigMap stays: %s", error, extra={"job": snapshot.job.key})
 
     async def _left_of(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
@@ -591,8 +603,7 @@ class Reconciler:
             await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
         except ApiError as error:
             # Pods left behind cost room; an attempt that never ends as nobody may delete them costs the job.
-            if error.status not in _REFUSALS:
-                raise
+            self._expect_refusal(job.key, error)
             log.warning("finished pods stay: %s", error, extra={"job": job.key})
 
     async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
@@ -607,7 +618,7 @@ class Reconciler:
                     raise
                 created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
         except ApiError as error:
-            return _refused(snapshot, action.job["metadata"]["name"], error)
+            return self._refused(snapshot, action.job["metadata"]["name"], error)
         return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)
 
     async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
@@ -628,6 +639,21 @@ class Reconciler:
                 message=f"the ConfigMap {name} exists with other content: delete it",
             )
 
+    def _refused(self, snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
+        """Return what is known once the API server has refused something; raises any other error."""
+        self._expect_refusal(snapshot.job.key, error)
+        return replace(snapshot, rejection=f"{name}: {error.message}")
+
+    def _expect_refusal(self, key: str, error: ApiError) -> None:
+        """Raise the error unless it is an answer to be lived with: a refusal, or a webhook that stays away."""
+        if error.status in _REFUSALS:
+            return
+        if error.status == 500 and "webhook" in error.message:
+            self._unanswered[key] += 1
+            if self._unanswered[key] >= _TRIES_OF_WEBHOOKS:
+                return
+        raise error
+
     async def _tell(self, raw: JsonObject, events: tuple[Event, ...]) -> None:
         """Send events. They are for people: one that cannot be sent is logged, and holds nothing up."""
         for event in events:
@@ -643,13 +669,6 @@ class Reconciler:
                 )
             except ApiError as error:
                 log.warning("event not sent: %s", error, extra=fields)
-
-
-def _refused(snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
-    """Return what is known once the API server has refused something; raises any other error."""
-    if error.status not in _REFUSALS:
-        raise error
-    return replace(snapshot, rejection=f"{name}: {error.message}")
 
 
 def _is_owned(child: ChildJob, job: IngestionJob) -> bool:
@@ -682,6 +701,7 @@ def _waiting_before(job: IngestionJob) -> Waiting | None:
         Reason.IMAGE_UNAVAILABLE,
         Reason.POD_CREATION_FAILED,
         Reason.POD_PENDING,
+        Reason.POD_UNSCHEDULABLE,
         Reason.POD_TERMINATING,
         Reason.REJECTED_BY_CLUSTER,
     ):

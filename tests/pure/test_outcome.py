@@ -10,7 +10,7 @@ import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.kube import JsonObject
-from ingestion_operator.outcome import PodResult, may_lack_config_map, read_pods, read_prepare, read_waiting
+from ingestion_operator.outcome import PodResult, Results, may_lack_config_map, read_prepare, read_waiting
 from support.builders import prepared
 
 
@@ -26,6 +26,13 @@ def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, 
     }
 
 
+def result_of(pod: dict[str, Any]) -> PodResult:
+    """Return what is read of the one pod of a Job."""
+    results = Results()
+    results.take([pod])
+    return results.harvest[0]
+
+
 @pytest.mark.parametrize(
     ("said", "code", "message"),
     [
@@ -38,13 +45,13 @@ def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, 
     ],
 )
 def test_no_message_is_too_odd_to_be_read(said: str, code: str, message: str) -> None:
-    result = read_pods([ended(said)])[0]
+    result = result_of(ended(said))
     assert result == PodResult(succeeded=False, code=code, message=message, exit_code=1)
     assert len(result.message.encode()) <= 200
 
 
 def test_a_success_that_says_something_odd_is_one() -> None:
-    assert read_pods([ended("[" * 4096, phase="Succeeded", exit_code=0)])[0].payload == {}
+    assert result_of(ended("[" * 4096, phase="Succeeded", exit_code=0)).payload == {}
 
 
 @pytest.mark.parametrize("field", ["id", "planHash"])
@@ -108,7 +115,7 @@ def test_a_pod_that_somebody_holds_back_is_a_reason() -> None:
     gated = creating(since="2026-01-01T11:59:59Z", reason="SchedulingGated", status="False")
     found = read_waiting(pods=[gated], refused=None, now=NOW)
     assert found is not None
-    assert (found.reason, found.message) == (Reason.POD_PENDING, "p-0: because")
+    assert (found.reason, found.message) == (Reason.POD_UNSCHEDULABLE, "p-0: because")
 
 
 def test_a_single_pass_that_does_not_say_that_it_has_published_has_not() -> None:

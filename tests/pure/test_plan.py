@@ -10,11 +10,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingestion_crds import retry
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Stage, VersionState
+from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Reason, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
 from ingestion_operator.actions import (
@@ -26,9 +27,9 @@ from ingestion_operator.actions import (
     RemovePods,
 )
 from ingestion_operator.children import ChildJob, read_job
-from ingestion_operator.outcome import Harvest, PodResult
+from ingestion_operator.outcome import Harvest, PodResult, Waiting
 from ingestion_operator.plan import Snapshot, _kept_indexes, plan
-from ingestion_operator.questions import current, settled, wants_harvest
+from ingestion_operator.questions import current, is_news, settled, wants_harvest
 from ingestion_operator.summary import why
 from support.builders import ingestion_job, prepared
 
@@ -291,3 +292,114 @@ def test_why_a_job_failed_counts_all_of_its_segments() -> None:
 def test_of_many_failed_pods_twenty_are_kept() -> None:
     child = ChildJob(name="handbook", uid="u", failed=IndexSet.span(25), failure_reason="FailedIndexes")
     assert _kept_indexes(child) == tuple(range(20))
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["deadline", "cancelled"])
+@pytest.mark.parametrize("mode", ["Segmented", "SinglePass"])
+def test_a_version_that_went_live_while_its_job_was_ended_is_active(mode: str, cancelled: bool) -> None:
+    """The pod had a second left after the deadline, or the cancel, and published in it: searches find the version."""
+    world = World()
+    world.rest()
+    if mode == "Segmented":
+        world.end(good={0})
+        world.rest()
+        world.end(good=set(range(6)))
+        world.rest()
+    child = world.live()
+    assert child is not None
+    world.edit(cancel_generation=0 if cancelled else None)
+    world.jobs[child.uid] = replace(
+        child,
+        completed=IndexSet.span(1),
+        succeeded=1,
+        failure_reason="DeadlineExceeded",
+        start_time=world.now,
+        completion_time=world.now,
+    )
+    said = prepared(segments=1, mode="SinglePass", version="2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a12")
+    world.harvests[child.uid] = {0: PodResult(succeeded=True, payload=said)}
+    world.rest()
+    assert world.job.status.phase is Phase.COMPLETED
+    assert world.job.status.version is not None
+    assert world.job.status.version.state is VersionState.ACTIVE
+
+
+def test_a_segment_that_its_job_left_out_is_unfinished() -> None:
+    """Somebody has made an Indexed Job smaller (KEP-3715): it is Complete without its last indexes."""
+    world = World()
+    world.rest()
+    world.end(good={0})
+    world.rest()
+    child = world.live()
+    assert child is not None
+    world.jobs[child.uid] = replace(
+        child,
+        completed=IndexSet.span(5),
+        succeeded=5,
+        complete=True,
+        start_time=world.now,
+        completion_time=world.now,
+    )
+    world.rest()
+    status = world.job.status
+    assert status.segments is not None
+    assert (status.phase, status.segments.failed) == (Phase.PARTIAL_FAILURE, "5")
+    world.edit(retry_generation=1)
+    world.rest()
+    assert world.dispatched[-1] == (1, [5])
+
+
+def test_a_retry_of_some_segments_lists_their_failures_first_and_counts_the_others_as_they_were() -> None:
+    world = World()
+    world.rest()
+    world.end(good={0}, segments=200)
+    world.rest()
+    world.end(good=set(), code="OOMKilled")
+    world.rest()
+    world.edit(retry_generation=1, retry_segments="150-159")
+    world.rest()
+    world.end(good=set(), code="EmbeddingUnauthorized")
+    world.rest()
+    status = world.job.status
+    assert status.failure_summary == {"OOMKilled": 190, "EmbeddingUnauthorized": 10}
+    assert [failure.segment for failure in status.failures] == [*range(150, 160), *range(90)]
+    assert {failure.code for failure in status.failures[:10]} == {"EmbeddingUnauthorized"}
+
+
+def test_of_unlisted_failures_that_stay_only_one_code_can_be_known() -> None:
+    world = World()
+    world.rest()
+    world.end(good={0}, segments=200)
+    world.rest()
+    child = world.live()
+    assert child is not None
+    world.end(good=set(), code="OOMKilled")
+    evicted = PodResult(succeeded=False, code="Evicted", exit_code=None)
+    world.harvests[child.uid] |= dict.fromkeys(range(195, 200), evicted)
+    world.rest()
+    assert world.job.status.failure_summary == {"OOMKilled": 195, "Evicted": 5}
+    world.edit(retry_generation=1, retry_segments="150-159")
+    world.rest()
+    assert world.job.status.failure_summary == {"OOMKilled": 100, "Unknown": 90}
+
+
+def test_pods_without_a_node_are_a_reason_while_none_runs() -> None:
+    """A cluster with less room than `parallelism` is no fault: the job goes on with what it has."""
+    world = World()
+    world.rest()
+    world.end(good={0})
+    world.rest()
+    child = world.live()
+    assert child is not None
+    no_room = Waiting(reason=Reason.POD_UNSCHEDULABLE, message="0/3 nodes are available")
+
+    def stalled(child: ChildJob, waiting: Waiting) -> bool:
+        decided = plan(Snapshot(job=world.job, config=CONFIG, jobs=(child,), waiting=waiting), now=world.now)
+        world.job = world.job.model_copy(update={"status": decided.status})
+        return any(item.type == "Stalled" and item.status == "True" for item in decided.status.conditions)
+
+    none_runs, some_run = replace(child, active=6, ready=0), replace(child, active=6, ready=4)
+    assert stalled(none_runs, no_room)
+    assert is_news(world.job.status, before=none_runs, after=some_run)
+    assert not stalled(some_run, no_room)
+    assert stalled(some_run, Waiting(reason=Reason.IMAGE_UNAVAILABLE, message="no such image"))

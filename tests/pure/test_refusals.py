@@ -56,6 +56,13 @@ async def test_the_newest_event_of_each_job_counts_on_whatever_page() -> None:
     assert await refusals.of(namespace="team-a", job_uid="c", now=NOW) is None
 
 
+async def test_an_event_that_names_no_job_hides_none() -> None:
+    """Anybody may write one: of the object it is about only little is asked for."""
+    nobody: JsonObject = {**event("", "?"), "involvedObject": {"kind": "Job"}}
+    refusals = Events([[nobody, event("a", "quota")]], seconds=0.0).refusals()
+    assert await refusals.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+
+
 async def test_who_comes_while_nothing_is_known_waits_for_the_answer() -> None:
     events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
     refusals = events.refusals()

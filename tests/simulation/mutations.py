@@ -157,12 +157,36 @@ def _dispatch_of(""",
         ),
     ),
     Mutation(
+        name="what was published as its time ran out is a failure",
+        file="plan.py",
+        changes=(("    return child.complete or 0 in child.completed\n", "    return child.complete\n"),),
+    ),
+    Mutation(
+        name="a Job that is Complete has run every segment",
+        file="plan.py",
+        changes=(
+            (
+                "    done = dispatched.members(child.completed)\n",
+                "    done = dispatched if child.complete else dispatched.members(child.completed)\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a webhook that stays away is waited for in silence",
+        file="reconcile.py",
+        changes=(("            if self._unanswered[key] >= _TRIES_OF_WEBHOOKS:\n                return\n", ""),),
+    ),
+    Mutation(
+        name="a job that goes on in a full cluster is Stalled",
+        file="questions.py",
+        changes=(("    return reason == Reason.POD_UNSCHEDULABLE and child.ready > 0\n", "    return False\n"),),
+    ),
+    Mutation(
         name="pods that may not be deleted keep the attempt open",
         file="reconcile.py",
         changes=(
             (
-                """            if error.status not in _REFUSALS:
-                raise
+                """            self._expect_refusal(job.key, error)
             log.warning("finished pods""",
                 """            raise
             log.warning("finished pods""",
@@ -311,9 +335,9 @@ def _dispatch_of(""",
         changes=(
             (
                 """    unfinished = IndexSet.span(segments.total) - completed
-    # Failures""",
+    codes =""",
                 """    unfinished = dispatched_failures(draft) - completed
-    # Failures""",
+    codes =""",
             ),
             (
                 """def _unfinished(segments: Segments) -> IndexSet:

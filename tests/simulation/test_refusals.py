@@ -19,7 +19,12 @@ from simulation.test_wishes import patch, reach, suspend, warnings
 
 FORBIDDEN = ApiError(status=403, reason="Forbidden", message="a policy says no")
 INVALID = ApiError(status=422, reason="Invalid", message="a policy says no")
-REFUSALS = pytest.mark.parametrize("error", [FORBIDDEN, INVALID], ids=["403", "422"])
+NO_WEBHOOK = ApiError(
+    status=500,
+    reason="InternalError",
+    message='Internal error occurred: failed calling webhook "x": connection refused',
+)
+REFUSALS = pytest.mark.parametrize("error", [FORBIDDEN, INVALID, NO_WEBHOOK], ids=["403", "422", "webhook"])
 
 
 class Policy:
@@ -163,18 +168,32 @@ def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, polic
     assert len(cluster.api.all("jobs")) == len(cluster.api.all("configmaps")) == 1
 
 
+@REFUSALS
 def test_a_refusal_that_no_deletion_cures_is_said_and_asked_again_in_a_while(
-    cluster: SimulatedCluster, policy: Policy
+    cluster: SimulatedCluster, policy: Policy, error: ApiError
 ) -> None:
     policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    policy.error = error
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     cluster.start_operator()
     assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
     asked = policy.refused
-    cluster.pass_until(lambda: False, seconds=300)
+    cluster.pass_until(lambda: False, seconds=299)
     assert asked < policy.refused < asked + 12
     policy.refuses = lambda _: False
     reach(cluster, "completed")
+
+
+def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE) and policy.refused < 3
+    policy.error = NO_WEBHOOK
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    cluster.start_operator()
+    reach(cluster, "completed")
+    assert policy.refused == 3
+    assert not warnings(cluster)
 
 
 @pytest.mark.parametrize("error", [FORBIDDEN, INVALID, ApiError(status=400, reason="BadRequest", message="no")])
