@@ -14,6 +14,8 @@ from ingestion_api.problems import bad_request, unavailable
 
 # What a cluster asks to decide whether to end the process: to have many clients is no reason to.
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
+# Beside the one that is being answered. Few clients send any; the parser makes kilobytes of each that takes 18 bytes.
+_MOST_WAITING: Final = 8
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -25,6 +27,7 @@ class BoundedHttp(HttpToolsProtocol):
     - No whole head within `timeout_keep_alive` seconds, from the beginning of the connection, the last answer, or the
       last piece of a body that was answered before it had come.
     - Over `limit_concurrency` connections: 503 and hung up, but for probes.
+    - Over 8 requests that wait for the answer to the one before: hung up.
 
     Trailers are dropped (RFC 9110, 6.5.1): they would count as headers, without having been checked as such.
     """
@@ -59,6 +62,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins."""
+        if len(self.pipeline) >= _MOST_WAITING:
+            self.logger.warning("too many requests sent ahead")
+            # Ends the parser, which has up to 256 KiB of them at hand; who called it then hangs up.
+            raise BufferError("too many requests sent ahead")
         self._in_head = True
         super().on_message_begin()
 

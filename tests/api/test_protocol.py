@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 import uvicorn
@@ -164,6 +164,32 @@ async def test_a_slow_upload_that_is_refused_reads_why() -> None:
                 writer.write(b"a")
                 await writer.drain()
             assert (await answer_of(reader))[0] == 404
+
+
+async def test_requests_sent_ahead_without_an_end_are_cut_off() -> None:
+    """However many come with one read: each is a few bytes to its sender, and kilobytes here."""
+    many = 10_000
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\n\r\n" * many)
+            answers = 0
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while answers < many:
+                    assert (await answer_of(reader))[0] == 200
+                    answers += 1
+            assert answers < 100
+
+
+async def test_a_few_requests_sent_ahead_are_answered_in_turn() -> None:
+    """And any number of them one after the other."""
+    with served() as port:
+        async with client(port) as (reader, writer):
+            for _ in range(20):
+                for number in range(8):
+                    writer.write(b"POST /echo HTTP/1.1\r\ncontent-length: 2\r\nx-number: %d\r\n\r\nab" % number)
+                for number in range(8):
+                    status, body = await answer_of(reader)
+                    assert (status, json.loads(body)["x-number"]) == (200, str(number))
 
 
 async def test_it_listens_on_ipv6_too() -> None:
