@@ -5,9 +5,8 @@ A retry that is recorded but not taken up yet shows as `queued`, so that no GET 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import datetime
-from functools import cached_property
 from typing import Final, Literal, Self
 from uuid import UUID
 
@@ -64,11 +63,6 @@ class NarrowJob(Model):
     spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
     status: _NarrowStatus = Field(default_factory=_NarrowStatus)
 
-    @cached_property
-    def summary_json(self) -> bytes:
-        """The job's entry in a list, made when it is first asked for: most jobs are listed often and change seldom."""
-        return summary(self).model_dump_json().encode()
-
 
 AnyJob = NarrowJob | IngestionJob
 
@@ -82,6 +76,11 @@ def retry_waiting(job: AnyJob) -> bool:
     """True between a retry's 202 and the operator's taking it up; False before the first run."""
     observed = job.status.observed_retry_generation
     return observed is not None and job.spec.retry_generation > observed
+
+
+def shown_phase(job: AnyJob) -> Phase:
+    """Return the phase that clients see: queued while a retry waits."""
+    return Phase.QUEUED if retry_waiting(job) else job.status.phase
 
 
 class VersionView(BaseModel):
@@ -189,7 +188,7 @@ class IngestResponse(BaseModel):
 def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     """Return a job's entry in a list."""
     status, waiting = job.status, retry_waiting(job)
-    phase = Phase.QUEUED if waiting else status.phase
+    phase = shown_phase(job)
     reset = waiting and status.mode is Mode.SINGLE_PASS
     return IngestionJobSummaryResponse(
         id=UUID(job_id(job)),
@@ -208,17 +207,16 @@ def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     )
 
 
-def page_json(jobs: Sequence[NarrowJob], *, next_cursor: str | None) -> bytes:
-    """Return `CursorPageIngestionJobSummaryResponse` of jobs as JSON, put together from their entries."""
-    entries = b",".join(job.summary_json for job in jobs)
+def page_json(entries: Iterable[bytes], *, next_cursor: str | None) -> bytes:
+    """Return `CursorPageIngestionJobSummaryResponse` as JSON, put together from its entries."""
     cursor, more = to_json(next_cursor), to_json(next_cursor is not None)
-    return b'{"items":[' + entries + b'],"next_cursor":' + cursor + b',"has_more":' + more + b"}"
+    return b'{"items":[' + b",".join(entries) + b'],"next_cursor":' + cursor + b',"has_more":' + more + b"}"
 
 
 def progress(job: IngestionJob) -> IngestionJobResponse:
     """Return a job's progress."""
     status, waiting = job.status, retry_waiting(job)
-    phase = Phase.QUEUED if waiting else status.phase
+    phase = shown_phase(job)
     # A single pass starts over; a segmented job keeps what is done.
     reset = waiting and status.mode is Mode.SINGLE_PASS
     segments = None if reset else status.segments

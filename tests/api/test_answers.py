@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 import pytest
 from fastapi import FastAPI, Request
 from ingestion_api.app import connect
@@ -24,7 +27,7 @@ from ingestion_api.problems import ProblemError, busy, unavailable
 from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.search import SearchRequest, search_knowledge_base
 from ingestion_api.services import Services
-from ingestion_api.views import progress
+from ingestion_api.views import page_json, progress
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import JsonObject, KubeClient
@@ -78,8 +81,40 @@ def test_jobs_are_listed_newest_first() -> None:
     which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "limit": 2}
     first, place = index.page(**which, before=None)
     second, end = index.page(**which, before=place)
-    assert [job.metadata.name for job in [*first, *second]] == ["job-3", "job-2", "job-1"]
+    assert [job.name for job in [*first, *second]] == ["job-3", "job-2", "job-1"]
     assert (len(first), end) == (2, None)
+
+
+def test_a_job_that_is_kept_takes_little_memory() -> None:
+    """Jobs may be kept for ever, and each replica of the API keeps all: its memory must not be what forbids it."""
+    count, moment = 2_000, "2026-01-01T00:00:00Z"
+
+    def body() -> bytes:
+        job = stored(str(uuid.uuid4()))
+        conditions = [
+            {"type": kind, "status": "False", "reason": "Published", "message": "", "lastTransitionTime": moment}
+            for kind in ("Ready", "Reconciling", "Stalled", "Failed", "Suspended")
+        ]
+        times = {"startTime": moment, "completionTime": moment}
+        job["status"] = {"jobID": job["metadata"]["name"], "phase": "completed", "conditions": conditions, **times}
+        return orjson.dumps(job)
+
+    bodies = [body() for _ in range(count)]
+    index = JobIndex(kube=cast(KubeClient, None), metrics=Metrics())
+    index.put(orjson.loads(body()))  # what the first one brings along is kept once
+    tracemalloc.start()
+    try:
+        for each in bodies:
+            index.put(orjson.loads(each))
+        which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "before": None}
+        listed, _ = index.page(**which, limit=count)
+        page_json((job.entry for job in listed), next_cursor=None)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(listed) == count
+    assert kept / count < 2048
 
 
 class ApiServer:

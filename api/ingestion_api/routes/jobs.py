@@ -91,7 +91,8 @@ async def list_ingestion_jobs(
         limit=limit,
         before=_place(cursor),
     )
-    return Response(page_json(jobs, next_cursor=_cursor(last)), media_type="application/json")
+    page = page_json((job.entry for job in jobs), next_cursor=_cursor(last))
+    return Response(page, media_type="application/json")
 
 
 def _phase(text: str | None) -> Phase | None:
