@@ -100,12 +100,15 @@ def connect(*, kube: KubeClient, config: Config, options: Options, namespace: st
 
 def _add_probes(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/healthz", include_in_schema=False)
-    async def healthz() -> dict[str, bool]:
-        return {"healthy": True}
+    async def healthz(response: Response) -> dict[str, bool]:
+        healthy = not app.state.services.index.ended
+        response.status_code = 200 if healthy else 503
+        return {"healthy": healthy}
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz(response: Response) -> dict[str, bool]:
-        ready = app.state.services.index.synced
+        index = app.state.services.index
+        ready = index.synced and not index.ended
         response.status_code = 200 if ready else 503
         return {"ready": ready}
 

@@ -7,7 +7,6 @@ Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-d
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from bisect import bisect_left, insort
@@ -89,16 +88,21 @@ class JobIndex:
         self._names: dict[tuple[str, str], str] = {}
         self._lists: dict[tuple[str, str], list[Place]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._synced = asyncio.Event()
-
-    @property
-    def synced(self) -> bool:
+        self.synced = False
         """True once the first list is in."""
-        return self._synced.is_set()
+        self.ended = False
+        """True once it is no longer kept up to date."""
 
     async def run(self) -> None:
         """Keep the index up to date until cancelled."""
-        await follow(self._kube, ingestion_path(), take=self._take, listed=self._take_list, failed=self._take_failure)
+        take, listed, failed = self._take, self._take_list, self._take_failure
+        try:
+            await follow(self._kube, ingestion_path(), take=take, listed=listed, failed=failed)
+        except Exception:
+            # Nobody waits for this task. The cluster asks how it is, and starts the process anew.
+            LOG.exception("the jobs are no longer followed")
+        finally:
+            self.ended = True
 
     def name_of(self, *, namespace: str, job_id: str) -> str | None:
         """Return the name of the job with this id in this namespace, None when the index has none."""
@@ -167,7 +171,7 @@ class JobIndex:
                 self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
         self._metrics.index_lists.inc()
-        self._synced.set()
+        self.synced = True
 
     def _take_failure(self, error: ApiError, pause: float) -> None:
         self._metrics.index_failures.inc()

@@ -74,6 +74,8 @@ async def _list(
     while True:
         page = {"limit": PAGE, **query, **({"continue": following} if following else {})}
         answer = await kube.request("GET", path, query=page)
+        if "items" not in answer:
+            raise ApiError(status=0, reason="NoAnswer", message=f"not a list of {path}")
         for item in answer["items"]:
             seen.add(item["metadata"]["uid"])
             take(item, False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -23,7 +23,10 @@ JsonObject = dict[str, Any]
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
-WATCH_TIMEOUT_SECONDS: Final = 600
+# The server ends a watch so often, and the next one goes on where that was: nothing else is sure to be sent, bookmarks
+# too are promised to nobody. Silence for longer means that the other end is gone without a word.
+WATCH_SECONDS: Final = 120
+_WATCH_GRACE_SECONDS: Final = 30
 _TLS_SHUTDOWN_SECONDS: Final = 0.1
 
 
@@ -152,7 +155,7 @@ class KubeClient:
             timeout: seconds for the whole request.
 
         Raises:
-            ApiError: on any status of 400 or more, and with status 0 when no answer came.
+            ApiError: on any status of 400 or more, and with status 0 when no answer came, or none that is JSON.
         """
         response = await self._send(method, path, query, body, content_type, aiohttp.ClientTimeout(total=timeout))
         try:
@@ -161,7 +164,7 @@ class KubeClient:
             raise _no_answer(error) from error
         if response.status >= 400:
             raise _api_error(response.status, raw)
-        return cast(JsonObject, orjson.loads(raw)) if raw else {}
+        return _decoded(raw) if raw else {}
 
     async def watch(
         self, path: str, *, resource_version: str, query: Mapping[str, Any] | None = None
@@ -181,9 +184,9 @@ class KubeClient:
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
-            "timeoutSeconds": WATCH_TIMEOUT_SECONDS,
+            "timeoutSeconds": WATCH_SECONDS,
         }
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_TIMEOUT_SECONDS + 10)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + _WATCH_GRACE_SECONDS)
         response = await self._send("GET", path, parameters, None, "application/json", timeout)
         stream: aiohttp.ClientResponse = response.response
         try:
@@ -195,11 +198,11 @@ class KubeClient:
                 *lines, rest = buffer.split(b"\n")
                 buffer = bytearray(rest)
                 for line in lines:
-                    event = cast(JsonObject, orjson.loads(line))
+                    event = _decoded(line, wanted="object")
                     if event["type"] == "ERROR":
                         raise _status_error(event["object"])
                     yield event
-        except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _no_answer(error) from error
         finally:
             stream.close()
@@ -222,6 +225,17 @@ class KubeClient:
             return await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _no_answer(error) from error
+
+
+def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
+    """Return the JSON that the API server has sent; what stands in front of it may answer anything in its place."""
+    try:
+        answer = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _no_answer(error) from error
+    if not isinstance(answer, dict) or (wanted and wanted not in answer):
+        raise ApiError(status=0, reason="NoAnswer", message="JSON, but not of the API server")
+    return answer
 
 
 def _no_answer(error: BaseException) -> ApiError:

@@ -33,9 +33,8 @@ from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import JsonObject, KubeClient
 from ingestion_worker.store import Store, StoreConfig
 from support.builders import KNOWLEDGE_BASE, ingestion_job
+from support.kubeconfig import kubeconfig
 from support.worker_builders import KB, Worker, answer, http_server
-
-from .test_keys import kubeconfig
 
 CALLER = Principal(key_id="k", namespace="team-a")
 OTHER = "2b1d0000-0000-4000-8000-000000000009"

@@ -12,26 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from ingestion_api.auth import KeyEntry, KeyRing, encode_entry, hash_key, new_key
 from ingestion_api.problems import ProblemError
 from ingestion_crds.kube import KubeClient
+from support.kubeconfig import kubeconfig
 from support.worker_builders import answer, http_server
 
 _, KEY = new_key()
-
-
-def kubeconfig(folder: Path, url: str) -> str:
-    """Write one for an API server without TLS; return its path."""
-    path = folder / "kubeconfig"
-    named = {
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    path.write_text(yaml.safe_dump(named))
-    return str(path)
 
 
 async def refused(ring: KeyRing) -> bool:

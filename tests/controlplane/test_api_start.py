@@ -1,13 +1,13 @@
-"""What the REST API says of a job while it still lists the jobs."""
+"""What the REST API says of jobs while it still lists them, and of itself when it no longer follows them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
-import httpx
 import pytest
-from faults.proxy import hang
+from faults.proxy import Answer, Call, Forward, hang
 from faults.rig import api_of, running
 from ingestion_crds.kube import KubeClient
 from local_cluster.control_plane import ControlPlane
@@ -26,20 +26,25 @@ async def test_a_job_that_is_listed_during_the_look_up_is_not_denied(
             api.proxy.add(lambda call: str(call) == "list ingestionjobs", hang(list_goes_on))
             read = api.proxy.add(lambda call: str(call) == "get ingestionjobs", hang(read_goes_on))
 
-            async def status(path: str) -> int:
-                try:
-                    return (await api.client.get(path)).status_code
-                except httpx.TransportError:
-                    return 0
-
-            async def is_200(path: str) -> bool:
-                return await status(path) == 200
-
-            await run.come_true(lambda: is_200("/healthz"))
-            asked = asyncio.create_task(status(path))
+            await run.come_true(lambda: api.answers("/healthz", 200))
+            asked = asyncio.create_task(api.status(path))
             await run.wait(lambda: read.injected == 1)
             list_goes_on.set()
-            await run.come_true(lambda: is_200("/readyz"))
+            await run.come_true(lambda: api.answers("/readyz", 200))
             read_goes_on.set()
             assert await asked == 503
-            assert await status(path) == 200
+            assert await api.status(path) == 200
+
+
+async def test_an_api_that_no_longer_follows_the_jobs_asks_to_be_started_anew(
+    control_plane: ControlPlane, kube: KubeClient, tmp_path: Path
+) -> None:
+    async def nonsense(call: Call, forward: Forward) -> Answer:
+        return Answer(status=200, body=json.dumps({"metadata": {}, "items": [{}]}).encode())
+
+    async with running(control_plane=control_plane, kube=kube, folder=tmp_path) as run, api_of(run) as api:
+        api.proxy.add(lambda call: str(call) == "list ingestionjobs", nonsense)
+        await run.come_true(lambda: api.answers("/healthz", 503))
+        assert await api.status("/readyz") == 503
+        assert "the jobs are no longer followed" in api.process.log.read_text()
+        assert "KeyError" in api.process.log.read_text()

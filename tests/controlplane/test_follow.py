@@ -1,19 +1,25 @@
-"""A list and then a watch, without end, of a real API server, with what may happen to the stream."""
+"""A list and then a watch, without end, of a real API server, with what may happen to them."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from faults.proxy import Proxy
+from faults.proxy import Answer, Call, Forward, Proxy
 from faults.watch_faults import Ended, Failing, WatchFault
 from ingestion_crds import follow as following
+from ingestion_crds import kube as kubernetes
 from ingestion_crds.follow import follow
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, core_path
 from local_cluster.control_plane import ControlPlane
+from support.kubeconfig import kubeconfig
+from support.worker_builders import http_server
 
 pytestmark = pytest.mark.controlplane
 
@@ -106,3 +112,45 @@ async def test_half_an_event_at_the_end_of_a_stream_is_told_by_the_next_one(
             await create(kube, namespace, name)
             await view.until(name)
     assert fault.injected == 2
+
+
+@pytest.mark.parametrize("verb", ["list", "watch"])
+@pytest.mark.parametrize("body", [b"<html>\n", b"[]\n", b"{}\n"], ids=["no JSON", "no object", "another object"])
+async def test_after_an_answer_of_somebody_else_it_lists_again(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, verb: str, body: bytes
+) -> None:
+    """What stands in front of the API server may answer 200 in its place."""
+
+    async def somebody_else(call: Call, forward: Forward) -> Answer:
+        return Answer(status=200, body=body)
+
+    async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace) as (view, proxy):
+        proxy.add(lambda call: str(call) == f"{verb} configmaps", somebody_else)
+        await create(kube, namespace, "new")
+        await view.until("new")
+    assert [error.status for error in view.failures] == [0]
+
+
+async def test_a_watch_whose_other_end_is_gone_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word, as when a node in between loses its power."""
+    silent_seconds = kubernetes.WATCH_SECONDS + kubernetes._WATCH_GRACE_SECONDS
+    assert silent_seconds <= 150
+    monkeypatch.setattr(kubernetes, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(kubernetes, "_WATCH_GRACE_SECONDS", 1)
+    asked, over = [], threading.Event()
+
+    def begin_and_fall_silent(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        request.send_response(200)
+        request.end_headers()
+        over.wait(60)
+
+    with http_server(handle=begin_and_fall_silent) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            begun = time.monotonic()
+            with pytest.raises(ApiError) as noticed:
+                await anext(kube.watch(core_path("configmaps", "team-a"), resource_version="1"))
+            assert 1.5 < time.monotonic() - begun < 15
+        over.set()
+    assert noticed.value.status == 0
+    assert "timeoutSeconds=1" in asked[0]

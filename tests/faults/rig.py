@@ -236,6 +236,18 @@ class Api:
             assert time.monotonic() < deadline, self.process.log.read_text()[-6000:]
             await asyncio.sleep(0.1)
 
+    async def status(self, path: str) -> int:
+        """GET a path; return the answer's status, 0 while the API does not serve."""
+        self.process.check()
+        try:
+            return (await self.client.get(path)).status_code
+        except httpx.TransportError:
+            return 0
+
+    async def answers(self, path: str, status: int) -> bool:
+        """GET a path; return whether that is the answer's status."""
+        return await self.status(path) == status
+
     async def known(self, job_id: str) -> None:
         """Wait until the API serves and knows the job."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
