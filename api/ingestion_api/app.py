@@ -58,6 +58,8 @@ def create_app(options: Options | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
+        # Else another path with or without a slash is answered with the address that the client itself sent as Host.
+        redirect_slashes=False,
     )
     problems.install(app)
     app.include_router(jobs.router)

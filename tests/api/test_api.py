@@ -131,6 +131,14 @@ async def test_an_unknown_or_malformed_job(api: Api) -> None:
     assert malformed.json()["detail"][0]["loc"] == ["path", "job_id"]
 
 
+async def test_a_slash_too_many_is_another_path(api: Api) -> None:
+    """And nobody is sent elsewhere for it: the API does not know its own address."""
+    path = f"/v1/knowledge-base/ingestion-jobs/{UNKNOWN}"
+    for method, odd in (("GET", f"{path}/"), ("POST", f"{path}/retry/"), ("POST", "/v1/knowledge-base/search/")):
+        answer = await api.client.request(method, odd, headers={"host": "elsewhere.example"})
+        assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+
+
 async def test_lists_are_newest_first_filtered_and_paged(api: Api) -> None:
     ids = [await api.failed(f"job-{number}") for number in range(5)]
     await api.set_status("job-0", phase="completed")
