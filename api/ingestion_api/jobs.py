@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from typing import Any
+from typing import Any, Final
 
 from ingestion_crds.constants import API_VERSION, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
 from ingestion_crds.job import IngestionJob, Spec
@@ -12,6 +13,11 @@ from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, unavailable
 from ingestion_api.views import job_id
+
+# How often a job is sent to an API server that does not answer, and how long that may take.
+_PAUSES_SECONDS: Final = (0.0, 0.2, 1.0, 3.0)
+_TRY_SECONDS: Final = 10.0
+_TRY_AGAIN: Final = frozenset({408, 429})
 
 
 class Jobs:
@@ -62,7 +68,9 @@ class Jobs:
 
         Raises:
             ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
-                it is not made, or not known to be.
+                the namespace cannot take it.
+            JobUnknownError: the API server does not say whether it has the job.
+            ApiError: it refuses the job for another reason.
         """
         identity = uuid.uuid4()
         body: dict[str, Any] = {
@@ -74,28 +82,46 @@ class Jobs:
             },
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
         }
-        self._index.put(await self._create(namespace, str(identity), body))
+        await self._create(namespace, str(identity), body)
         return identity
 
-    async def _create(self, namespace: str, name: str, body: dict[str, Any]) -> JsonObject:
+    async def _create(self, namespace: str, name: str, body: JsonObject) -> None:
+        """Send a job until the API server says that it has it, or that it will not have it."""
+        path = ingestion_path(namespace)
+        refused: ApiError | None = None
+        for pause in _PAUSES_SECONDS:
+            await asyncio.sleep(pause)
+            try:
+                self._index.put(await self._kube.request("POST", path, body=body, timeout=_TRY_SECONDS))
+            except ApiError as error:
+                if error.already_exists:
+                    return  # the name is this job's alone: an earlier POST has made it
+                if 400 <= error.status < 500 and error.status not in _TRY_AGAIN:
+                    if not pause:
+                        raise _refusal(namespace, error) from None
+                    refused = error
+                    break
+            else:
+                return
+        # An earlier POST may have come through all the same: the quota may be used up by this very job.
+        path = ingestion_path(namespace, name)
         try:
-            return await self._kube.request("POST", ingestion_path(namespace), body=body)
+            self._index.put(await self._kube.request("GET", path, timeout=_TRY_SECONDS))
         except ApiError as error:
-            if error.status in (400, 422):
-                raise bad_request(error.message, error="invalid_job") from error
-            if error.status == 403 and "exceeded quota" in error.message:
-                raise busy("the namespace's quota of ingestion jobs is used up") from error
-            if error.status == 404:
-                raise unavailable(f"the namespace {namespace} cannot take jobs now") from error
-            if error.status != 0 and error.status < 500:
-                raise
-        # No answer, or one that says little: the job may be there all the same.
-        try:
-            return await self._kube.request("GET", ingestion_path(namespace, name))
-        except ApiError as error:
-            if error.not_found:
-                raise unavailable("the cluster's API server did not take the job; try again") from error
+            if refused is not None and error.not_found:
+                raise _refusal(namespace, refused) from error
             raise JobUnknownError(name) from error
+
+
+def _refusal(namespace: str, error: ApiError) -> Exception:
+    """Return what a refused job means to a client."""
+    if error.status in (400, 422):
+        return bad_request(error.message, error="invalid_job")
+    if error.status == 403 and "exceeded quota" in error.message:
+        return busy("the namespace's quota of ingestion jobs is used up")
+    if error.status == 404:
+        return unavailable(f"the namespace {namespace} cannot take jobs now")
+    return error
 
 
 class JobUnknownError(ProblemError):

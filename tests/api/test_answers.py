@@ -117,18 +117,33 @@ def test_a_job_that_is_kept_takes_little_memory() -> None:
 
 
 class ApiServer:
-    """Takes jobs, or answers something else."""
+    """Takes jobs, or answers something else.
 
-    def __init__(self, *, post: int = 201, get: int = 200) -> None:
-        self.post, self.get = post, get
+    Args:
+        post: its answers to one POST after another, the last one to all that follow; 0 for one that is carried out and
+            not answered.
+        get: its answer to each GET.
+    """
+
+    def __init__(self, *post: int, get: int = 200) -> None:
+        self.post, self.get = list(post) or [201], get
         self.made: list[JsonObject] = []
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
-        if request.command == "POST":
-            self.made.append(json.loads(request.rfile.read(int(request.headers["Content-Length"]))))
-            answer(request, self.post, json.dumps(stored()).encode())
-        else:
+        if request.command == "GET":
             answer(request, self.get, json.dumps(stored()).encode())
+            return
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        status = self.post.pop(0) if len(self.post) > 1 else self.post[0]
+        if status in (0, 201) and body in self.made:
+            answer(request, 409, json.dumps({"kind": "Status", "reason": "AlreadyExists"}).encode())
+            return
+        if status in (0, 201):
+            self.made.append(body)
+        if status == 0:
+            request.close_connection = True
+        else:
+            answer(request, status, json.dumps(stored()).encode())
 
 
 @asynccontextmanager
@@ -176,17 +191,36 @@ async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("post", "get", "left"), [(500, 500, 1), (500, 404, 0), (422, 200, 0)], ids=["may exist", "does not", "is refused"]
+    ("post", "get", "left"),
+    [([500], 500, 1), ([500], 404, 1), ([0, 500], 404, 1), ([422], 200, 0), ([500, 422], 404, 0), ([500, 422], 500, 1)],
+    ids=["may exist", "may come yet", "was not answered", "is refused", "is refused later", "is refused, or is there"],
 )
 async def test_the_file_of_a_job_stays_as_long_as_that_may_exist(
-    tmp_path: Path, post: int, get: int, left: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, post: list[int], get: int, left: int
 ) -> None:
-    """Nothing is lost, and nothing is left."""
-    async with services(tmp_path, ApiServer(post=post, get=get)) as parts:
+    """Nothing is lost, and of what is refused nothing is left."""
+    monkeypatch.setattr("ingestion_api.jobs._PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    async with services(tmp_path, ApiServer(*post, get=get)) as parts:
         with pytest.raises(ProblemError) as refused:
             await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
     assert isinstance(refused.value, JobUnknownError) == bool(left)
     assert len(bucket(tmp_path)) == left
+
+
+@pytest.mark.parametrize(
+    ("post", "get"),
+    [([0, 201], 500), ([500, 201], 500), ([429, 201], 500), ([0, 403], 200), ([0, 500], 200)],
+    ids=["was made", "is made now", "there was too much to do", "has used up the quota", "is there"],
+)
+async def test_a_job_is_made_once_however_often_it_has_to_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, post: list[int], get: int
+) -> None:
+    monkeypatch.setattr("ingestion_api.jobs._PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    server = ApiServer(*post, get=get)
+    async with services(tmp_path, server) as parts:
+        taken = await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
+    assert [job["metadata"]["name"] for job in server.made] == [str(taken.ingestion_job_id)]
+    assert len(bucket(tmp_path)) == 1
 
 
 async def test_an_upload_that_stalls_is_given_up(tmp_path: Path) -> None:
