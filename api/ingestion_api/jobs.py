@@ -11,7 +11,7 @@ from ingestion_crds.job import IngestionJob, Spec
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
 
 from ingestion_api.job_index import JobIndex
-from ingestion_api.problems import ProblemError, bad_request, busy, not_found, unavailable
+from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
 from ingestion_api.views import job_id
 
 # How often a job is sent to an API server that does not answer, and how long that may take.
@@ -49,7 +49,7 @@ class Jobs:
             if job is not None and job_id(job) == text:
                 return job
         if not synced:
-            raise unavailable("the jobs are still being listed; try again")
+            raise still_listing()
         raise not_found(f"there is no ingestion job {text}")
 
     async def read(self, *, namespace: str, name: str) -> IngestionJob | None:

@@ -85,6 +85,11 @@ def unavailable(message: str) -> ProblemError:
     return ProblemError(status=503, error="unavailable", message=message, retry_after=RETRY_AFTER_SECONDS)
 
 
+def still_listing() -> ProblemError:
+    """503: which jobs there are is not known yet."""
+    return unavailable("the jobs are still being listed; try again")
+
+
 def from_api_error(error: ApiError) -> ProblemError:
     """Return what an API server's error means to a client; its text stays in the log, as it may name internals."""
     if error.status in {0, 429} or error.status >= 500:

@@ -11,6 +11,7 @@ from faults.proxy import Answer, Call, Forward, hang
 from faults.rig import api_of, running
 from ingestion_crds.kube import KubeClient
 from local_cluster.control_plane import ControlPlane
+from support.builders import KNOWLEDGE_BASE
 
 pytestmark = pytest.mark.controlplane
 
@@ -34,6 +35,23 @@ async def test_a_job_that_is_listed_during_the_look_up_is_not_denied(
             read_goes_on.set()
             assert await asked == 503
             assert await api.status(path) == 200
+
+
+async def test_no_list_is_shown_before_all_jobs_are_known(
+    control_plane: ControlPlane, kube: KubeClient, tmp_path: Path
+) -> None:
+    """A page with some of them, and no next one, would say that there are no others."""
+    list_goes_on = asyncio.Event()
+    async with running(control_plane=control_plane, kube=kube, folder=tmp_path) as run:
+        await run.create(suspend=True)
+        async with api_of(run) as api:
+            api.proxy.add(lambda call: str(call) == "list ingestionjobs", hang(list_goes_on))
+            path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs"
+            await run.come_true(lambda: api.answers("/healthz", 200))
+            assert await api.status(path) == 503
+            list_goes_on.set()
+            await run.come_true(lambda: api.answers("/readyz", 200))
+            assert len((await api.client.get(path)).json()["items"]) == 1
 
 
 async def test_an_api_that_no_longer_follows_the_jobs_asks_to_be_started_anew(

@@ -12,7 +12,7 @@ from ingestion_crds.constants import Phase
 
 from ingestion_api.auth import Caller
 from ingestion_api.job_index import Place
-from ingestion_api.problems import bad_request
+from ingestion_api.problems import bad_request, still_listing
 from ingestion_api.retry import key_digest
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
 from ingestion_api.services import services_of
@@ -84,7 +84,10 @@ async def list_ingestion_jobs(
     cursor: Annotated[str | None, Query()] = None,
 ) -> Response:
     """Return one page of jobs."""
-    jobs, last = services_of(request).index.page(
+    index = services_of(request).index
+    if not index.synced:
+        raise still_listing()
+    jobs, last = index.page(
         namespace=caller.namespace,
         knowledge_base=str(kb_id),
         phase=_phase(status),
