@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final, Literal, Self
+from typing import Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from ingestion_crds.constants import ConditionType, Mode, Phase, Stage, VersionState
 from ingestion_crds.job import Condition, Failure, IngestionJob, Model, Version, job_id_of
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 JOB_TYPE: Final = "document"
+Item = TypeVar("Item")
 
 
 class _NarrowMetadata(Model):
@@ -126,12 +127,10 @@ class IngestionJobSummaryResponse(BaseModel):
     completed_at: datetime | None = None
 
 
-class CursorPageIngestionJobSummaryResponse(BaseModel):
-    """One page of a list of jobs, newest first."""
+class CursorPage(BaseModel, Generic[Item]):
+    """One page of a list, newest first."""
 
-    model_config = ConfigDict(title="CursorPage_IngestionJobSummaryResponse_")
-
-    items: list[IngestionJobSummaryResponse]
+    items: list[Item]
     next_cursor: str | None = None
     has_more: bool
 
@@ -208,7 +207,7 @@ def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
 
 
 def page_json(entries: Iterable[bytes], *, next_cursor: str | None) -> bytes:
-    """Return `CursorPageIngestionJobSummaryResponse` as JSON, put together from its entries."""
+    """Return a `CursorPage` as JSON, put together from its entries."""
     cursor, more = to_json(next_cursor), to_json(next_cursor is not None)
     return b'{"items":[' + b",".join(entries) + b'],"next_cursor":' + cursor + b',"has_more":' + more + b"}"
 

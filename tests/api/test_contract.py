@@ -94,3 +94,21 @@ def test_a_job_has_the_fields_that_clients_know(document: dict[str, Any]) -> Non
         "partial_failure", "processing", "queued", "segment_count", "processed_segments", "progress_pct", "created_at",
         "updated_at", "started_at", "completed_at",
     }  # fmt: skip
+
+
+def test_a_page_of_jobs(document: dict[str, Any]) -> None:
+    """Its schema's name is what generated clients call it."""
+    operation = document["paths"][f"{PREFIX}/knowledge-bases/{{kb_id}}/ingestion-jobs"]["get"]
+    page = "CursorPage_IngestionJobSummaryResponse_"
+    assert operation["responses"]["200"]["content"]["application/json"]["schema"] == {
+        "$ref": f"#/components/schemas/{page}"
+    }
+    schema = document["components"]["schemas"][page]
+    assert schema["required"] == ["items", "has_more"]
+    assert schema["properties"]["items"]["items"] == {"$ref": "#/components/schemas/IngestionJobSummaryResponse"}
+
+
+def test_an_answer_to_a_search_says_how_it_is_ranked(document: dict[str, Any]) -> None:
+    schema = document["components"]["schemas"]["SearchResponse"]
+    assert schema["required"] == ["results", "total_results", "ranking_mode"]
+    assert schema["properties"]["ranking_mode"]["enum"] == ["global_score", "reranked", "grouped_unranked"]

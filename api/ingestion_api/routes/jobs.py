@@ -17,8 +17,9 @@ from ingestion_api.retry import key_digest
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
 from ingestion_api.services import services_of
 from ingestion_api.views import (
-    CursorPageIngestionJobSummaryResponse,
+    CursorPage,
     IngestionJobResponse,
+    IngestionJobSummaryResponse,
     page_json,
     progress,
 )
@@ -72,7 +73,7 @@ async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Cal
     operation_id="listIngestionJobs",
     summary="List the ingestion jobs of a knowledge base",
     description="Newest first. ``status`` keeps one phase; ``cursor`` is the ``next_cursor`` of the page before.",
-    response_model=CursorPageIngestionJobSummaryResponse,
+    response_model=CursorPage[IngestionJobSummaryResponse],
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
 )
 async def list_ingestion_jobs(

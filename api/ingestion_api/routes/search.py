@@ -62,7 +62,7 @@ class SearchResponse(BaseModel):
 
     results: list[SearchResult]
     total_results: int
-    ranking_mode: Literal["global_score", "reranked", "grouped_unranked"] = "global_score"
+    ranking_mode: Literal["global_score", "reranked", "grouped_unranked"]
 
 
 @router.post(
@@ -104,4 +104,4 @@ async def search_knowledge_base(request: Request, body: SearchRequest, caller: C
         ]
     results.sort(key=lambda result: -result.score)
     best = results[: body.limit]
-    return SearchResponse(results=best, total_results=len(best))
+    return SearchResponse(results=best, total_results=len(best), ranking_mode="global_score")
