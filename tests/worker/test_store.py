@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ingestion_worker import layout
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.store import ObjectMissingError, Store, StoreConfig, put_upload
+from ingestion_worker.store import PIECE_BYTES, ObjectMissingError, Store, StoreConfig, put_upload
 from support.s3_server import S3Server
 
 
@@ -153,6 +153,23 @@ async def test_an_upload_whose_client_leaves_leaves_nothing(any_store: Store) ->
     with pytest.raises(RuntimeError, match="went away"):
         await put_upload(store=any_store, document_id="doc", file_name="a", chunks=broken(), max_bytes=2**30)
     assert list(any_store.list(prefix="uploads")) == []
+
+
+async def test_no_part_stays_of_an_upload_whose_client_leaves(s3_server: S3Server) -> None:
+    """Whenever it does. Parts are no objects: no listing shows them, and nothing removes them."""
+
+    async def broken(pause: float) -> AsyncIterator[bytes]:
+        for _ in range(2):
+            yield b"x" * PIECE_BYTES
+        await asyncio.sleep(pause)  # while the parts are under way
+        raise RuntimeError("the client went away")
+
+    store = Store(config=s3_server.config(bucket="left"))
+    for milliseconds in range(0, 72, 3):
+        chunks = broken(milliseconds / 1000)
+        with pytest.raises(RuntimeError, match="went away"):
+            await put_upload(store=store, document_id="doc", file_name="a", chunks=chunks, max_bytes=2**30)
+    assert [path for path in (s3_server.folder / "left").rglob("*") if path.is_file()] == []
 
 
 def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:

@@ -5,6 +5,7 @@ One thin class over obstore that speaks the worker's error codes. Keys come from
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -243,8 +244,23 @@ class Store:
 
     async def put_stream(self, *, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Write an object from an asynchronous stream, in parts; an error in the stream leaves no object."""
+        broken: Exception | None = None
+
+        async def until_it_breaks() -> AsyncIterator[bytes]:
+            nonlocal broken
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except Exception as error:
+                broken = error
+
+        # An upload that is aborted leaves the parts that are still under way then. One that ends leaves an object.
         with _mapped(key):
-            await obstore.put_async(self._backend, key, chunks, chunk_size=PIECE_BYTES, max_concurrency=2)
+            await obstore.put_async(self._backend, key, until_it_breaks(), chunk_size=PIECE_BYTES, max_concurrency=2)
+        if broken is not None:
+            with contextlib.suppress(WorkerError):  # what went wrong first is told
+                await asyncio.to_thread(self.delete, key=key)
+            raise broken
 
 
 def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
