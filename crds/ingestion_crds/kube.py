@@ -192,6 +192,8 @@ class KubeClient:
         try:
             if response.status >= 400:
                 raise _api_error(response.status, await response.read())
+            if stream.content_type != "application/json":  # and maybe no line at all, as when nothing happens
+                raise ApiError(status=0, reason="NoAnswer", message=f"{stream.content_type} is no stream of events")
             buffer = bytearray()
             async for block in stream.content.iter_any():
                 buffer += block

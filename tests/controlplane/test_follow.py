@@ -115,14 +115,29 @@ async def test_half_an_event_at_the_end_of_a_stream_is_told_by_the_next_one(
 
 
 @pytest.mark.parametrize("verb", ["list", "watch"])
-@pytest.mark.parametrize("body", [b"<html>\n", b"[]\n", b"{}\n"], ids=["no JSON", "no object", "another object"])
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("text/html", b"<html></html>"),
+        ("application/json", b"<html>\n"),
+        ("application/json", b"[]\n"),
+        ("application/json", b"{}\n"),
+    ],
+    ids=["HTML", "no JSON", "no object", "another object"],
+)
 async def test_after_an_answer_of_somebody_else_it_lists_again(
-    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, verb: str, body: bytes
+    control_plane: ControlPlane,
+    kube: KubeClient,
+    namespace: str,
+    tmp_path: Path,
+    verb: str,
+    content_type: str,
+    body: bytes,
 ) -> None:
     """What stands in front of the API server may answer 200 in its place."""
 
     async def somebody_else(call: Call, forward: Forward) -> Answer:
-        return Answer(status=200, body=body)
+        return Answer(status=200, body=body, content_type=content_type)
 
     async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace) as (view, proxy):
         proxy.add(lambda call: str(call) == f"{verb} configmaps", somebody_else)
@@ -142,6 +157,7 @@ async def test_a_watch_whose_other_end_is_gone_is_noticed(tmp_path: Path, monkey
     def begin_and_fall_silent(request: BaseHTTPRequestHandler) -> None:
         asked.append(request.path)
         request.send_response(200)
+        request.send_header("Content-Type", "application/json")
         request.end_headers()
         over.wait(60)
 
