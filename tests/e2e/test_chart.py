@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +27,62 @@ VALUES: dict[str, Any] = {
     "embeddingProviders": [{"name": "keyed", "url": "https://embed.example/v1", "apiKey": "secret"}],
     "api": {"replicas": 2},
 }
+CREDENTIALS = {"accessKeyId": "me", "secretAccessKey": "mine-alone"}
+ACCOUNTS = "/api/v1/namespaces/s/secrets/i-store-accounts"
+RBAC = "rbac.authorization.k8s.io/v1"
+CLUSTER_ROLES = f"/apis/{RBAC}/clusterroles"
 
 
-def render(values: dict[str, Any], *, folder: Path) -> list[dict[str, Any]]:
-    """Render the chart."""
+def render(
+    values: dict[str, Any],
+    *,
+    folder: Path,
+    release: str = "i",
+    namespace: str = "s",
+    found: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Render the chart, as for a cluster where it looks up what is `found`, by path; without, nothing is looked up."""
     file = folder / "values.json"
     file.write_text(json.dumps(values))
-    version = ["--kube-version", versions.KUBERNETES]
-    text = run(
-        [binaries.path(name="helm"), "template", "i", install.CHART, "--namespace", "s", *version, "--values", file]
-    )
+    where: list[str | Path] = ["--namespace", namespace, "--kube-version", versions.KUBERNETES, "--values", file]
+    command: list[str | Path] = [binaries.path(name="helm"), "template", release, install.CHART, *where]
+    if found is None:
+        text = run(command)
+    else:
+        with api_server(found) as url:
+            text = run([*command, "--dry-run=server", "--kube-apiserver", url])
     return [document for document in yaml.safe_load_all(text) if document]
+
+
+@contextmanager
+def api_server(found: dict[str, Any]) -> Iterator[str]:
+    """Serve objects by their path, and what Helm asks for to find a kind's path; yields the URL."""
+    answers = {
+        f"{root}/{version}": {
+            "kind": "APIResourceList",
+            "groupVersion": version,
+            "resources": [{"name": f"{kind.lower()}s", "kind": kind, "namespaced": kind == "Secret", "verbs": ["get"]}],
+        }
+        for root, version, kind in (("/api", "v1", "Secret"), ("/apis", RBAC, "ClusterRole"))
+    }
+    answers |= {CLUSTER_ROLES: {"apiVersion": RBAC, "kind": "ClusterRoleList", "items": []}, **found}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+            answer = answers.get(self.path.split("?")[0], missing)
+            self.send_response(404 if answer is missing else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -58,6 +108,14 @@ def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         (
             {"tenants": [{"namespace": "a", "bucket": "aaa"}], "store": {"embedded": {"enabled": False}}},
             "existingSecret",
+        ),
+        (
+            {
+                "tenants": [
+                    {"namespace": name, "bucket": f"bucket-{name}", "credentials": CREDENTIALS} for name in ("a", "b")
+                ]
+            },
+            "tenants[1].credentials.accessKeyId",
         ),
         ({"embeddingProviders": [{"name": "builtin", "url": "http://x"}]}, "embeddingProviders"),
         ({"embeddingProviders": [{"name": "x", "url": "ftp://x"}]}, "url"),
@@ -121,6 +179,19 @@ def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:
     assert config.worker_resources.requests == {"cpu": "0.5", "memory": "1Gi"}
     assert config.worker_resources.limits == {"cpu": 2, "memory": "1Gi"}  # what is not given is the chart's
     assert config.tenant("2024") is not None
+
+
+def test_a_release_and_its_namespace_may_be_called_by_a_number(tmp_path: Path) -> None:
+    for each in render(VALUES, folder=tmp_path, release="123", namespace="456"):
+        numbers = [value for value in scalars(each) if value in (123, 456)]
+        assert not numbers, each
+
+
+def test_a_release_with_a_dot_makes_no_name_that_a_service_may_not_have(tmp_path: Path) -> None:
+    documents = render(VALUES, folder=tmp_path, release="my.release")
+    services = [each["metadata"]["name"] for each in documents if each["kind"] == "Service"]
+    assert services == ["my-release-api", "my-release-store"]
+    assert "http://my-release-store.s.svc:7070" in json.dumps(documents)
 
 
 def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) -> None:
@@ -211,13 +282,55 @@ def test_the_api_keys_are_never_written_by_the_chart(tmp_path: Path) -> None:
 
 
 def test_the_store_gets_the_credentials_that_the_tenants_have(tmp_path: Path) -> None:
-    secrets = [each for each in render(VALUES, folder=tmp_path) if each["kind"] == "Secret"]
-    (accounts,) = [each for each in secrets if each["metadata"]["name"] == "i-store-accounts"]
-    tenants = [each for each in secrets if each["metadata"]["name"] == "ingestion-store"]
-    lines = _decode(accounts["data"]["accounts"]).splitlines()
-    given = {" ".join(map(_decode, each["data"].values())) for each in tenants}
-    assert len(given) == 2
-    assert {line.split(" ", 1)[1] for line in lines} == given
+    documents = render(VALUES, folder=tmp_path)
+    buckets = {tenant["namespace"]: tenant["bucket"] for tenant in VALUES["tenants"]}
+    given = credentials(documents)
+    assert set(given) == set(buckets)
+    assert accounts(documents) == {name: f"{buckets[name]} {account}\n" for name, account in given.items()}
+    (secret,) = [each for each in documents if each["metadata"]["name"] == "i-store-accounts"]
+    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_a_tenant_keeps_its_credentials_with_its_bucket_and_no_other(tmp_path: Path) -> None:
+    """What was made before is taken up again; of a tenant with another bucket, and of a broken one, it is made anew."""
+    known = {"a": "bucket-a key-a secret-a\n", "b": "other key-b secret-b\n", "c": "ccc key-c\n"}
+    found = {ACCOUNTS: secret("i-store-accounts", known)}
+    values = {**VALUES, "tenants": [*VALUES["tenants"], {"namespace": "c", "bucket": "ccc"}]}
+    documents = render(values, folder=tmp_path, found=found)
+    given = credentials(documents)
+    assert given["a"] == "key-a secret-a"
+    assert "key-b" not in given["b"]
+    assert "key-c" not in given["c"]
+    assert accounts(documents) == {
+        name: f"{bucket} {given[name]}\n" for name, bucket in (("a", "bucket-a"), ("b", "bbb"), ("c", "ccc"))
+    }
+
+
+def test_what_a_tenant_can_write_is_never_looked_up(tmp_path: Path) -> None:
+    """A tenant could else name another's account in its own Secret, and have the store take that one's key for its."""
+    forged = secret("ingestion-store", {"AWS_ACCESS_KEY_ID": "key-b", "AWS_SECRET_ACCESS_KEY": "forged-by-a"})
+    documents = render(VALUES, folder=tmp_path, found={"/api/v1/namespaces/a/secrets/ingestion-store": forged})
+    assert "forged-by-a" not in json.dumps([credentials(documents), accounts(documents)])
+    text = "".join(path.read_text() for path in (install.CHART / "templates").rglob("*") if path.is_file())
+    lookups = [words.split()[:2] for words in re.findall(r"\blookup\b \S+ (.*)", text)]
+    assert lookups
+    for kind, namespace in lookups:
+        assert namespace.endswith(".Release.Namespace") or kind == '"ClusterRole"', (kind, namespace)
+
+
+def test_a_second_release_is_refused(tmp_path: Path) -> None:
+    def role(name: str, **labels: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "labels": labels}}
+
+    chart, instance = "helm.sh/chart", "app.kubernetes.io/instance"
+    own = {f"i-{name}": {chart: "ingestion-operator-0.0.9", instance: "i"} for name in ("operator", "api")}
+    others = {"view": {}, "x": {chart: "ingestion-operator-extras-1.0.0", instance: "x"}}
+    roles = [role(name, **labels) for name, labels in {**own, **others}.items()]
+    body = {"apiVersion": RBAC, "kind": "ClusterRoleList"}
+    assert render(VALUES, folder=tmp_path, found={CLUSTER_ROLES: {**body, "items": roles}})
+    roles.append(role("second-operator", **{chart: "ingestion-operator-0.2.0-rc.1", instance: "second"}))
+    with pytest.raises(LocalClusterError, match="second"):
+        render(VALUES, folder=tmp_path, found={CLUSTER_ROLES: {**body, "items": roles}})
 
 
 def test_helm_lint_has_nothing_to_say() -> None:
@@ -226,3 +339,30 @@ def test_helm_lint_has_nothing_to_say() -> None:
 
 def _decode(text: str) -> str:
     return base64.b64decode(text).decode()
+
+
+def scalars(node: Any) -> Iterator[Any]:
+    """Yield every value of a document, however deep."""
+    if isinstance(node, dict | list):
+        for each in node.values() if isinstance(node, dict) else node:
+            yield from scalars(each)
+    else:
+        yield node
+
+
+def secret(name: str, data: dict[str, str]) -> dict[str, Any]:
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+def accounts(documents: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what the store is told of each tenant."""
+    (found,) = [each for each in documents if each["metadata"]["name"] == "i-store-accounts"]
+    return {name: _decode(value) for name, value in found["data"].items()}
+
+
+def credentials(documents: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the key id and the secret that each tenant's own Secret holds."""
+    found = [each for each in documents if each["kind"] == "Secret" and each["metadata"]["name"] == "ingestion-store"]
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return {each["metadata"]["namespace"]: " ".join(_decode(each["data"][name]) for name in names) for each in found}

@@ -123,7 +123,7 @@ Arguments: a list of the root context and the tenant.
 {{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
   {{- $labels := .metadata.labels | default dict -}}
   {{- $other := index $labels "app.kubernetes.io/instance" | default "" -}}
-  {{- if and (eq (index $labels "helm.sh/chart" | default "" | regexFind "^.*-") "ingestion-operator-") (ne $other $.Release.Name) -}}
+  {{- if and (index $labels "helm.sh/chart" | default "" | regexMatch "^ingestion-operator-[0-9]") (ne $other $.Release.Name) -}}
     {{- fail (printf "the release %q of this chart is in the cluster already; an operator sees to the whole cluster, and two would undo what the other writes" $other) -}}
   {{- end -}}
 {{- end -}}
