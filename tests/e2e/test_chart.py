@@ -27,6 +27,7 @@ VALUES: dict[str, Any] = {
     "embeddingProviders": [{"name": "keyed", "url": "https://embed.example/v1", "apiKey": "secret"}],
     "api": {"replicas": 2},
 }
+DIGEST = f"sha256:{'0' * 64}"
 CREDENTIALS = {"accessKeyId": "me", "secretAccessKey": "mine-alone"}
 ACCOUNTS = "/api/v1/namespaces/s/secrets/i-store-accounts"
 RBAC = "rbac.authorization.k8s.io/v1"
@@ -93,6 +94,12 @@ def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: spec for name, spec in templates.items() if spec} | pods
 
 
+def config_of(documents: list[dict[str, Any]]) -> Config:
+    """Return what operator and API make of their configuration."""
+    (text,) = [each["data"]["config.yaml"] for each in documents if "config.yaml" in (each.get("data") or {})]
+    return Config.model_validate(yaml.safe_load(text))
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -119,6 +126,10 @@ def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         ),
         ({"embeddingProviders": [{"name": "builtin", "url": "http://x"}]}, "embeddingProviders"),
         ({"embeddingProviders": [{"name": "x", "url": "ftp://x"}]}, "url"),
+        ({"images": {"api": {"repository": f"x@{DIGEST}"}}}, "repository"),
+        ({"images": {"api": {"repository": "registry:5000/x:1"}}}, "repository"),
+        ({"images": {"api": {"tag": f"@{DIGEST}"}}}, "tag"),
+        ({"images": {"worker": {"digest": "sha256:1"}}}, "digest"),
         ({"api": {"replicas": 0}}, "replicas"),
         ({"operator": {"replicas": 0}}, "replicas"),
     ],
@@ -174,8 +185,7 @@ def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:
     for each in documents:
         names = [each["metadata"]["name"], each["metadata"].get("namespace", "")]
         assert all(isinstance(name, str) for name in names), names
-    (text,) = [each["data"]["config.yaml"] for each in documents if "config.yaml" in (each.get("data") or {})]
-    config = Config.model_validate(yaml.safe_load(text))
+    config = config_of(documents)
     assert config.worker_resources.requests == {"cpu": "0.5", "memory": "1Gi"}
     assert config.worker_resources.limits == {"cpu": 2, "memory": "1Gi"}  # what is not given is the chart's
     assert config.tenant("2024") is not None
@@ -194,6 +204,16 @@ def test_a_release_with_a_dot_makes_no_name_that_a_service_may_not_have(tmp_path
     assert "http://my-release-store.s.svc:7070" in json.dumps(documents)
 
 
+def test_a_digest_wins_over_a_tag(tmp_path: Path) -> None:
+    parts = ("operator", "api", "worker", "store")
+    images = {name: {"repository": f"registry:5000/{name}", "tag": "1.2", "digest": DIGEST} for name in parts}
+    images["api"]["digest"] = ""
+    documents = render({**VALUES, "images": images}, folder=tmp_path)
+    used = {each["image"] for spec in pod_specs(documents).values() for each in spec["containers"]}
+    assert used == {f"registry:5000/operator@{DIGEST}", "registry:5000/api:1.2", f"registry:5000/store@{DIGEST}"}
+    assert config_of(documents).worker_image == f"registry:5000/worker@{DIGEST}"
+
+
 def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) -> None:
     """By their account: a job made by REST has no template that could name any."""
     documents = render({**VALUES, "images": {"pullSecrets": ["registry"]}}, folder=tmp_path)
@@ -210,8 +230,7 @@ def test_every_pod_can_be_placed(tmp_path: Path) -> None:
     documents = render({**VALUES, **values}, folder=tmp_path)
     for name, spec in pod_specs(documents).items():
         assert {key: spec.get(key) for key in place} == place, name
-    (text,) = [each["data"]["config.yaml"] for each in documents if "config.yaml" in (each.get("data") or {})]
-    config = Config.model_validate(yaml.safe_load(text))
+    config = config_of(documents)
     assert config.worker_node_selector == place["nodeSelector"]
     assert [each.model_dump(exclude_none=True) for each in config.worker_tolerations] == place["tolerations"]
 
