@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ingestion_api.options import Options
 from ingestion_crds.config import Config
+from ingestion_crds.job import Resources
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
@@ -130,6 +131,10 @@ def config_of(documents: list[dict[str, Any]]) -> Config:
         ({"images": {"api": {"repository": "registry:5000/x:1"}}}, "repository"),
         ({"images": {"api": {"tag": f"@{DIGEST}"}}}, "tag"),
         ({"images": {"worker": {"digest": "sha256:1"}}}, "digest"),
+        ({"worker": {"tolerations": [{"operator": "Sometimes"}]}}, "/worker/tolerations/0/operator"),
+        ({"operator": {"tolerations": [{"effect": "NoStart"}]}}, "/operator/tolerations/0/effect"),
+        ({"api": {"tolerations": [{"keys": "pool"}]}}, "keys"),
+        ({"store": {"embedded": {"tolerations": [{"key": None}]}}}, "/store/embedded/tolerations/0/key"),
         ({"api": {"replicas": 0}}, "replicas"),
         ({"operator": {"replicas": 0}}, "replicas"),
     ],
@@ -212,6 +217,45 @@ def test_a_digest_wins_over_a_tag(tmp_path: Path) -> None:
     used = {each["image"] for spec in pod_specs(documents).values() for each in spec["containers"]}
     assert used == {f"registry:5000/operator@{DIGEST}", "registry:5000/api:1.2", f"registry:5000/store@{DIGEST}"}
     assert config_of(documents).worker_image == f"registry:5000/worker@{DIGEST}"
+
+
+def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
+    """Helm takes the key of a null away, so that the schema has nothing to say."""
+    empty = dict.fromkeys(("resources", "nodeSelector", "tolerations"))
+    values = {
+        **dict.fromkeys(("tenants", "embeddingProviders")),
+        **{"images": {"pullSecrets": None}, "sources": {"allow": None}, "networkPolicy": {"workerEgress": None}},
+        **{"worker": empty, "operator": empty, "api": empty, "store": {"embedded": empty}},
+    }
+    documents = render({**VALUES, **values}, folder=tmp_path)
+    config = config_of(documents)
+    assert config.worker_resources == Resources()
+    assert (config.worker_node_selector, config.worker_tolerations, config.source_allow, config.tenants) == (
+        {},
+        [],
+        [],
+        [],
+    )
+    for name in ("operator", "api", "store"):
+        assert pod_specs(documents)[f"Deployment/i-{name}"]["containers"][0]["resources"] == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("images.worker", "images.worker.repository", "images.worker.pullPolicy", "images.api.pullPolicy"),
+        *("images", "sources", "sources.maxBytes", "worker", "operator", "operator.replicas", "api", "api.replicas"),
+        *("api.service.port", "api.temporaryStorage", "store", "store.region", "store.embedded.persistence.enabled"),
+        *("store.embedded.persistence.size", "networkPolicy.enabled"),
+    ],
+)
+def test_another_value_that_is_null_is_missed_by_name(path: str, tmp_path: Path) -> None:
+    *above, name = path.split(".")
+    values: dict[str, Any] = {name: None}
+    for each in reversed(above):
+        values = {each: values}
+    with pytest.raises(LocalClusterError, match=f"at '/?{'/'.join(above)}'.*{name}"):
+        render(values, folder=tmp_path)
 
 
 def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) -> None:
