@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import re
 import threading
@@ -10,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from ingestion_api.options import Options
 from ingestion_crds.config import Config
+from ingestion_crds.constants import Reason
 from ingestion_crds.job import Resources
+from ingestion_crds.kube import KubeClient
+from ingestion_operator.cluster import KubeCluster
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
@@ -169,6 +173,35 @@ def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
             assert role["kind"] == "Role"
             assert rule["verbs"] == ["get"]
             assert rule["resourceNames"]
+
+
+async def test_the_operator_may_what_it_asks_for_and_nothing_else(tmp_path: Path) -> None:
+    """Every request it knows is made here, and read as the API server does; what it watches is not among them."""
+    asked: set[tuple[str, str]] = set()
+
+    class Client:
+        async def request(self, method: str, path: str, **_: Any) -> dict[str, Any]:
+            named = re.fullmatch(r"/apis?/.*?v1\w*(?:/namespaces/[^/]+)?/(\w+)(/n)?(/status)?", path)
+            assert named, path
+            resource, name, part = named.groups(default="")
+            verbs = {"GET": "get", "PATCH": "patch"} if name else {"GET": "list", "DELETE": "deletecollection"}
+            asked.add((resource + part, {"POST": "create", "DELETE": "delete", **verbs}[method]))
+            return {"items": [], "metadata": {}}
+
+    cluster = KubeCluster(cast(KubeClient, Client()))
+    body = {"metadata": {"namespace": "a", "name": "n", "uid": "u"}}
+    about = {"namespace": "a", "name": "n", "uid": "u", "owner_uid": "u", "job_uid": "u", "job": body, "body": body}
+    change = {"operations": [], "resource_version": "1", "status": {}, "spec": {}, "page": "", "keep": ()}
+    told = {"reason": Reason.QUEUED, "message": "", "warning": False, "now": "", "failed_only": True, "since": None}
+    given = about | change | told
+    for name, method in inspect.getmembers(cluster, inspect.iscoroutinefunction):
+        if not name.startswith("_"):
+            await method(**{each: given[each] for each in inspect.signature(method).parameters})
+    roles = [each for each in render(VALUES, folder=tmp_path) if each["kind"] in ("Role", "ClusterRole")]
+    rules = [rule for role in roles if role["metadata"]["name"] == "i-operator" for rule in role["rules"]]
+    granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    watched = {(resource, "watch") for resource in ("ingestionjobs", "jobs")}
+    assert {each for each in granted if each[0] != "leases"} == asked | watched
 
 
 def test_the_operator_finds_the_jobs_of_a_namespace_that_is_no_tenant_any_more(tmp_path: Path) -> None:
