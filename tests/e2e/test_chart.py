@@ -175,6 +175,21 @@ def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
             assert rule["resourceNames"]
 
 
+def test_who_may_edit_or_view_a_namespace_may_its_jobs_too(tmp_path: Path) -> None:
+    """By the cluster's own roles, which take up those that are labelled so."""
+    roles = {each["metadata"]["name"]: each for each in render({}, folder=tmp_path) if each["kind"] == "ClusterRole"}
+    reads = {"get", "list", "watch"}
+    writes = {"create", "update", "patch", "delete", "deletecollection"}
+    for name, targets, verbs in (("i-edit", {"edit", "admin"}, reads | writes), ("i-view", {"view"}, reads)):
+        labels = roles[name]["metadata"]["labels"]
+        assert {f"rbac.authorization.k8s.io/aggregate-to-{each}" for each in targets} == {
+            label for label, value in labels.items() if "aggregate" in label and value == "true"
+        }
+        (rule,) = roles[name]["rules"]
+        assert (rule["apiGroups"], rule["resources"]) == (["ingestion-operator.io"], ["ingestionjobs"])
+        assert set(rule["verbs"]) == verbs
+
+
 async def test_the_operator_may_what_it_asks_for_and_nothing_else(tmp_path: Path) -> None:
     """Every request it knows is made here, and read as the API server does; what it watches is not among them."""
     asked: set[tuple[str, str]] = set()

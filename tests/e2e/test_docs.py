@@ -287,7 +287,7 @@ def granted(documents: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
 
 def test_the_install_page_says_who_may_do_what(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "install.md").read_text()
-    rows = re.findall(r"^\| (operator|API) \| (\w+) \| (\S+) \| ([a-z, ]+) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| (operator|API|edit|view) \| (\w+) \| (\S+) \| ([a-z, ]+) \|", text, re.MULTILINE)
     said = {(who.lower(), where, what, verb) for who, where, what, may in rows for verb in may.split(", ")}
     assert said == granted(render(yaml.safe_load(blocks("docs/install.md", "yaml")[0]), folder=tmp_path))
 
@@ -530,7 +530,8 @@ def test_uninstall_and_install_again(tenant: Tenant, installer: str, folder: Pat
         page.run()
     left = kubectl("get", "customresourcedefinitions,namespaces,clusterroles,clusterrolebindings", "--output", "name")
     names = {name.split("/")[1] for name in left.split()}
-    gone = {"ingestionjobs.ingestion-operator.io", SYSTEM, tenant.namespace, f"{RELEASE}-operator", f"{RELEASE}-api"}
+    roles = {f"{RELEASE}-{name}" for name in ("operator", "api", "edit", "view")}
+    gone = {"ingestionjobs.ingestion-operator.io", SYSTEM, tenant.namespace} | roles
     assert not names & gone
 
     install.prepare_store_volume(cluster=CLUSTER, namespace=SYSTEM, release=RELEASE)
