@@ -6,6 +6,7 @@ One YAML file, mounted from a ConfigMap; secrets are only named in it. The path 
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -67,6 +68,7 @@ class Config(Model):
     worker_resources: Resources = Field(default_factory=Resources)
     worker_node_selector: dict[str, str] = Field(default_factory=dict)
     worker_tolerations: list[Toleration] = Field(default_factory=list)
+    worker_allowed_images: list[str] = Field(default_factory=list)
     source_allow: list[str] = Field(default_factory=list)
     store: Store = Field(default_factory=Store)
     tenants: list[Tenant] = Field(default_factory=list)
@@ -95,6 +97,11 @@ class Config(Model):
     def tenant(self, namespace: str) -> Tenant | None:
         """Return the tenant of a namespace, or None where the chart knows none."""
         return next((tenant for tenant in self.tenants if tenant.namespace == namespace), None)
+
+    def allows_image(self, image: str) -> bool:
+        """Return whether a job may name this worker image: the chart's own, or one that a pattern is of, if any is."""
+        patterns = self.worker_allowed_images
+        return not patterns or image == self.worker_image or any(fnmatchcase(image, pattern) for pattern in patterns)
 
     def provider(self, name: str) -> EmbeddingProvider | None:
         """Return the named embedding provider, or None where the chart knows none."""

@@ -161,6 +161,7 @@ class Reason(StrEnum):
     NOT_ACTIVE = "VersionNotActive"
     NO_STORE = "NoStore"
     UNKNOWN_PROVIDER = "UnknownProvider"
+    IMAGE_NOT_ALLOWED = "ImageNotAllowed"
     NAME_CONFLICT = "NameConflict"
     IMAGE_UNAVAILABLE = "ImageUnavailable"
     POD_CREATION_FAILED = "PodCreationFailed"

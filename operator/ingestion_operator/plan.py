@@ -382,6 +382,7 @@ def _gate(draft: _Draft) -> bool:
     """Return True, with the reason noted, when nothing may be dispatched now."""
     job, config = draft.snapshot.job, draft.snapshot.config
     provider = job.spec.pipeline.embedding.provider
+    image = job.spec.template.image if job.spec.template is not None else None
     if job.spec.suspend:
         draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
         return True
@@ -392,6 +393,10 @@ def _gate(draft: _Draft) -> bool:
         draft.block(
             Reason.UNKNOWN_PROVIDER, f"spec.pipeline.embedding.provider: {shorten(provider)!r} is none of {known}"
         )
+        return True
+    if image is not None and not config.allows_image(image):
+        known = ", ".join([config.worker_image, *config.worker_allowed_images])
+        draft.block(Reason.IMAGE_NOT_ALLOWED, f"spec.template.image: {shorten(image)!r} is none of {known}")
         return True
     return False
 

@@ -135,6 +135,7 @@ def config_of(documents: list[dict[str, Any]]) -> Config:
         ({"images": {"api": {"repository": "registry:5000/x:1"}}}, "repository"),
         ({"images": {"api": {"tag": f"@{DIGEST}"}}}, "tag"),
         ({"images": {"worker": {"digest": "sha256:1"}}}, "digest"),
+        ({"worker": {"allowedImages": ["team/worker:[12]"]}}, "allowedImages"),
         ({"worker": {"tolerations": [{"operator": "Sometimes"}]}}, "/worker/tolerations/0/operator"),
         ({"operator": {"tolerations": [{"effect": "NoStart"}]}}, "/operator/tolerations/0/effect"),
         ({"api": {"tolerations": [{"keys": "pool"}]}}, "keys"),
@@ -304,6 +305,23 @@ def test_another_value_that_is_null_is_missed_by_name(path: str, tmp_path: Path)
         values = {each: values}
     with pytest.raises(LocalClusterError, match=f"at '/?{'/'.join(above)}'.*{name}"):
         render(values, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("image", "allowed"),
+    [
+        ("registry.example.com/team/worker:1", True),
+        ("registry.example.com/team/deep/worker@sha256:1", True),
+        ("ingestion-worker:0.1.0", True),  # the chart's own
+        ("ingestion-worker:0.1.1", False),
+        ("mirror/registry.example.com/team/worker:1", False),
+        ("registry.example.com/TEAM/worker:1", False),
+    ],
+)
+def test_a_job_may_name_the_images_that_are_allowed(image: str, allowed: bool, tmp_path: Path) -> None:
+    config = config_of(render({"worker": {"allowedImages": ["registry.example.com/team/*"]}}, folder=tmp_path))
+    assert config.allows_image(image) is allowed
+    assert config_of(render({}, folder=tmp_path)).allows_image(image)
 
 
 def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) -> None:

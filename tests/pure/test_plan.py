@@ -17,7 +17,7 @@ from ingestion_crds import retry
 from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Reason, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob, dump_status
+from ingestion_crds.job import IngestionJob, Template, dump_status
 from ingestion_operator.actions import (
     CreateChildren,
     DeleteConfigMap,
@@ -49,6 +49,7 @@ class World:
         self.harvests: dict[str, Harvest] = {}
         self.now = START
         self.uids = 0
+        self.config = CONFIG
         self.dispatched: list[tuple[int, list[int]]] = []
         self.completed_before: IndexSet = IndexSet()
 
@@ -58,7 +59,9 @@ class World:
         record = current(self.job)
         child = next((job for job in self.jobs.values() if record and job.name == record.name), None)
         harvest = self.harvests.get(child.uid, {}) if child and wants_harvest(self.job, child) else None
-        snapshot = Snapshot(job=self.job, config=CONFIG, jobs=tuple(self.jobs.values()), harvest=harvest, tidied=tidied)
+        snapshot = Snapshot(
+            job=self.job, config=self.config, jobs=tuple(self.jobs.values()), harvest=harvest, tidied=tidied
+        )
         decided = plan(snapshot, now=self.now)
         if crash_after == 0:
             return False
@@ -229,6 +232,12 @@ def test_a_crash_between_intent_and_create_makes_the_same_children() -> None:
     assert (child.name, child.map_digest) == (attempt.jobs[0].name, attempt.jobs[0].map_digest)
 
 
+def says(world: World) -> str:
+    """Return why the job is stalled, or nothing."""
+    stalled = next(item for item in world.job.status.conditions if item.type == "Stalled")
+    return f"{stalled.reason.value}: {stalled.message}" if stalled.status == "True" else ""
+
+
 def test_the_deadline_is_what_the_stages_before_have_left() -> None:
     world = World(activeDeadlineSeconds=100)
     world.rest()
@@ -250,6 +259,35 @@ def test_a_terminal_phase_is_reached_or_a_reason_is_given() -> None:
     world.rest()
     assert world.job.status.phase not in TERMINAL_PHASES
     assert {item.reason.value for item in world.job.status.conditions if item.type == "Ready"} == {"Suspended"}
+
+
+def test_an_image_that_the_chart_does_not_allow_waits_until_either_changes() -> None:
+    """Invariant 5: at the beginning, between two stages, and when the intent is recorded already."""
+    team, mine = "registry.example/team/*", Template(image="registry.example/mine:1")
+    restricted = CONFIG.model_copy(update={"worker_allowed_images": [team]})
+    world = World(template={"image": mine.image})
+    world.config = restricted
+    world.rest()
+    assert world.live() is None
+    assert world.job.status.phase is Phase.QUEUED
+    assert says(world) == f"ImageNotAllowed: spec.template.image: {mine.image!r} is none of worker:test, {team}"
+    world.edit(template=Template(image="registry.example/team/worker:2"))
+    world.step(crash_after=1)
+    world.edit(template=mine)
+    world.rest()
+    assert world.live() is None
+    assert says(world).startswith("ImageNotAllowed")
+    world.edit(template=Template(image="worker:test"))
+    world.rest()
+    world.edit(template=mine)
+    world.end(good={0})
+    world.rest()
+    assert world.live() is None
+    assert says(world).startswith("ImageNotAllowed")
+    world.config = CONFIG
+    world.rest()
+    assert world.live() is not None
+    assert not says(world)
 
 
 def test_names_leave_room_for_the_index() -> None:
