@@ -140,6 +140,9 @@ def config_of(documents: list[dict[str, Any]]) -> Config:
         ({"operator": {"tolerations": [{"effect": "NoStart"}]}}, "/operator/tolerations/0/effect"),
         ({"api": {"tolerations": [{"keys": "pool"}]}}, "keys"),
         ({"store": {"embedded": {"tolerations": [{"key": None}]}}}, "/store/embedded/tolerations/0/key"),
+        ({"api": {"ingress": {"enabled": True, "host": "x.example"}}}, "api.ingress.tlsSecret"),
+        ({"api": {"ingress": {"enabled": True, "tlsSecret": "tls"}}}, "api.ingress.host"),
+        ({"api": {"ingress": {"host": "https://x.example"}}}, "/api/ingress/host"),
         ({"api": {"replicas": 0}}, "replicas"),
         ({"operator": {"replicas": 0}}, "replicas"),
     ],
@@ -396,6 +399,23 @@ def test_the_api_outlives_its_grace(tmp_path: Path) -> None:
     pod = pod_specs(render(VALUES, folder=tmp_path))["Deployment/i-api"]
     listens_on = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > listens_on + Options().shutdown_seconds
+
+
+def test_an_ingress_leads_to_what_asks_for_a_key_and_nowhere_else(tmp_path: Path) -> None:
+    """And with TLS; without the value there is none."""
+    ingress = {"enabled": True, "host": "x.example", "tlsSecret": "tls"}
+    values = {**VALUES, "api": {"ingress": ingress, "service": {"port": 80, "annotations": {"lb": "internal"}}}}
+    documents = {f"{each['kind']}/{each['metadata']['name']}": each for each in render(values, folder=tmp_path)}
+    spec = documents["Ingress/i-api"]["spec"]
+    assert spec["tls"] == [{"hosts": ["x.example"], "secretName": "tls"}]
+    (rule,) = spec["rules"]
+    (path,) = rule["http"]["paths"]
+    assert (rule["host"], path["path"], path["pathType"]) == ("x.example", "/v1", "Prefix")
+    service = documents["Service/i-api"]
+    assert service["metadata"]["annotations"] == {"lb": "internal"}
+    assert path["backend"]["service"]["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+    for off in ({}, {"api": {"ingress": None}}):
+        assert not [each for each in render({**VALUES, **off}, folder=tmp_path) if each["kind"] == "Ingress"]
 
 
 def test_a_budget_of_one_replica_would_block_a_drain(tmp_path: Path) -> None:

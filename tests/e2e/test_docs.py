@@ -300,6 +300,15 @@ def test_the_install_page_s_external_store(tmp_path: Path) -> None:
     assert not [each for each in rendered if each["metadata"]["name"].startswith("i-store")]
 
 
+def test_the_install_page_s_ingress(tmp_path: Path) -> None:
+    mine, _, ingress, _ = map(yaml.safe_load, blocks("docs/install.md", "yaml"))
+    [made] = [each for each in render({**mine, **ingress}, folder=tmp_path) if each["kind"] == "Ingress"]
+    wanted = ingress["api"]["ingress"]
+    assert made["metadata"]["annotations"] == wanted["annotations"]
+    assert made["spec"]["ingressClassName"] == wanted["className"]
+    assert made["spec"]["tls"] == [{"hosts": [wanted["host"]], "secretName": wanted["tlsSecret"]}]
+
+
 def test_every_page_with_commands_is_walked() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     names = {str(page.relative_to(REPOSITORY)) for page in pages}
@@ -488,7 +497,7 @@ def install_again() -> None:
 @pytest.fixture
 def installer(tenant: Tenant) -> Iterator[str]:
     """Give the rights of the install page's installer.yaml to a user and return the user's name."""
-    role = yaml.safe_load(blocks("docs/install.md", "yaml")[2])
+    role = yaml.safe_load(blocks("docs/install.md", "yaml")[3])
     name = role["metadata"]["name"]
     group = {"apiGroup": "rbac.authorization.k8s.io"}
     binding = {

@@ -153,6 +153,11 @@ Arguments: a list of the root context and the tenant.
   {{- end -}}
   {{- $namespaces = append $namespaces $tenant.namespace -}}{{- $buckets = append $buckets $tenant.bucket -}}
 {{- end -}}
+{{- with .Values.api.ingress -}}
+  {{- if and .enabled (not (and .host .tlsSecret)) -}}
+    {{- fail "api.ingress.host and api.ingress.tlsSecret: both are needed with api.ingress.enabled; API keys must not cross the network in clear text" -}}
+  {{- end -}}
+{{- end -}}
 {{- $names := list -}}
 {{- range $index, $provider := .Values.embeddingProviders -}}
   {{- if has $provider.name $names -}}
