@@ -27,7 +27,7 @@ _COMMANDS: Final = {
     Stage.PUBLISH: "publish_version",
 }
 _WORKER_USER: Final = 65532
-_TMP_SIZE_LIMIT: Final = "4Gi"
+_LEAST_TMP_GIB: Final = 4
 _TERMINATION_GRACE_SECONDS: Final = 30
 EMPTY: Final = IndexSet()
 
@@ -245,7 +245,7 @@ def _pod_spec(dispatch: Dispatch) -> JsonObject:
         "containers": [container],
         "volumes": [
             {"name": "attempt", "configMap": {"name": dispatch.name}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": _TMP_SIZE_LIMIT}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _tmp_size_limit(config)}},
         ],
     }
     if config.worker_node_selector:
@@ -262,6 +262,16 @@ def _pod_spec(dispatch: Dispatch) -> JsonObject:
         )
         pod.update(chosen)
     return pod
+
+
+def _tmp_size_limit(config: Config) -> str:
+    """Return how large the worker's /tmp may grow: over the limit, the kubelet evicts the pod.
+
+    No stage keeps more there than one copy of the document and the text that a parser takes from it, which is at most
+    256 MiB.
+    """
+    document = -(-config.max_source_bytes // 2**30)
+    return f"{max(_LEAST_TMP_GIB, document + 1)}Gi"
 
 
 def _environment(dispatch: Dispatch) -> list[JsonObject]:

@@ -48,6 +48,14 @@ def test_worker_pods_hold_no_token_and_write_nothing_but_their_scratch() -> None
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
 
 
+@pytest.mark.parametrize(
+    ("largest", "limit"), [(1, "4Gi"), (2**30, "4Gi"), (3 * 2**30, "4Gi"), (3 * 2**30 + 1, "5Gi"), (20 * 2**30, "21Gi")]
+)
+def test_the_largest_document_and_its_text_have_room_in_tmp(largest: int, limit: str) -> None:
+    pod = worker_pod(Config(worker_image="worker:test", max_source_bytes=largest))
+    assert {"name": "tmp", "emptyDir": {"sizeLimit": limit}} in pod["volumes"]
+
+
 def test_what_a_jobs_template_says_of_its_pods_is_theirs() -> None:
     template = {"priorityClassName": "low", "imagePullSecrets": [{"name": "mine"}]}
     pod = worker_pod(Config(worker_image="worker:test"), template=template)
