@@ -105,6 +105,14 @@ def config_of(documents: list[dict[str, Any]]) -> Config:
     return Config.model_validate(yaml.safe_load(text))
 
 
+def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return where worker pods may go, which is the same for each tenant."""
+    policies = [each for each in documents if each["kind"] == "NetworkPolicy"]
+    first, *others = [each["spec"]["egress"] for each in policies if each["metadata"]["name"] == "ingestion-worker"]
+    assert all(each == first for each in others)
+    return list(first)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -349,11 +357,9 @@ def test_every_pod_can_be_placed(tmp_path: Path) -> None:
 
 
 def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:
-    policies = [each for each in render(VALUES, folder=tmp_path) if each["metadata"]["name"] == "ingestion-worker"]
-    (policy, _) = [each for each in policies if each["kind"] == "NetworkPolicy"]
     reached = {
         (json.dumps(peer), port["port"], port["protocol"])
-        for rule in policy["spec"]["egress"]
+        for rule in egress(render(VALUES, folder=tmp_path))
         for peer in rule["to"]
         for port in rule.get("ports", [])
     }
@@ -361,6 +367,27 @@ def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:
         peer = json.dumps({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}})
         assert {(peer, port, "UDP"), (peer, port, "TCP")} <= reached
     assert (json.dumps({"ipBlock": {"cidr": "169.254.20.10/32"}}), 53, "UDP") in reached
+
+
+def test_worker_pods_reach_the_addresses_that_are_allowed(tmp_path: Path) -> None:
+    """A host's name is for the worker alone: a NetworkPolicy does not know any."""
+    allow = ["10.1.0.0/16", "10.2.3.4", "fd00::1", "fd01::/64", "files.example.internal", "e2e-01.liar.svc", "3-x"]
+    documents = render({**VALUES, "sources": {"allow": allow}}, folder=tmp_path)
+    blocks = [peer["ipBlock"]["cidr"] for rule in egress(documents) if "ports" not in rule for peer in rule["to"]]
+    assert blocks == ["10.1.0.0/16", "10.2.3.4/32", "fd00::1/128", "fd01::/64"]
+    assert config_of(documents).source_allow == allow
+
+
+@pytest.mark.parametrize(
+    "allow",
+    [
+        *("example.com/docs", "https://example.com", "example.com:8080", "*.example.com", "-x", "[::1]"),
+        *("10.1.2", "10.1.2.256", "10.0.0.0/33", "fd00::/129"),
+    ],
+)
+def test_what_is_no_host_address_or_network_is_not_allowed(allow: str, tmp_path: Path) -> None:
+    with pytest.raises(LocalClusterError, match="/sources/allow/0"):
+        render({"sources": {"allow": [allow]}}, folder=tmp_path)
 
 
 def test_the_operator_reaches_one_lease_and_no_other(tmp_path: Path) -> None:

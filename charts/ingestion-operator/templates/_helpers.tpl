@@ -72,6 +72,14 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{- /* An entry of sources.allow as a CIDR; nothing for the name of a host, which no NetworkPolicy knows. */ -}}
+{{- define "ingestion.cidr" -}}
+{{- if contains "/" . -}}{{ . }}
+{{- else if contains ":" . -}}{{ . }}/128
+{{- else if regexMatch "^[0-9.]+$" . -}}{{ . }}/32
+{{- end -}}
+{{- end -}}
+
 {{- define "ingestion.storeEndpoint" -}}
 {{- if .Values.store.embedded.enabled -}}
 http://{{ include "ingestion.fullname" . }}-store.{{ .Release.Namespace }}.svc:7070
