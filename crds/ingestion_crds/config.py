@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatchcase
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -70,10 +71,18 @@ class Config(Model):
     worker_tolerations: list[Toleration] = Field(default_factory=list)
     worker_allowed_images: list[str] = Field(default_factory=list)
     source_allow: list[str] = Field(default_factory=list)
+    source_deny: list[str] = Field(default_factory=list)
     store: Store = Field(default_factory=Store)
     tenants: list[Tenant] = Field(default_factory=list)
     embedding_providers: list[EmbeddingProvider] = Field(default_factory=list)
     max_source_bytes: int = Field(MAX_SOURCE_BYTES, ge=1)
+
+    @field_validator("source_deny")
+    @classmethod
+    def _networks(cls, networks: list[str]) -> list[str]:
+        for network in networks:
+            ip_network(network, strict=False)  # the worker could only fail over it, or let everything by
+        return networks
 
     @classmethod
     def load(cls, path: str | None = None) -> Self:

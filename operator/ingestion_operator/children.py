@@ -291,6 +291,8 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
         plain["AWS_ENDPOINT_URL"] = config.store.endpoint
     if config.source_allow:
         plain[names.ENV_SOURCE_ALLOW] = ",".join(config.source_allow)
+    if config.source_deny:
+        plain[names.ENV_SOURCE_DENY] = ",".join(config.source_deny)
     if provider is not None:
         plain[names.ENV_EMBEDDING_URL] = provider.url
     env: list[JsonObject] = [{"name": name, "value": value} for name, value in plain.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import ipaddress
 import json
 import re
 import threading
@@ -143,6 +144,8 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"images": {"api": {"repository": "registry:5000/x:1"}}}, "repository"),
         ({"images": {"api": {"tag": f"@{DIGEST}"}}}, "tag"),
         ({"images": {"worker": {"digest": "sha256:1"}}}, "digest"),
+        ({"sources": {"deny": ["10.0.0.1"]}}, "/sources/deny/0"),
+        ({"sources": {"deny": ["0.0.0.0/0"]}}, "/sources/deny/0"),
         ({"worker": {"allowedImages": ["team/worker:[12]"]}}, "allowedImages"),
         ({"worker": {"tolerations": [{"operator": "Sometimes"}]}}, "/worker/tolerations/0/operator"),
         ({"operator": {"tolerations": [{"effect": "NoStart"}]}}, "/operator/tolerations/0/effect"),
@@ -388,6 +391,32 @@ def test_worker_pods_reach_the_addresses_that_are_allowed(tmp_path: Path) -> Non
 def test_what_is_no_host_address_or_network_is_not_allowed(allow: str, tmp_path: Path) -> None:
     with pytest.raises(LocalClusterError, match="/sources/allow/0"):
         render({"sources": {"allow": [allow]}}, folder=tmp_path)
+
+
+def test_worker_pods_do_not_reach_what_is_denied(tmp_path: Path) -> None:
+    """By its family; that of Azure's platform, which every machine there reaches, unless somebody takes it out."""
+    values = {**VALUES, "sources": {"deny": ["11.0.0.0/8", "2001:db8:1::/48", "10.0.0.0/8"]}}
+    documents = render(values, folder=tmp_path)
+    four, six = public(documents)
+    assert {"11.0.0.0/8", "10.0.0.0/8", "192.168.0.0/16"} <= set(four)
+    assert len(set(four)) == len(four)
+    assert {"2001:db8:1::/48", "fc00::/7", "64:ff9b::/96"} <= set(six)
+    assert all(ipaddress.ip_network(each).version == 4 for each in four)
+    assert all(ipaddress.ip_network(each).version == 6 for each in six)
+    assert config_of(documents).source_deny == values["sources"]["deny"]
+    unchanged = render(VALUES, folder=tmp_path)
+    assert config_of(unchanged).source_deny == ["168.63.129.16/32"]
+    assert "168.63.129.16/32" in public(unchanged)[0]
+    nothing = render({**VALUES, "sources": {"deny": None}}, folder=tmp_path)
+    assert config_of(nothing).source_deny == []
+    assert "168.63.129.16/32" not in public(nothing)[0]
+
+
+def public(documents: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return what worker pods may not reach of all IPv4 and of all IPv6 addresses."""
+    blocks = [peer["ipBlock"] for rule in egress(documents) for peer in rule["to"] if "ipBlock" in peer]
+    found = {block["cidr"]: block["except"] for block in blocks if "except" in block}
+    return found["0.0.0.0/0"], found["::/0"]
 
 
 def test_the_operator_reaches_one_lease_and_no_other(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from ingestion_crds.config import Config
+from pydantic import ValidationError
 from support.builders import worker_pod
 
 CHART = Config.model_validate(
@@ -60,6 +61,18 @@ def test_what_a_jobs_template_says_of_its_pods_is_theirs() -> None:
     template = {"priorityClassName": "low", "imagePullSecrets": [{"name": "mine"}]}
     pod = worker_pod(Config(worker_image="worker:test"), template=template)
     assert {key: pod[key] for key in template} == template
+
+
+@pytest.mark.parametrize("deny", [[], ["168.63.129.16/32", "2001:db8::/32"]])
+def test_worker_pods_are_told_of_networks_that_are_denied(deny: list[str]) -> None:
+    config = Config.model_validate({"workerImage": "worker:test", "sourceDeny": deny})
+    env = {entry["name"]: entry.get("value") for entry in worker_pod(config)["containers"][0]["env"]}
+    assert env.get("INGESTION_SOURCE_DENY") == (",".join(deny) or None)
+
+
+def test_what_is_denied_is_a_network() -> None:
+    with pytest.raises(ValidationError, match="sourceDeny"):
+        Config.model_validate({"workerImage": "worker:test", "sourceDeny": ["files.example"]})
 
 
 @pytest.mark.parametrize("named", [True, False])

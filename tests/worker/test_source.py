@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -133,6 +134,23 @@ def test_the_allow_list_names_hosts_and_networks() -> None:
     assert not allow.permits(host="other.internal", address=inner)
     assert allow.permits(host="other.internal", address=ipaddress.ip_address("10.1.2.3"))
     assert allow.permits(host="other.internal", address=ipaddress.ip_address("::ffff:10.1.2.3"))
+
+
+def test_a_denied_network_counts_as_not_public_in_every_form(fetch: Fetch) -> None:
+    allow = AllowList(text="8.8.4.0/24,files.example", deny="8.8.0.0/16, 2606:4700::/32")
+    for form in ("8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::", "2606:4700::1111"):
+        assert not allow.permits(host="other.example", address=ipaddress.ip_address(form)), form
+        assert allow.permits(host="files.example", address=ipaddress.ip_address(form)), form
+    for form in ("8.8.4.4", "::ffff:8.8.4.4", "9.9.9.9", "2620:fe::fe"):
+        assert allow.permits(host="other.example", address=ipaddress.ip_address(form)), form
+    assert failure(fetch, "http://8.8.8.8:9/a", allow=allow).code == "SourceNotAllowed"
+    assert not allow.permits(host="other.example", address=ipaddress.ip_address("10.0.0.1"))
+
+
+@pytest.mark.parametrize("deny", ["files.example", "8.8.8.8/33"])
+def test_what_is_no_network_cannot_be_denied(deny: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(deny)):
+        AllowList(text="", deny=deny)
 
 
 def test_a_name_with_one_inner_address_is_refused(fetch: Fetch) -> None:

@@ -20,6 +20,7 @@ from ingestion_crds.constants import (
     ENV_JOB_UID,
     ENV_MAX_SOURCE_BYTES,
     ENV_SOURCE_ALLOW,
+    ENV_SOURCE_DENY,
     ENV_STAGE,
     MAX_SOURCE_BYTES,
     Stage,
@@ -91,7 +92,7 @@ def _context(*, attempt: Attempt, env: Mapping[str, str], scratch: Path) -> Cont
         store=Store(config=StoreConfig.from_env(env=env)),
         scratch=scratch,
         make_embedder=embedder,
-        allow=AllowList(text=env.get(ENV_SOURCE_ALLOW, "")),
+        allow=AllowList(text=env.get(ENV_SOURCE_ALLOW, ""), deny=env.get(ENV_SOURCE_DENY, "")),
         fetch_limits=FetchLimits(max_bytes=int(env.get(ENV_MAX_SOURCE_BYTES, MAX_SOURCE_BYTES))),
     )
 

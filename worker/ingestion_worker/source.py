@@ -30,6 +30,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], list[str]]
 
 
@@ -63,15 +64,21 @@ class Fetched:
 
 
 class AllowList:
-    """Hosts and networks that http(s) sources may be on although they are not public (INGESTION_SOURCE_ALLOW)."""
+    """Where http(s) sources may be.
 
-    def __init__(self, *, text: str) -> None:
+    Args:
+        text: hosts and networks that they may be on although these are not public (INGESTION_SOURCE_ALLOW).
+        deny: networks that count as not public as well (INGESTION_SOURCE_DENY).
+
+    Raises:
+        ValueError: when `deny` names what is no network: it would let by what is meant.
+    """
+
+    def __init__(self, *, text: str, deny: str = "") -> None:
         self._hosts: set[str] = set()
-        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
-        for raw in text.split(","):
-            item = raw.strip().lower().rstrip(".")
-            if not item:
-                continue
+        self._networks: list[Network] = []
+        self._denied = [ipaddress.ip_network(item, strict=False) for item in _items(deny)]
+        for item in _items(text):
             try:
                 self._networks.append(ipaddress.ip_network(item, strict=False))
             except ValueError:
@@ -81,10 +88,18 @@ class AllowList:
         """Return whether a connection to this address of this host may be made."""
         if host.lower().rstrip(".") in self._hosts:
             return True
-        plain = embedded_address(address=address)
-        if any(candidate in network for candidate in {address, plain} for network in self._networks):
+        forms = {address, embedded_address(address=address)}
+        if _within(forms, self._networks):
             return True
-        return is_public(address=address)
+        return is_public(address=address) and not _within(forms, self._denied)
+
+
+def _items(text: str) -> list[str]:
+    return [item for raw in text.split(",") if (item := raw.strip().lower().rstrip("."))]
+
+
+def _within(addresses: Iterable[Address], networks: list[Network]) -> bool:
+    return any(address in network for address in addresses for network in networks)
 
 
 def embedded_address(*, address: Address) -> Address:
