@@ -74,7 +74,10 @@ class Oracle:
                 if ours:
                     self._job_made(change.after)
             elif ours and "deletionTimestamp" in change.after["metadata"]:
-                self._job_deleted(change.after)
+                assert change.before is not None
+                # What is changed of a Job that somebody else has deleted already does not delete it.
+                if "deletionTimestamp" not in change.before["metadata"]:
+                    self._job_deleted(change.after)
         elif change.resource == "pods" and ours:
             self._pod_removed(change.after)
 
