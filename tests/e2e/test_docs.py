@@ -449,6 +449,7 @@ def test_upgrade(tenant: Tenant, folder: Path) -> None:
     tenant.until(job, lambda body: body.get("status", {}).get("segments", {}).get("completedCount", 0) > 0)
     requests = {"resources": {"requests": {"cpu": "40m", "memory": "128Mi"}}}
     write_values(folder, operator=requests, api=requests)
+    credentials = tenant.get("secret", "ingestion-store")["data"]
     with walk("docs/upgrade.md", namespace=tenant.namespace, folder=folder) as page:
         page.run()
         assert tenant.rest.job(job)["status"] in ("processing", "completed")
@@ -456,6 +457,7 @@ def test_upgrade(tenant: Tenant, folder: Path) -> None:
     status = tenant.ended(job, "completed")["status"]
     [attempt] = status["attempts"]
     assert attempt["completed"] == status["segments"]["total"]
+    assert tenant.get("secret", "ingestion-store")["data"] == credentials
 
 
 @pytest.mark.alone
