@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from ingestion_crds.config import Config, ConfigError
+from ingestion_crds.constants import ENV_CA_FILE
+from ingestion_worker.tls import trust
 
 from ingestion_api import logs
 from ingestion_api.app import create_app
@@ -23,7 +27,9 @@ def main() -> None:
         options = options_from_environment()
         options.own_namespace()
         Config.load(options.config_path)
-    except ConfigError as error:
+        if authorities := os.environ.get(ENV_CA_FILE):
+            trust(authorities=Path(authorities))
+    except (ConfigError, OSError) as error:
         logging.getLogger("ingestion_api").error("%s", error)
         sys.exit(2)
     serve(create_app(options), options)

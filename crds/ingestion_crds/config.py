@@ -76,6 +76,7 @@ class Config(Model):
     tenants: list[Tenant] = Field(default_factory=list)
     embedding_providers: list[EmbeddingProvider] = Field(default_factory=list)
     max_source_bytes: int = Field(MAX_SOURCE_BYTES, ge=1)
+    ca_config_map: str | None = None
 
     @field_validator("source_deny")
     @classmethod

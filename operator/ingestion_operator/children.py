@@ -248,6 +248,9 @@ def _pod_spec(dispatch: Dispatch) -> JsonObject:
             {"name": "tmp", "emptyDir": {"sizeLimit": _tmp_size_limit(config)}},
         ],
     }
+    if config.ca_config_map:
+        container["volumeMounts"].append({"name": "ca", "mountPath": names.CA_DIR, "readOnly": True})
+        pod["volumes"].append({"name": "ca", "configMap": {"name": config.ca_config_map}})
     if config.worker_node_selector:
         pod["nodeSelector"] = config.worker_node_selector
     if config.worker_tolerations:
@@ -291,6 +294,8 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
         plain["AWS_ENDPOINT_URL"] = config.store.endpoint
     if config.source_allow:
         plain[names.ENV_SOURCE_ALLOW] = ",".join(config.source_allow)
+    if config.ca_config_map:
+        plain[names.ENV_CA_FILE] = names.CA_FILE
     if config.source_deny:
         plain[names.ENV_SOURCE_DENY] = ",".join(config.source_deny)
     if provider is not None:

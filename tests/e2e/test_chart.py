@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 import yaml
 from ingestion_api.options import Options
+from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason
 from ingestion_crds.job import Resources
@@ -25,6 +26,7 @@ from ingestion_operator.cluster import KubeCluster
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
+from support.builders import worker_pod
 
 pytestmark = pytest.mark.e2e
 
@@ -240,6 +242,22 @@ def test_the_operator_finds_the_jobs_of_a_namespace_that_is_no_tenant_any_more(t
     verbs = {resource: rule["verbs"] for rule in roles["i-operator"]["rules"] for resource in rule["resources"]}
     assert verbs["jobs"] == ["get", "list", "watch"]
     assert {"get", "patch"} <= set(verbs["ingestionjobs"])
+
+
+def test_authorities_of_ones_own_reach_the_api_and_all_worker_pods(tmp_path: Path) -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+    documents = render({**VALUES, "caCertificates": pem}, folder=tmp_path)
+    maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "ingestion-ca"]
+    assert {each["metadata"]["namespace"] for each in maps} == {"s", "a", "b"}
+    assert all(each["data"] == {names.CA_FILE.rpartition("/")[2]: pem} for each in maps)
+    api = pod_specs(documents)["Deployment/i-api"]
+    pod = worker_pod(config_of(documents))
+    for spec in (api, pod):
+        (container,) = spec["containers"]
+        assert {"name": names.ENV_CA_FILE, "value": names.CA_FILE} in container["env"]
+        assert {"name": "ca", "mountPath": names.CA_DIR, "readOnly": True} in container["volumeMounts"]
+        assert {"name": "ca", "configMap": {"name": "ingestion-ca"}} in spec["volumes"]
+    assert "ca" not in json.dumps(worker_pod(config_of(render(VALUES, folder=tmp_path)))["volumes"]).split('"')
 
 
 def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:

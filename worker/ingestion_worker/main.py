@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingestion_crds.constants import (
+    ENV_CA_FILE,
     ENV_EMBEDDING_API_KEY,
     ENV_EMBEDDING_URL,
     ENV_GENERATION,
@@ -58,6 +59,10 @@ def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[st
         fields["segment"] = segment
     logs.configure(context=fields)
     logs.info("begun")
+    if env.get(ENV_CA_FILE):
+        from ingestion_worker.tls import trust
+
+        trust(authorities=Path(env[ENV_CA_FILE]))
     context = _context(attempt=attempt, env=env, scratch=scratch)
     # Each stage imports only what it needs: a pod per segment pays for every import.
     if attempt.stage is Stage.PREPARE:
