@@ -161,6 +161,16 @@ def test_utf_8_with_a_few_damaged_bytes_is_utf_8(text: str, damage: bytes, chars
     assert read(before.encode() + damage + b" " + after.encode(), charset) == f"{before}\ufffd {after}"
 
 
+@pytest.mark.parametrize("charset", [None, "utf-8", "iso-8859-1", "utf-16"])
+def test_damage_after_a_byte_order_mark_is_as_without_it(charset: str | None) -> None:
+    text = "héllo wörld " * 50
+    assert read(codecs.BOM_UTF8 + text.encode() + b"\xe9 x", charset) == f"{text}\ufffd x"
+    assert read(codecs.BOM_UTF8 + text.encode() + b"\x00", charset) == f"{text}\x00"
+    for cut in (b"plain\xc3", text.encode() + b"\xe2\x80"):
+        with pytest.raises(WorkerError, match="DocumentTruncated"):
+            read(codecs.BOM_UTF8 + cut, charset)
+
+
 def test_a_page_with_half_a_letter_keeps_all_others(tmp_path: Path) -> None:
     lines = ["<p>Die Größe der Übung</p>"] * 200
     data = f"<html><head><meta charset='utf-8'></head><body>{''.join(lines)}</body></html>".encode()

@@ -12,7 +12,6 @@ from typing import Final
 from ingestion_worker.outcome import WorkerError
 
 _BOMS: Final = (
-    (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -77,7 +76,7 @@ def decode(*, data: bytes, name: str, charset: str | None) -> str:
     """Decode text: by its byte order mark, as UTF-8, by the stated charset, else by what the bytes look like.
 
     A stated charset that UTF-8 cannot be told from comes before it. What is UTF-8 but for a few damaged bytes has
-    U+FFFD in their place.
+    U+FFFD in their place, whether it has a mark or not.
 
     Raises:
         WorkerError: DocumentUnreadable or DocumentTruncated.
@@ -85,7 +84,10 @@ def decode(*, data: bytes, name: str, charset: str | None) -> str:
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return _strict(data=data[len(mark) :], encoding=encoding, name=name)
-    stated, zeros = _known(charset), b"\x00" in data[:_PROBE_BYTES]
+    marked = data.startswith(codecs.BOM_UTF8)
+    if marked:
+        data, charset = data.removeprefix(codecs.BOM_UTF8), "utf-8"
+    stated, zeros = _known(charset), not marked and b"\x00" in data[:_PROBE_BYTES]
     # Text of two or four bytes for a character has a zero byte in each space and line end.
     if stated.startswith(_STATED_ONLY) and (zeros or not stated.startswith(("utf-16", "utf-32"))):
         with contextlib.suppress(UnicodeError):
@@ -98,7 +100,7 @@ def decode(*, data: bytes, name: str, charset: str | None) -> str:
         at = error.start
         cut = error.reason == "unexpected end of data" and error.start > len(data) - 4 and error.start > 0
         ascii_only = data[: error.start].isascii()
-        if cut and not ascii_only:
+        if cut and (marked or not ascii_only):
             raise WorkerError("DocumentTruncated", f"{name} ends inside a character") from error
     replaced = data.decode("utf-8", "replace")
     if _damaged(data=data, replaced=replaced):
