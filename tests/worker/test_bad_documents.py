@@ -253,6 +253,49 @@ def test_a_folder_that_is_gone_is_no_fault_of_the_document(tmp_path: Path) -> No
         run_parser(operation="docx", name="manual", arguments=arguments)
 
 
+@pytest.mark.parametrize("served", [None, "application/octet-stream", "text/plain"])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("notes", rb"{\rtf1\ansi Hello.}"),
+        ("figure", b"%!PS-Adobe-3.0\nshowpage\n"),
+        ("picture", b'<?xml version="1.0"?>\n<!-- drawn --><svg><path d="M0 0"/></svg>'),
+        *((f"a.{extension}", b"It begins like text.") for extension in ("rtf", "ps", "eps", "eml", "ipynb", "SVG")),
+    ],
+)
+def test_what_is_no_text_for_a_reader_is_refused(tmp_path: Path, name: str, data: bytes, served: str | None) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(data)
+    with pytest.raises(WorkerError, match=f"UnsupportedType: {name}"):
+        detect_type(path=path, name=name, content_type=None, served_type=served)
+    stated = detect_type(path=path, name=name, content_type="text/plain", served_type=served)
+    assert stated is detect_type(path=path, name="a.txt", content_type=None, served_type=served) is DocumentType.TEXT
+
+
+@pytest.mark.parametrize(
+    "tag", ["<!DOCTYPE html>", "<html lang='de'>", "<!doctype HTML PUBLIC '-//W3C//DTD XHTML 1.0'>"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        " \r\n\f",
+        "<!-- saved from a\nserver -->",
+        "<?xml version='1.0'?>\n<!-- x --><!-- y -->\n",
+        f"<!--{9000 * '-'}>",
+    ],
+)
+def test_a_page_is_known_whatever_stands_before_its_first_tag(
+    tmp_path: Path, before: str, encoding: str, tag: str
+) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(f"{before}{tag}<p>Text.".encode(encoding))
+    assert detect_type(path=path, name="page", content_type=None, served_type=None) is DocumentType.HTML
+    path.write_bytes(f"{before}<feed>{tag}".encode(encoding))
+    assert detect_type(path=path, name="page", content_type=None, served_type=None) is DocumentType.TEXT
+
+
 def test_an_archive_without_a_type_is_not_opened_outside_of_the_guarded_parser(tmp_path: Path) -> None:
     path = tmp_path / "manual"
     for last, kind in (("word/document.xml", DocumentType.DOCX), ("other", None)):

@@ -11,8 +11,15 @@ from typing import Final
 from ingestion_worker.outcome import WorkerError
 
 _MAGIC_BYTES: Final = 4096
+_START_BYTES: Final = 65_536
 # An entry of a ZIP archive's table of contents: 46 bytes, then the name.
 _WORD_ENTRY: Final = re.compile(rb"PK\x01\x02.{42}word/", re.DOTALL)
+# What may stand before the first tag of a page, once byte order marks and UTF-16's zero bytes are taken out.
+_BEFORE_A_TAG: Final = re.compile(rb"(?:\s|<\?xml.*?\?>|<!--.*?-->)*", re.DOTALL)
+_UNSEEN_BYTES: Final = b"\x00\xef\xbb\xbf\xff\xfe"
+# Written in characters, but no text for a reader: rich text, PostScript, pictures, mails, notebooks.
+_FOREIGN_STARTS: Final = (b"{\\rtf", b"%!ps", b"<svg")
+_FOREIGN_EXTENSIONS: Final = frozenset({"rtf", "ps", "eps", "svg", "eml", "mht", "mhtml", "ipynb"})
 
 
 class DocumentType(StrEnum):
@@ -71,16 +78,24 @@ def detect_type(*, path: Path, name: str, content_type: str | None, served_type:
         if kind is None:
             raise WorkerError("UnsupportedType", f"{name}: the content type {stated} is not supported")
         return kind
-    named = _BY_EXTENSION.get(name.rpartition(".")[2].lower()) if "." in name else None
+    named = _BY_EXTENSION.get(_extension(name))
     served = _BY_CONTENT_TYPE.get(media_type(value=served_type))
-    if named in _BINARY or served in (None, DocumentType.TEXT):
-        return named or served or _by_magic(path=path, name=name)
-    return served
+    if named not in _BINARY and served not in (None, DocumentType.TEXT):
+        return served
+    kind = named or served or _by_magic(path=path, name=name)
+    if kind is DocumentType.TEXT and named is None:
+        # Servers say `text/plain` of what they do not know.
+        _refuse_foreign(path=path, name=name)
+    return kind
 
 
 def media_type(*, value: str | None) -> str:
     """Return a Content-Type without its parameters, in lower case."""
     return (value or "").partition(";")[0].strip().lower()
+
+
+def _extension(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def _by_magic(*, path: Path, name: str) -> DocumentType:
@@ -92,8 +107,7 @@ def _by_magic(*, path: Path, name: str) -> DocumentType:
         if _holds_word(path=path):
             return DocumentType.DOCX
         raise WorkerError("UnsupportedType", f"{name} is a ZIP archive, but no Word document")
-    lowered = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if lowered.startswith((b"<!doctype html", b"<html")):
+    if _start(path=path).startswith((b"<!doctype html", b"<html")):
         return DocumentType.HTML
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return DocumentType.TEXT
@@ -101,6 +115,23 @@ def _by_magic(*, path: Path, name: str) -> DocumentType:
     if control == 0:
         return DocumentType.TEXT
     raise WorkerError("UnsupportedType", f"{name}: neither its name nor its first bytes say a supported type")
+
+
+def _start(*, path: Path) -> bytes:
+    """Return how a file begins, in lower case, from its first tag or word on."""
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES).translate(None, _UNSEEN_BYTES)
+    found = _BEFORE_A_TAG.match(start)
+    return start[found.end() if found else 0 :].lower()
+
+
+def _refuse_foreign(*, path: Path, name: str) -> None:
+    extension = _extension(name)
+    if extension in _FOREIGN_EXTENSIONS:
+        raise WorkerError("UnsupportedType", f"{name}: files called .{extension} are not supported")
+    start = _start(path=path)
+    if start.startswith(_FOREIGN_STARTS):
+        raise WorkerError("UnsupportedType", f"{name} begins with {start[:5].decode('ascii')}: that is not supported")
 
 
 def _holds_word(*, path: Path) -> bool:
