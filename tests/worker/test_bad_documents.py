@@ -224,6 +224,42 @@ def test_html_elements_do_not_glue_words_together(worker: Worker, element: str) 
     assert canonical(worker, page, "a.html").split() == [b"one", b"two"]
 
 
+XHTML_BODY = """<head><title/><script src="a.js"/></head><body><p>one<a id="x"/> two</p><br/><img src="/" alt='>'/>
+<textarea name="a/b" /><div class='"'/><p>th&nbsp;ree</p><![CDATA[4 < <b>5</b> & <i/>]]>
+<iframe src=""/><svg><path/></svg>
+<p>seven</p></body>"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type", "prolog"),
+    [
+        ("a.html", None, '<?xml version="1.0" encoding="utf-8"?>\n'),
+        ("page", None, '\n<?xml version="1.0"?>'),
+        ("a.xhtml", None, ""),
+        ("a", "application/xhtml+xml", ""),
+    ],
+)
+def test_an_element_that_xml_closes_at_once_swallows_nothing(
+    worker: Worker, name: str, content_type: str | None, prolog: str
+) -> None:
+    page = f'{prolog}<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml">{XHTML_BODY}</html>'
+    source = {"uri": worker.upload(data=page.encode(), name=name)}
+    if content_type:
+        source["contentType"] = content_type
+    worker.prepare(document__source=source)
+    (text,) = [worker.store.get(key=e.key) for e in worker.store.list(prefix="kb") if e.key.endswith(".txt")]
+    assert text.split() == [b"one", b"two", b"th", b"ree", b"4", b"<", b"<b>5</b>", b"&", b"<i/>", b"seven"]
+
+
+def test_a_template_that_browsers_show_is_text(worker: Worker) -> None:
+    page = (
+        b'<body><p>one</p><my-card><template shadowrootmode="open"><style>p{}</style><p>two</p>'
+        b"<my-part><TEMPLATE class='x' shadowrootmode=closed>three</TEMPLATE></my-part></template>four</my-card>"
+        b"<template id='shadowrootmode'>no</template><p>five"
+    )
+    assert canonical(worker, page, "a.html").split() == [b"one", b"two", b"three", b"four", b"five"]
+
+
 @pytest.mark.parametrize(
     ("operation", "data"),
     [

@@ -157,12 +157,14 @@ def _canonical(*, context: Context, fetched: Fetched) -> Canonical:
             path=fetched.path, unit="pages", sha256=fetched.sha256, suffix="pdf", pages=result["pages"], characters=0
         )
     output = context.scratch / "canonical.txt"
-    arguments = {"path": str(fetched.path), "output": str(output)}
+    arguments: dict[str, Any] = {"path": str(fetched.path), "output": str(output)}
+    if kind is DocumentType.XHTML:
+        arguments["xml"] = True
     if kind is not DocumentType.DOCX:
         charset = _charset(context.attempt.source.content_type) or _charset(fetched.content_type)
         if charset:
             arguments["charset"] = charset
-    operation = {DocumentType.DOCX: "docx", DocumentType.HTML: "html"}.get(kind, "text")
+    operation = {DocumentType.DOCX: "docx", DocumentType.HTML: "html", DocumentType.XHTML: "html"}.get(kind, "text")
     result = run_parser(operation=operation, name=fetched.name, arguments=arguments, limits=limits)
     with output.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

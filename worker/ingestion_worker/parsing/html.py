@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +20,35 @@ _META: Final = re.compile(
     rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*(?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE
 )
 _INVISIBLE: Final = ["script", "style", "noscript", "template", "head", "svg", "iframe", "object"]
+# XML may close any element by `/>`. HTML takes that for a start, which swallows what follows, but for those that never
+# hold anything; and it takes CDATA for a comment.
+_CLOSED: Final = re.compile(r"""<([A-Za-z][^\s<>"'/]*)((?:[^<>"']|"[^"]*"|'[^']*')*)/>""")
+_NEVER_HOLD: Final = frozenset(
+    {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"}
+)
+# Unlike other templates, this one is shown: as the inside of the element that it stands in, whose end ends it here.
+_SHADOW: Final = re.compile(
+    r"""<template(?=\s[^>]{0,1000}\bshadowrootmode\s*=\s*["']?(?:open|closed)\b)""", re.IGNORECASE
+)
 _BLOCKS: Final = (
     "address,article,aside,blockquote,br,button,caption,center,dd,details,div,dl,dt,fieldset,figcaption,figure,footer,form,"
-    "h1,h2,h3,h4,h5,h6,header,hr,label,legend,li,main,nav,ol,option,p,pre,section,summary,table,tr,ul"
+    "h1,h2,h3,h4,h5,h6,header,hr,label,legend,li,main,nav,ol,option,p,pre,section,shadow-root,summary,table,tr,ul"
 )
 _SPACES: Final = re.compile(r"[ \t\u00a0]+")
 _LINES: Final = re.compile(r" ?\n[ \n]*\n ?")
 
 
-def parse_html(*, path: Path, name: str, write: Callable[[str], None], charset: str | None = None) -> None:
+def parse_html(
+    *, path: Path, name: str, write: Callable[[str], None], charset: str | None = None, xml: bool = False
+) -> None:
     """Write the visible text of the body.
+
+    Args:
+        path: the file.
+        name: its name at the source.
+        write: takes the text.
+        charset: what is stated of it.
+        xml: it is XHTML; a file that begins with `<?xml` is so without being told.
 
     Raises:
         WorkerError: DocumentUnreadable, DocumentTruncated, DocumentTooLarge.
@@ -39,7 +59,9 @@ def parse_html(*, path: Path, name: str, write: Callable[[str], None], charset: 
     data = path.read_bytes()
     found = _META.search(data[:4096])
     text = decode(data=data, name=name, charset=charset or (found.group(1).decode("ascii") if found else None))
-    tree = LexborHTMLParser(text)
+    if xml or text.lstrip().startswith("<?xml"):
+        text = _CLOSED.sub(_opened_and_closed, _without_cdata(text=text))
+    tree = LexborHTMLParser(_SHADOW.sub("<shadow-root", text))
     tree.strip_tags(_INVISIBLE)
     body = tree.body
     if body is None:
@@ -51,3 +73,14 @@ def parse_html(*, path: Path, name: str, write: Callable[[str], None], charset: 
         node.insert_after("\t")
     plain = normal_lines(text=body.text() or "")
     write(_LINES.sub("\n\n", _SPACES.sub(" ", plain)).strip() + "\n")
+
+
+def _opened_and_closed(found: re.Match[str]) -> str:
+    tag, attributes = found.groups()
+    return found[0] if tag.lower() in _NEVER_HOLD else f"<{tag}{attributes}></{tag}>"
+
+
+def _without_cdata(*, text: str) -> str:
+    before, *parts = text.split("<![CDATA[")
+    pairs = (part.partition("]]>") for part in parts)
+    return before + "".join(html.escape(literal) + after for literal, _, after in pairs)

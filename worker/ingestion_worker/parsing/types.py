@@ -28,6 +28,7 @@ class DocumentType(StrEnum):
     PDF = "pdf"
     DOCX = "docx"
     HTML = "html"
+    XHTML = "xhtml"
     MARKDOWN = "markdown"
     TEXT = "text"
 
@@ -38,7 +39,7 @@ _BY_CONTENT_TYPE: Final = {
     "application/x-pdf": DocumentType.PDF,
     _DOCX: DocumentType.DOCX,
     "text/html": DocumentType.HTML,
-    "application/xhtml+xml": DocumentType.HTML,
+    "application/xhtml+xml": DocumentType.XHTML,
     "text/markdown": DocumentType.MARKDOWN,
     "text/x-markdown": DocumentType.MARKDOWN,
     "text/plain": DocumentType.TEXT,
@@ -51,7 +52,7 @@ _BY_EXTENSION: Final = {
     "docx": DocumentType.DOCX,
     "html": DocumentType.HTML,
     "htm": DocumentType.HTML,
-    "xhtml": DocumentType.HTML,
+    "xhtml": DocumentType.XHTML,
     "md": DocumentType.MARKDOWN,
     "markdown": DocumentType.MARKDOWN,
     "txt": DocumentType.TEXT,
