@@ -211,6 +211,81 @@ def test_docx_text_of_a_box_is_lines_of_its_own(worker: Worker) -> None:
     assert canonical(worker, docx(body=body), "a.docx") == b"before\nin\nside\nafter\n"
 
 
+def including(*, parts: dict[str, tuple[str, bytes]], paragraphs: tuple[str, str] = ("before", "after")) -> bytes:
+    """Return a DOCX that includes other files between two paragraphs.
+
+    Args:
+        parts: by their names under `word/`: the content type, and the file.
+        paragraphs: those two.
+    """
+    namespace = 'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"'
+    before, after = (f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in paragraphs)
+    chunks = "".join(f'<w:altChunk {namespace} r:id="r{number}"/>' for number in range(len(parts)))
+    buffer = io.BytesIO(docx(body=f"{before}{chunks}{after}"))
+    with zipfile.ZipFile(buffer, "a") as file:
+        types = targets = ""
+        for number, (part, (content_type, data)) in enumerate(parts.items()):
+            file.writestr(f"word/{part}", data)
+            types += f'<Override PartName="/word/{part}" ContentType="{content_type}"/>' if content_type else ""
+            targets += f'<Relationship Id="r{number}" Target="{("", "/word/")[number % 2]}{part}"/>'
+        default = '<Default Extension="HTM" ContentType="text/html"/>'
+        file.writestr("[Content_Types].xml", f'<Types xmlns="urn:types">{default}{types}</Types>')
+        file.writestr("word/_rels/document.xml.rels", f"<Relationships>{targets}</Relationships>")
+    return buffer.getvalue()
+
+
+def test_what_a_docx_includes_is_read_in_its_place(worker: Worker) -> None:
+    data = including(
+        parts={
+            "a.htm": ("", "<meta charset='latin1'><p>pagé</p><script>no</script>".encode("latin-1")),
+            "b.dat": ("application/xhtml+xml", b"<title/><p>strict"),
+            "c.dat": ("text/plain; charset=utf-8", b"PKs are\r\nplain\n"),
+            "d.docx": (f"{DOCX_TYPE}.main+xml", docx(paragraphs=["inner", "text"])),
+        }
+    )
+    wanted = "before\npagé\nstrict\nPKs are\nplain\ninner\ntext\nafter\n"
+    assert canonical(worker, data, "a.docx").decode() == wanted
+
+
+@pytest.mark.parametrize(
+    ("part", "content_type", "data", "wanted"),
+    [
+        ("a.rtf", "application/rtf", rb"{\rtf1 x}", "UnsupportedType: word/a.rtf of a.docx"),
+        ("a.mht", "message/rfc822", b"MIME-Version: 1.0", "UnsupportedType: word/a.mht of a.docx"),
+        (
+            "a.docx",
+            DOCX_TYPE,
+            including(parts={"b.txt": ("", b"x")}),
+            "UnsupportedType: word/b.txt of word/a.docx of a.docx is included by",
+        ),
+        ("a.docx", DOCX_TYPE, declared_bomb(), "DocumentTooLarge: word/a.docx of a.docx unpacks to"),
+        ("a.docx", DOCX_TYPE, b"PK\x03\x04", "DocumentUnreadable: a.docx is damaged"),
+        ("a.txt", "text/plain", b"x\x00", "DocumentUnreadable: word/a.txt of a.docx"),
+        ("a.html", "text/html", b" " * (64 * 2**20 + 1), "DocumentTooLarge: word/a.html of a.docx"),
+    ],
+)
+def test_what_a_docx_includes_and_is_not_read_is_said(
+    worker: Worker, part: str, content_type: str, data: bytes, wanted: str
+) -> None:
+    uri = worker.upload(data=including(parts={part: (content_type, data)}), name="a.docx")
+    with pytest.raises(WorkerError, match=wanted):
+        worker.prepare(document__source__uri=uri)
+
+
+def test_what_a_docx_says_it_includes_and_has_not_is_said(worker: Worker) -> None:
+    data = docx(body='<w:altChunk xmlns:r="urn:r" r:id="r7"/><w:p><w:r><w:t>text</w:t></w:r></w:p>')
+    buffer = io.BytesIO(data)
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("word/_rels/document.xml.rels", "<Relationships/>")
+    with pytest.raises(WorkerError, match=r"DocumentUnreadable: a.docx is damaged: it includes r7"):
+        worker.prepare(document__source__uri=worker.upload(data=buffer.getvalue(), name="a.docx"))
+
+
+def test_docx_text_goes_on_after_a_comment(worker: Worker) -> None:
+    body = "<w:p><w:r><w:t>foo<!-- c -->bar<?pi x?>baz<![CDATA[qux]]></w:t></w:r></w:p>"
+    assert canonical(worker, docx(body=body), "a.docx") == b"foobarbazqux\n"
+
+
 def test_vertical_tabs_and_form_feeds_end_lines(worker: Worker) -> None:
     assert canonical(worker, b"one\x0btwo\x0cthree\r\nfour\rfive\x08", "a.txt") == b"one\ntwo\nthree\nfour\nfive"
     assert clean_text(text="one\x0btwo\x0cthree\r\nso\x02\r\nft\x00") == "one\ntwo\nthree\nsoft"

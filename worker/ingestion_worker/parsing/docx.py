@@ -1,7 +1,9 @@
-"""DOCX: the paragraphs of the main document, then its notes, streamed out of the XML."""
+"""DOCX: the paragraphs of the main document and what it includes, then its notes, streamed out of the XML."""
 
 from __future__ import annotations
 
+import functools
+import io
 import posixpath
 import zipfile
 import zlib
@@ -12,6 +14,9 @@ from typing import IO, Any, Final
 from lxml import etree
 
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.parsing.html import check_size, html_text
+from ingestion_worker.parsing.text import decode, normal_lines
+from ingestion_worker.parsing.types import DocumentType, type_of
 
 # The sum of the sizes that the archive declares; a ratio would refuse honest files (one had 91 times).
 MAX_UNPACKED_BYTES: Final = 512 * 2**20
@@ -26,7 +31,8 @@ def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
     """Write the document's text, one paragraph per line; footnotes and endnotes after it.
 
     Raises:
-        WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentTooLarge, DocumentTooComplex.
+        WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentTooLarge, DocumentTooComplex;
+            UnsupportedType when it includes a file of a type that is not read.
     """
     with path.open("rb") as file:
         head = file.read(8)
@@ -40,15 +46,7 @@ def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
         raise WorkerError("DocumentUnreadable", f"{name} is not a DOCX: it is no ZIP archive")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_sizes(archive=archive, name=name)
-            main = _main_part(archive=archive, name=name)
-            with archive.open(main) as part:
-                _paragraphs(part=part, write=write)
-            for notes in (posixpath.join(posixpath.dirname(main), file) for file in _NOTES):
-                if notes in archive.namelist():
-                    with archive.open(notes) as part:
-                        # The lines that separate them from the text are notes without any.
-                        _paragraphs(part=part, write=lambda text: write(text) if text.strip() else None)
+            _Package(archive=archive, name=name, write=write, included=False).read()
     except zipfile.BadZipFile as error:
         if "CRC" in str(error) or "overlap" in str(error).lower() or _has_directory(path):
             raise WorkerError("DocumentUnreadable", f"{name} is damaged: {error}") from error
@@ -66,6 +64,87 @@ def _has_directory(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65_600))
         return b"PK\x05\x06" in file.read()
+
+
+class _Package:
+    """A DOCX, or one that another includes.
+
+    Args:
+        archive: its parts.
+        name: for messages.
+        write: takes the text.
+        included: it stands in another: it may include no more.
+    """
+
+    def __init__(self, *, archive: zipfile.ZipFile, name: str, write: Callable[[str], None], included: bool) -> None:
+        self._archive = archive
+        self._name = name
+        self._write = write
+        self._included = included
+        self._targets = functools.cache(self._read_targets)
+
+    def read(self) -> None:
+        """Write the text of all parts."""
+        _check_sizes(archive=self._archive, name=self._name)
+        main = _main_part(archive=self._archive, name=self._name)
+        self._read_part(part=main, write=self._write)
+        for notes in (posixpath.join(posixpath.dirname(main), file) for file in _NOTES):
+            if notes in self._archive.namelist():
+                # The lines that separate them from the text are notes without any.
+                self._read_part(part=notes, write=lambda text: self._write(text) if text.strip() else None)
+
+    def _read_part(self, *, part: str, write: Callable[[str], None]) -> None:
+        with self._archive.open(part) as file:
+            _paragraphs(part=file, write=write, include=functools.partial(self._include, part))
+
+    def _include(self, owner: str, relationship: str) -> None:
+        """Write a file that stands whole in the archive and that Word shows in its place in the text."""
+        part = self._targets(owner).get(relationship, relationship)
+        if part not in self._archive.namelist():
+            raise WorkerError("DocumentUnreadable", f"{self._name} is damaged: it includes {part}, which is not there")
+        label = f"{part} of {self._name}"
+        if self._included:
+            raise WorkerError("UnsupportedType", f"{label} is included by what is included itself")
+        kind = type_of(
+            name=part, content_type=self._types.get(part) or self._types.get(part.rpartition(".")[2].lower())
+        )
+        with self._archive.open(part) as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped:
+            with zipfile.ZipFile(io.BytesIO(self._archive.read(part))) as archive:
+                _Package(archive=archive, name=label, write=self._write, included=True).read()
+        elif kind in (DocumentType.HTML, DocumentType.XHTML):
+            check_size(size=self._archive.getinfo(part).file_size, name=label)
+            self._write(html_text(data=self._archive.read(part), name=label, xml=kind is DocumentType.XHTML))
+        elif kind is DocumentType.TEXT:
+            text = decode(data=self._archive.read(part), name=label, charset=None)
+            self._write(normal_lines(text=text).rstrip("\n") + "\n")
+        else:
+            raise WorkerError("UnsupportedType", f"{label}: of what a DOCX includes, HTML, text and DOCX are read")
+
+    def _read_targets(self, owner: str) -> dict[str, str]:
+        """Return the names of the parts that a part refers to."""
+        folder, file = posixpath.split(owner)
+        with self._archive.open(f"{folder}/_rels/{file}.rels") as part:
+            return {
+                str(element.get("Id")): posixpath.normpath(
+                    posixpath.join("/", folder, str(element.get("Target", "")))
+                ).lstrip("/")
+                for event, element in _events(part)
+                if event == "end"
+            }
+
+    @functools.cached_property
+    def _types(self) -> dict[str, str]:
+        """The content types of parts, by their names or their extensions."""
+        with self._archive.open("[Content_Types].xml") as part:
+            return {
+                str(element.get("PartName", "")).lstrip("/") or str(element.get("Extension", "")).lower(): str(
+                    element.get("ContentType", "")
+                )
+                for event, element in _events(part)
+                if event == "end"
+            }
 
 
 def _check_sizes(*, archive: zipfile.ZipFile, name: str) -> None:
@@ -97,9 +176,17 @@ def _main_part(*, archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _events(part: IO[bytes]) -> Any:
-    # No entities, no DTD, no network, and libxml2's own bounds on depth (256) and text stay on.
+    # No entities, no DTD, no network, and libxml2's own bounds on depth (256) and text stay on. What is between two
+    # comments is one text without them.
     return etree.iterparse(
-        part, events=("start", "end"), resolve_entities=False, load_dtd=False, no_network=True, huge_tree=False
+        part,
+        events=("start", "end"),
+        resolve_entities=False,
+        load_dtd=False,
+        no_network=True,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
     )
 
 
@@ -109,7 +196,7 @@ _SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "sectPr"})
 _MARKS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
-def _paragraphs(*, part: IO[bytes], write: Callable[[str], None]) -> None:
+def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Callable[[str], None]) -> None:
     pieces: list[str] = []
     skipping = 0
     for event, element in _events(part):
@@ -133,6 +220,8 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None]) -> None:
         elif local == "p":
             write("".join(pieces) + "\n")
             pieces.clear()
+        elif local == "altChunk":
+            include(next((value for key, value in element.attrib.items() if key.endswith("}id")), ""))
         if local in ("p", "tbl"):
             # Free what was read: a document of 5 million characters stays at a few MiB.
             element.clear()

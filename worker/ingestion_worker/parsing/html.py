@@ -53,10 +53,22 @@ def parse_html(
     Raises:
         WorkerError: DocumentUnreadable, DocumentTruncated, DocumentTooLarge.
     """
-    size = path.stat().st_size
+    check_size(size=path.stat().st_size, name=name)
+    write(html_text(data=path.read_bytes(), name=name, charset=charset, xml=xml))
+
+
+def check_size(*, size: int, name: str) -> None:
+    """Raise DocumentTooLarge for more HTML than is read."""
     if size > MAX_HTML_BYTES:
         raise WorkerError("DocumentTooLarge", f"{name} has {size} bytes; at most {MAX_HTML_BYTES} of HTML are read")
-    data = path.read_bytes()
+
+
+def html_text(*, data: bytes, name: str, charset: str | None = None, xml: bool = False) -> str:
+    """Return the visible text of the body; the arguments are those of `parse_html`.
+
+    Raises:
+        WorkerError: DocumentUnreadable, DocumentTruncated.
+    """
     found = _META.search(data[:4096])
     text = decode(data=data, name=name, charset=charset or (found.group(1).decode("ascii") if found else None))
     if xml or text.lstrip().startswith("<?xml"):
@@ -65,14 +77,14 @@ def parse_html(
     tree.strip_tags(_INVISIBLE)
     body = tree.body
     if body is None:
-        return
+        return ""
     for node in body.css(_BLOCKS):
         node.insert_before("\n")
         node.insert_after("\n")
     for node in body.css("td,th"):
         node.insert_after("\t")
     plain = normal_lines(text=body.text() or "")
-    write(_LINES.sub("\n\n", _SPACES.sub(" ", plain)).strip() + "\n")
+    return _LINES.sub("\n\n", _SPACES.sub(" ", plain)).strip() + "\n"
 
 
 def _opened_and_closed(found: re.Match[str]) -> str:

@@ -90,6 +90,12 @@ def detect_type(*, path: Path, name: str, content_type: str | None, served_type:
     return kind
 
 
+def type_of(*, name: str, content_type: str | None) -> DocumentType | None:
+    """Return the type that a content type states or, where it says nothing, a name does; None for one not supported."""
+    stated = media_type(value=content_type)
+    return _BY_EXTENSION.get(_extension(name)) if stated in _SAYS_NOTHING else _BY_CONTENT_TYPE.get(stated)
+
+
 def media_type(*, value: str | None) -> str:
     """Return a Content-Type without its parameters, in lower case."""
     return (value or "").partition(";")[0].strip().lower()
