@@ -30,6 +30,11 @@ def pdf_object(*, pages: bytes, content: bytes | None = None) -> bytes:
     if content is not None:
         objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 100 100] /Contents 4 0 R >>")
         objects.append(b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(content), content))
+    return assembled(objects)
+
+
+def assembled(objects: list[bytes]) -> bytes:
+    """Return a PDF of these objects, numbered from 1; the first is its catalog."""
     out = b"%PDF-1.4\n"
     offsets = []
     for number, body in enumerate(objects, 1):
@@ -67,6 +72,36 @@ def declared_bomb() -> bytes:
     directory = data.index(b"PK\x01\x02")
     data[directory + 24 : directory + 28] = (600 * 2**20).to_bytes(4, "little")
     return bytes(data)
+
+
+def pdf_with(*, annotations: list[bytes], catalog: bytes = b"") -> bytes:
+    """Return a PDF of two pages that say `Body`, each with an appearance that says `Drawn`.
+
+    Args:
+        annotations: of each page, in PDF's own words; `%s` in them is a reference to the appearance.
+        catalog: what else it says; `%s` in it is references to all annotations.
+    """
+    count = len(annotations)
+    numbers = range(7, 7 + 2 * count)
+    fonts = b"/Resources << /Font << /F1 5 0 R >> >>"
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R %s >>" % catalog.replace(b"%s", b" ".join(b"%d 0 R" % at for at in numbers)),
+        b"<< /Type /Pages /Kids [3 0 R 4 0 R] /Count 2 >>",
+    ]
+    for own in (numbers[:count], numbers[count:]):
+        references = b" ".join(b"%d 0 R" % at for at in own)
+        page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] %s /Contents %d 0 R /Annots [%s] >>"
+        objects.append(page % (fonts, 7 + 2 * count, references))
+    objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    drawn = b"BT /F1 12 Tf 2 10 Td (Drawn) Tj ET"
+    form = b"<< /Type /XObject /Subtype /Form /BBox [0 0 300 20] %s /Length %d >>\nstream\n%s\nendstream"
+    objects.append(form % (fonts, len(drawn), drawn))
+    for annotation in annotations * 2:
+        body = annotation.replace(b"%s", b"6 0 R")
+        objects.append(b"<< /Type /Annot /Rect [40 600 340 620] /F 4 %s >>" % body)
+    text = b"BT /F1 12 Tf 40 700 Td (Body) Tj ET"
+    objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(text), text))
+    return assembled(objects)
 
 
 GOOD_PDF = pdf(pages=[sentences(count=10)] * 3)
@@ -453,6 +488,54 @@ def test_what_is_filled_into_a_pdf_form_is_text(tmp_path: Path) -> None:
         assert inspect_pdf(path=file, name="form.pdf") == {"pages": 1}
         (page,) = read_pages(path=file, name="form.pdf", first=0, last=1, before=False)
         assert page.split() == [*line.split(), "Alexandrina", "Quill"]
+
+
+FORM = b"/AcroForm << /Fields [%s] /NeedAppearances true /DA (/F 12 Tf 0 g) /DR << /Font << /F 5 0 R >> >> >>"
+FIELD = b"/Subtype /Widget /FT /Tx /T (name) /V (Quill) /DA (/F 12 Tf 0 g)"
+DRAWN = b"/AP << /N %s >>"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "catalog", "wanted"),
+    [
+        ([FIELD], FORM, ["Body", "Quill"]),
+        ([FIELD], FORM.replace(b"true", b"false"), ["Body", "Quill"]),
+        ([FIELD + DRAWN], FORM.replace(b"true", b"false"), ["Body", "Drawn"]),
+        ([b"/Subtype /FreeText /Contents (Said)" + DRAWN], b"", ["Body", "Drawn"]),
+        ([b"/Subtype /Stamp" + DRAWN], b"", ["Body", "Drawn"]),
+        (
+            [
+                b"/Subtype /%s /Contents (Said) /Open true /T (Bob) /QuadPoints [40 620 340 620 40 600 340 600]" % kind
+                + appearance
+                for kind in (b"Link", b"Highlight", b"Underline", b"Squiggly", b"StrikeOut", b"Text", b"Popup")
+                for appearance in (b"", DRAWN)
+            ],
+            b"",
+            ["Body"],
+        ),
+        (
+            [b"/Subtype /Highlight" + DRAWN, b"/Subtype /Stamp" + DRAWN, b"/Subtype /Popup /Contents (Said)" + DRAWN],
+            b"",
+            ["Body", "Drawn"],
+        ),
+    ],
+)
+def test_what_lies_visibly_on_a_page_is_text_and_nothing_else(
+    tmp_path: Path, annotations: list[bytes], catalog: bytes, wanted: list[str]
+) -> None:
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdf_with(annotations=annotations, catalog=catalog))
+    pages = read_pages(path=file, name="a.pdf", first=0, last=2, before=False)
+    assert [page.split() for page in pages] == [wanted, wanted]
+
+
+def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> None:
+    form = FORM.removesuffix(b">>") + b"/XFA (form) >>"
+    uri = worker.upload(data=pdf_with(annotations=[FIELD], catalog=form + b" /NeedsRendering true"))
+    with pytest.raises(WorkerError, match=r"UnsupportedType: handbook.pdf is an XFA form"):
+        worker.prepare(document__source__uri=uri)
+    # Of this kind, the pages say all.
+    worker.prepare(document__source__uri=worker.upload(data=pdf_with(annotations=[FIELD], catalog=form)))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,18 @@ MAX_PAGE_CHARACTERS: Final = 5_000_000
 _TAIL_BYTES: Final = 65_536
 _DAMAGED: Final = 3
 _ENCRYPTED: Final = 4
+# These mark what is there, or hold notes that a viewer shows on demand: nothing of them is text of the page.
+_SILENT: Final = frozenset(
+    {
+        raw.FPDF_ANNOT_LINK,
+        raw.FPDF_ANNOT_TEXT,
+        raw.FPDF_ANNOT_POPUP,
+        raw.FPDF_ANNOT_HIGHLIGHT,
+        raw.FPDF_ANNOT_UNDERLINE,
+        raw.FPDF_ANNOT_SQUIGGLY,
+        raw.FPDF_ANNOT_STRIKEOUT,
+    }
+)
 _HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
 _CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\uffff]")
 
@@ -26,9 +38,13 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
     """Return {"pages": n} of a PDF that has text somewhere.
 
     Raises:
-        WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentEmpty, DocumentTooLarge.
+        WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentEmpty, DocumentTooLarge;
+            UnsupportedType for an XFA form.
     """
     document = _open(path=path, name=name)
+    if document.get_formtype() == raw.FORMTYPE_XFA_FULL:
+        # Its only page says "Please wait...": what stands on the others is made by the viewer.
+        raise WorkerError("UnsupportedType", f"{name} is an XFA form: print it to a PDF")
     pages = len(document)
     if pages == 0:
         raise WorkerError("DocumentEmpty", f"{name} has no pages")
@@ -82,7 +98,10 @@ def clean_text(*, text: str) -> str:
 
 def _open(*, path: Path, name: str) -> Any:
     try:
-        return pypdfium2.PdfDocument(str(path))
+        document = pypdfium2.PdfDocument(str(path))
+        # Fields that were filled in without being drawn are drawn by this.
+        document.init_forms()
+        return document
     except pypdfium2.PdfiumError as error:
         code = error.err_code
         if code == _ENCRYPTED:
@@ -105,9 +124,8 @@ def _open(*, path: Path, name: str) -> Any:
 def _page_text(*, document: Any, index: int) -> str:
     page = document[index]
     try:
-        # What is filled into a form is no text of its page before it is made part of it.
-        has_forms = document.get_formtype() != raw.FORMTYPE_NONE
-        if has_forms and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
+        # What is filled into a form, or lies on top of a page, is no text of it before it is made part of it.
+        if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
             page = document[index]
         text_page = page.get_textpage()
@@ -117,3 +135,18 @@ def _page_text(*, document: Any, index: int) -> str:
             text_page.close()
     finally:
         page.close()
+
+
+def _lies_on_top(*, page: Any) -> bool:
+    """Return True if there is something on a page that may hold text, and take off what never does."""
+    kinds = []
+    for index in range(raw.FPDFPage_GetAnnotCount(page)):
+        annotation = raw.FPDFPage_GetAnnot(page, index)
+        kinds.append(raw.FPDFAnnot_GetSubtype(annotation))
+        raw.FPDFPage_CloseAnnot(annotation)
+    if _SILENT.issuperset(kinds):
+        return False
+    for index in reversed(range(len(kinds))):
+        if kinds[index] in _SILENT:
+            raw.FPDFPage_RemoveAnnot(page, index)
+    return True
