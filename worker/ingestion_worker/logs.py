@@ -56,3 +56,8 @@ def configure(*, context: Mapping[str, Any]) -> None:
 def info(message: str, **fields: Any) -> None:
     """Log one line with fields."""
     LOGGER.info(message, extra={"fields": fields})
+
+
+def warning(message: str, **fields: Any) -> None:
+    """Log one line with fields, for what a person should look at although work goes on."""
+    LOGGER.warning(message, extra={"fields": fields})

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from ingestion_crds.indexset import IndexSet
+
 from ingestion_worker import layout
 from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
 from ingestion_worker.context import Context
-from ingestion_worker.logs import info
+from ingestion_worker.logs import info, warning
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import check_vectors, encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
@@ -108,6 +110,10 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
     wants_before = bool(overlap and cut.start)
     pages = _pages(context=context, plan=plan, path=path, cut=cut, before=wants_before)
     before = pages.pop(0) if wants_before else ""
+    # Scanned, or blank: only who has the document can tell.
+    blank = IndexSet.of(number for number, text in enumerate(pages, cut.start + 1) if not text.strip())
+    if blank:
+        warning("pages without text", document=plan.name, pages=str(blank))
     return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap)
 
 
