@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from ingestion_worker import layout
 from ingestion_worker.embedding import EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.output import HIT_COLUMNS, unpacked_bytes
 from ingestion_worker.search import SegmentCache, live_versions, search_text
 from ingestion_worker.store import Store
 from support.worker_builders import (
@@ -204,8 +207,26 @@ def test_no_output_is_written_that_a_search_would_not_read(worker: Worker, monke
     assert outputs(worker.store) == {}
 
 
-def test_pages_without_text_are_named_in_the_log(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_output_is_written_that_unpacks_to_more_than_a_search_would_read(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri, pipeline__chunkOverlap=299)
+    worker.segment(prepared=prepared, segment=0, pipeline__chunkOverlap=299)
+    (written,) = outputs(worker.store)
+    # As a search counts it: the texts without the vectors, which have their own bound.
+    texts = unpacked_bytes(file=pq.ParquetFile(io.BytesIO(worker.store.get(key=written))), columns=HIT_COLUMNS)
+    monkeypatch.setattr("ingestion_worker.output.MAX_UNPACKED_BYTES", texts)
+    worker.store.delete(key=written)
+    worker.segment(prepared=prepared, segment=0, pipeline__chunkOverlap=299)
+    worker.store.delete(key=written)
+    monkeypatch.setattr("ingestion_worker.output.MAX_UNPACKED_BYTES", texts - 1)
+    with pytest.raises(WorkerError, match=rf"DocumentTooComplex: .* unpacks to {texts} bytes; at most {texts - 1} are"):
+        worker.segment(prepared=prepared, segment=0, pipeline__chunkOverlap=299)
+    assert outputs(worker.store) == {}
 
+
+def test_pages_without_text_are_named_in_the_log(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     def named() -> list[tuple[str, dict[str, str]]]:
         lines = [(line.levelname, line.fields) for line in caplog.records if line.message == "pages without text"]
         caplog.clear()

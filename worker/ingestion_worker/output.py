@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestion_worker import layout
@@ -15,11 +15,16 @@ from ingestion_worker.store import Store
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
 # A search reads an output whole: what is over these bounds is neither written nor read.
 MAX_VECTOR_BYTES: Final = 64 * 2**20
 MAX_OUTPUT_BYTES: Final = 128 * 2**20
+# A few KB of Parquet can unpack to gigabytes.
+MAX_UNPACKED_BYTES: Final = 256 * 2**20
+# What is read of a chunk that is found; the vectors are read apart from it.
+HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "segment", "content", "start", "end", "page", "page_end")
 _FLOAT_BYTES: Final = 4
 
 
@@ -58,6 +63,13 @@ def column_types(*, dimensions: int) -> dict[str, pa.DataType]:
         "page_end": pa.int32(),
         "vector": pa.list_(pa.float32(), dimensions),
     }
+
+
+def unpacked_bytes(*, file: pq.ParquetFile, columns: Collection[str]) -> int:
+    """Return how many bytes some columns of an output unpack to."""
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in columns)
 
 
 def encode_segment(
@@ -100,6 +112,13 @@ def encode_segment(
             "DocumentTooComplex",
             f"the segment's output has {buffer.tell()} bytes; at most {MAX_OUTPUT_BYTES} are written: use smaller"
             " segments",
+        )
+    unpacked = unpacked_bytes(file=pq.ParquetFile(buffer), columns=HIT_COLUMNS)
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise WorkerError(
+            "DocumentTooComplex",
+            f"the segment's output unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES} are written: use smaller"
+            " segments or a smaller overlap of chunks",
         )
     return buffer.getvalue()
 

@@ -23,7 +23,15 @@ from ingestion_worker.budget import Budget
 from ingestion_worker.embedding import Embedder
 from ingestion_worker.history import MAX_ENTRY_BYTES, LiveVersion, decode_state, sequence_of
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import MAX_OUTPUT_BYTES, column_types, iterate_outputs, vector_bytes
+from ingestion_worker.output import (
+    HIT_COLUMNS,
+    MAX_OUTPUT_BYTES,
+    MAX_UNPACKED_BYTES,
+    column_types,
+    iterate_outputs,
+    unpacked_bytes,
+    vector_bytes,
+)
 from ingestion_worker.store import ObjectMissingError, Store
 
 if TYPE_CHECKING:
@@ -34,11 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
 
 MAX_LIMIT: Final = 1000
-# A few KB of Parquet can unpack to gigabytes.
-MAX_UNPACKED_BYTES: Final = 256 * 2**20
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
-_HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "segment", "content", "start", "end", "page", "page_end")
 _TEXTS: Final = ("chunk_id", "content")
 # A column of one long text, repeated, is small in the file: its values are made only once each, and looked at first.
 _MAX_TEXT_BYTES: Final = 4 * 32_768
@@ -274,7 +279,7 @@ def _search(
 
     def read(key: str) -> list[Hit]:
         try:
-            reading = _opened(store=store, key=key, columns=_HIT_COLUMNS, budget=budget, deadline=deadline)
+            reading = _opened(store=store, key=key, columns=HIT_COLUMNS, budget=budget, deadline=deadline)
             with reading as file:
                 return _load_hits(file=file, version=owners[key], scores=found[key])
         except ObjectMissingError:
@@ -415,7 +420,7 @@ def _opened(
             except (KeyError, pa.ArrowInvalid) as error:
                 raise WorkerError("DocumentUnreadable", f"{key} is none of ours: {error}") from error
             _check_types(file=file, key=key, columns=columns)
-            unpacked = max(made_bytes, _unpacked_bytes(file=file, columns=columns))
+            unpacked = max(made_bytes, unpacked_bytes(file=file, columns=columns))
             if unpacked > MAX_UNPACKED_BYTES:
                 raise WorkerError(
                     "DocumentTooLarge", f"{key} unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}"
@@ -442,12 +447,6 @@ def _check_types(*, file: pq.ParquetFile, key: str, columns: Collection[str]) ->
             found = pa.list_(found.value_type, 1)
         if found != wanted:
             raise WorkerError("DocumentUnreadable", f"{key} is none of ours: its {name} is {found}, not {wanted}")
-
-
-def _unpacked_bytes(*, file: pq.ParquetFile, columns: Collection[str]) -> int:
-    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in columns)
 
 
 def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
@@ -483,7 +482,7 @@ def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[in
     import pyarrow.compute as pc
 
     first = 0
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(_HIT_COLUMNS)):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(HIT_COLUMNS)):
         for name in _TEXTS:
             longest = pc.max(pc.binary_length(batch.column(name).dictionary)).as_py() or 0
             if longest > _MAX_TEXT_BYTES:
