@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ingestion_worker.chunking import chunk_pages, chunk_text, tail
+from ingestion_worker.chunking import chunk_pages, chunk_text, split, tail
 from ingestion_worker.parsing.pdf import clean_text
 from ingestion_worker.prepare import cut_text
+from semantic_text_splitter import TextSplitter
 
 WORDS = st.lists(st.sampled_from(["zebra", "harbour", "ß", "中文字", "a.", "\n", "\n\n", "𝔘nicode"]), max_size=300)
 
@@ -55,6 +56,52 @@ def test_positions_point_at_the_content(words: list[str], overlap: int, at: int)
     for chunk in chunks:
         covered.update(range(chunk.start, chunk.end))
     assert all(position in covered for position in range(at, len(text)) if not text[position].isspace())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    words=st.lists(
+        st.sampled_from(
+            ["zebra", "ß", "中文字。", "a.", "Mr. Smith", "1.5", "e\u0301", "(b)", "x" * 30, " " * 300, "\n", "\n\n"]
+        ),
+        max_size=300,
+    ),
+    glue=st.sampled_from(["", " "]),
+    size=st.integers(1, 60),
+    share=st.floats(0, 1),
+)
+def test_text_is_cut_in_windows_as_it_would_be_whole(words: list[str], glue: str, size: int, share: float) -> None:
+    text, overlap = glue.join(words), min(size - 1, int(size * share))
+    whole = TextSplitter(size, overlap=overlap).chunk_indices(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingestion_worker.chunking._WINDOW_CHARACTERS", 64)
+        patch.setattr("ingestion_worker.chunking._WINDOW_CHUNKS", 4)
+        found = split(text=text, chunk_size=size, overlap=overlap)
+    assert all(text[offset : offset + len(content)] == content for offset, content in found)
+    covered = {position for offset, content in found for position in range(offset, offset + len(content))}
+    assert all(position in covered for position in range(len(text)) if not text[position].isspace())
+    if " " * 300 not in words:
+        assert found == whole
+
+
+@pytest.mark.parametrize("text", ["x", "x ", "中", "Some words. ", "A line.\n", "\n", " ", "x" * 999 + " " * 99_999])
+@pytest.mark.parametrize("overlap", [0, 100, 500])
+def test_time_grows_with_the_text_alone(monkeypatch: pytest.MonkeyPatch, text: str, overlap: int) -> None:
+    given: list[int] = []
+
+    class Watched:
+        def __init__(self, size: int, *, overlap: int) -> None:
+            self._splitter = TextSplitter(size, overlap=overlap)
+
+        def chunk_indices(self, text: str) -> list[tuple[int, str]]:
+            given.append(len(text))
+            return self._splitter.chunk_indices(text)
+
+    monkeypatch.setattr("semantic_text_splitter.TextSplitter", Watched)
+    text = text * (300_000 // len(text))
+    split(text=text, chunk_size=1000, overlap=overlap)
+    assert max(given) <= 16_000
+    assert sum(given) < len(text) * 1.25
 
 
 def test_a_sentence_over_a_border_is_found_whole() -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 # A segment has at most 16 Mi characters and a chunk takes at least one, so a chunk's index stays unique.
 CHUNKS_PER_SEGMENT = 2**24
+# The splitter looks for each chunk's end in all that follows up to the next line end: it is given so much at a time.
+_WINDOW_CHUNKS = 16
+_WINDOW_CHARACTERS = 4096
 _PAGE_BREAK = "\n\n"
 
 
@@ -32,11 +35,31 @@ class Chunk:
 def split(*, text: str, chunk_size: int, overlap: int) -> list[tuple[int, str]]:
     """Cut text at the largest units that fit (paragraphs, sentences, words); return (offset, chunk) in characters.
 
+    Takes time in proportion to the text, whatever is in it, and makes the chunks that the splitter makes of the whole.
+
     Source: https://docs.rs/text-splitter
     """
     from semantic_text_splitter import TextSplitter
 
-    return list(TextSplitter(chunk_size, overlap=overlap).chunk_indices(text))
+    splitter = TextSplitter(chunk_size, overlap=overlap)
+    window = max(_WINDOW_CHARACTERS, _WINDOW_CHUNKS * chunk_size)
+    chunks: list[tuple[int, str]] = []
+    start = 0
+    while True:
+        end = start + window
+        found = [(start + offset, content) for offset, content in splitter.chunk_indices(text[start:end])]
+        # The next window begins with the last chunk of the one before: what follows a chunk depends on it.
+        if chunks and chunks[-1][0] == start:
+            chunks.pop()
+        if end >= len(text):
+            return chunks + found
+        # Near its end a window looks as if the text ended there.
+        certain = [(offset, content) for offset, content in found if offset + 2 * chunk_size < end]
+        chunks += certain
+        start = max(
+            (offset for offset, _ in certain if offset > start),
+            default=min((offset for offset, _ in found if offset > start), default=end),
+        )
 
 
 def tail(*, text: str, overlap: int) -> str:
