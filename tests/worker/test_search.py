@@ -227,20 +227,38 @@ def test_a_history_entry_that_is_none_of_ours_is_said(worker: Worker, data: byte
 
 
 @pytest.mark.parametrize("column", ["start", "page", "content", "vector"])
-def test_an_output_of_other_columns_than_ours_is_not_read(worker: Worker, column: str) -> None:
-    """A number that is a long text would be made once for each row."""
-    ingest(worker)
-    (key,) = outputs(worker.store)
+def test_an_output_of_other_columns_than_ours_is_not_read(
+    worker: Worker, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A number that is a long text would be made once for each row. The others are found, as if it were not there."""
+    ingest(worker, documents=2)
+    key = next(key for key in outputs(worker.store) if "/doc-0/" in key)
+    others_hits = [hit for hit in find(worker.store) if hit.document_id == "doc-1"]
     table = pq.read_table(io.BytesIO(worker.store.get(key=key)))
     index = table.schema.get_field_index(column)
     assert table.schema.types == list(column_types(dimensions=256).values())
     others = pa.array([["x"]] * len(table), pa.list_(pa.string()))
-    for changed in (table.set_column(index, column, others), table.drop_columns([column])):
-        buffer = io.BytesIO()
-        pq.write_table(changed, buffer)
+    for changed in (table.set_column(index, column, others), table.drop_columns([column]), None):
+        buffer = io.BytesIO(b"no Parquet")
+        if changed is not None:
+            pq.write_table(changed, buffer)
         worker.store.put(key=key, data=buffer.getvalue())
-        with pytest.raises(WorkerError, match=f"DocumentUnreadable: .* is none of ours: .*{column}"):
-            find(worker.store)
+        cache = SegmentCache()
+        caplog.clear()
+        for _ in range(2):
+            # Its vectors are like theirs: it takes no place among the best.
+            assert find(worker.store, cache=cache, limit=len(others_hits)) == others_hits
+        (line,) = [line for line in caplog.records if "left out" in line.message]
+        assert (line.levelname, line.fields["key"]) == ("WARNING", key)
+        assert changed is None or column in line.fields["error"]
+
+
+def test_an_output_that_is_changed_into_none_of_ours_while_it_is_searched_is_passed_over(worker: Worker) -> None:
+    ingest(worker)
+    cache = SegmentCache()
+    assert find(worker.store, cache=cache)
+    worker.store.put(key=outputs(worker.store)[0], data=b"no Parquet")
+    assert find(worker.store, cache=cache) == []
 
 
 def test_the_cache_counts_entries_and_listings_too_and_gives_vectors_up_first() -> None:

@@ -22,6 +22,7 @@ from ingestion_worker.attempt import EmbeddingSpec
 from ingestion_worker.budget import Budget
 from ingestion_worker.embedding import Embedder
 from ingestion_worker.history import MAX_ENTRY_BYTES, LiveVersion, decode_state, sequence_of
+from ingestion_worker.logs import warning
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import (
     HIT_COLUMNS,
@@ -53,6 +54,10 @@ _CHARACTER_BYTES: Final = 4
 _PAIR_BYTES: Final = 128
 # What Parquet adds to values.
 _OVERHEAD_BYTES: Final = 2**20
+
+
+class _ForeignError(Exception):
+    """An output is none of ours: another worker image may write what it likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +201,8 @@ def search_text(
 ) -> list[Hit]:
     """Search by text: embeds it once for each embedding in use and merges by score.
 
+    An output that is none of ours is left out, and named in the log.
+
     Args:
         store: the tenant's store.
         knowledge_base: its UUID.
@@ -268,7 +275,13 @@ def _search(
                 reading = _opened(
                     store=store, key=key, columns=("vector",), made_bytes=size, budget=budget, deadline=deadline
                 )
-                return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
+                try:
+                    file = share.enter_context(reading)
+                except _ForeignError as error:
+                    # Said once, as long as the cache knows; the others still answer.
+                    warning("an output is left out of searches", key=key, error=str(error))
+                    return np.zeros((0, dimensions), dtype=np.float32)
+                return _load_vectors(file=file, chunks=chunks, dimensions=dimensions)
 
             try:
                 vectors = cache.vectors(bucket=store.bucket, key=key, load=load)
@@ -282,7 +295,8 @@ def _search(
             reading = _opened(store=store, key=key, columns=HIT_COLUMNS, budget=budget, deadline=deadline)
             with reading as file:
                 return _load_hits(file=file, version=owners[key], scores=found[key])
-        except ObjectMissingError:
+        except (ObjectMissingError, _ForeignError):
+            # Changed from outside since its vectors were read.
             return []
 
     # Outputs are read in slices, so that a search that has no time left does not wait for many.
@@ -403,6 +417,7 @@ def _opened(
         ObjectMissingError: it was deleted from outside.
         TimeoutError: at the deadline.
         WorkerError: DocumentTooLarge over a bound; a Store… code.
+        _ForeignError: it is no Parquet, or has other columns than ours.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -418,8 +433,8 @@ def _opened(
                     pa.BufferReader(body.read()), read_dictionary=[name for name in _TEXTS if name in columns]
                 )
             except (KeyError, pa.ArrowInvalid) as error:
-                raise WorkerError("DocumentUnreadable", f"{key} is none of ours: {error}") from error
-            _check_types(file=file, key=key, columns=columns)
+                raise _ForeignError(str(error)) from error
+            _check_types(file=file)
             unpacked = max(made_bytes, unpacked_bytes(file=file, columns=columns))
             if unpacked > MAX_UNPACKED_BYTES:
                 raise WorkerError(
@@ -432,13 +447,11 @@ def _opened(
         room = unpacked
 
 
-def _check_types(*, file: pq.ParquetFile, key: str, columns: Collection[str]) -> None:
+def _check_types(*, file: pq.ParquetFile) -> None:
     """Refuse an output whose columns are not what we write: numbers alone take no more than their rows say."""
     import pyarrow as pa
 
     for name, wanted in column_types(dimensions=1).items():
-        if name not in columns:
-            continue
         index = file.schema_arrow.get_field_index(name)
         found = file.schema_arrow.field(index).type if index >= 0 else None
         if isinstance(found, pa.DictionaryType):
@@ -446,7 +459,7 @@ def _check_types(*, file: pq.ParquetFile, key: str, columns: Collection[str]) ->
         if isinstance(found, pa.FixedSizeListType):  # of which length, whoever reads it looks at
             found = pa.list_(found.value_type, 1)
         if found != wanted:
-            raise WorkerError("DocumentUnreadable", f"{key} is none of ours: its {name} is {found}, not {wanted}")
+            raise _ForeignError(f"its {name} is {found}, not {wanted}")
 
 
 def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
