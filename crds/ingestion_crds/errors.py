@@ -108,7 +108,8 @@ _TABLE: Final = (
         _PREPARE,
         68,
         False,
-        "The content type is none of PDF, DOCX, HTML, Markdown and plain text.",
+        "The document, or a file that it includes, is none of PDF, DOCX, HTML, Markdown and plain text, or is an XFA"
+        " form.",
         "Convert the document, or correct spec.document.source.contentType in a new job.",
     ),
     _permanent(
