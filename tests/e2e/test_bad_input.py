@@ -85,7 +85,7 @@ def test_bad_sources(tenant: Tenant, make_tenant: Callable[[], Tenant]) -> None:
     neighbour = make_tenant()
     theirs = neighbour.put("theirs.txt", b"A secret of the neighbour.")
     tenant.apply("neighbour", uri=theirs)
-    check(tenant, SOURCES | {"neighbour": Bad(code="SourceNotAllowed", names=neighbour.namespace)})
+    check(tenant, SOURCES | {"neighbour": Bad(code="SourceNotAllowed", names=neighbour.namespace, retryable=True)})
 
 
 def check(tenant: Tenant, expected: dict[str, Bad]) -> None:
