@@ -20,12 +20,11 @@ from ingestion_crds.constants import (
     ANNOTATION_IDEMPOTENCY_KEYS,
     ANNOTATION_RETRY_ORIGIN,
     MAX_IDEMPOTENCY_KEYS,
-    RETRYABLE_PHASES,
     Trigger,
 )
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
-from ingestion_crds.retry import refusal
+from ingestion_crds.retry import refusal, wrong_phase
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ingestion_api.auth import Principal
@@ -159,9 +158,7 @@ class Retries:
         if reason is not None:
             self._metrics.retries.labels(outcome="refused").inc()
             # The phase first, which is what a client knows: also of a job whose first generation has not begun.
-            if job.status.phase not in RETRYABLE_PHASES:
-                reason = f"the job is {job.status.phase.value}; only a failed or partially failed job can be retried"
-            raise bad_request(reason, error="not_retryable")
+            raise bad_request(wrong_phase(job) or reason, error="not_retryable")
         return _Write(generation=live + 1, bump=True)
 
     async def _patch(self, job: IngestionJob, write: _Write, caller: Principal, key: KeyDigest | None) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient, no_answer
 
 PAGE: Final = 500
 """Objects of one answer: all in one would take tens of KB of memory for each, where there may be thousands."""
@@ -75,7 +75,7 @@ async def _list(
         page = {"limit": PAGE, **query, **({"continue": following} if following else {})}
         answer = await kube.request("GET", path, query=page)
         if "items" not in answer:
-            raise ApiError(status=0, reason="NoAnswer", message=f"not a list of {path}")
+            raise no_answer(f"not a list of {path}")
         for item in answer["items"]:
             seen.add(item["metadata"]["uid"])
             take(item, False)

@@ -193,7 +193,7 @@ class KubeClient:
             if response.status >= 400:
                 raise _api_error(response.status, await response.read())
             if stream.content_type != "application/json":  # and maybe no line at all, as when nothing happens
-                raise ApiError(status=0, reason="NoAnswer", message=f"{stream.content_type} is no stream of events")
+                raise no_answer(f"{stream.content_type} is no stream of events")
             buffer = bytearray()
             async for block in stream.content.iter_any():
                 buffer += block
@@ -236,12 +236,17 @@ def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
     except orjson.JSONDecodeError as error:
         raise _no_answer(error) from error
     if not isinstance(answer, dict) or (wanted and wanted not in answer):
-        raise ApiError(status=0, reason="NoAnswer", message="JSON, but not of the API server")
+        raise no_answer("JSON, but not of the API server")
     return answer
 
 
+def no_answer(why: str) -> ApiError:
+    """Return the error of a request that the API server did not answer, or somebody else did."""
+    return ApiError(status=0, reason="NoAnswer", message=why)
+
+
 def _no_answer(error: BaseException) -> ApiError:
-    return ApiError(status=0, reason="NoAnswer", message=f"{type(error).__name__}: {error}")
+    return no_answer(f"{type(error).__name__}: {error}")
 
 
 def _api_error(status: int, raw: bytes) -> ApiError:

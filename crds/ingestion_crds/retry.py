@@ -17,9 +17,13 @@ def refusal(job: IngestionJob) -> str | None:
 
     A retry is admitted from `failed` and `partial_failure`, with the recorded generation observed.
     """
-    phase = job.status.phase.value
     if pending(job):
         return f"generation {job.spec.retry_generation} is recorded and has not begun yet"
-    if job.status.phase not in RETRYABLE_PHASES:
-        return f"the job is {phase}; only a failed or partially failed job can be retried"
-    return None
+    return wrong_phase(job)
+
+
+def wrong_phase(job: IngestionJob) -> str | None:
+    """Return why nothing can be retried in the job's phase, in words for people; None when it can."""
+    if job.status.phase in RETRYABLE_PHASES:
+        return None
+    return f"the job is {job.status.phase.value}; only a failed or partially failed job can be retried"

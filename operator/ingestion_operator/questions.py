@@ -9,7 +9,7 @@ from typing import Final
 from ingestion_crds import constants as names
 from ingestion_crds import retry
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
-from ingestion_crds.job import AttemptJob, IngestionJob, Status
+from ingestion_crds.job import AttemptJob, Condition, IngestionJob, Status
 
 from ingestion_operator.children import ChildJob
 
@@ -100,9 +100,15 @@ def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
 
 def refused(job: IngestionJob) -> str | None:
     """Return what a job says that the API server refused, or None."""
-    said = next((item for item in job.status.conditions if item.type == ConditionType.STALLED), None)
-    rejected = said is not None and said.status == "True" and said.reason == Reason.REJECTED_BY_CLUSTER
-    return said.message if said is not None and rejected else None
+    said = stalled(job.status)
+    return said.message if said is not None and said.reason == Reason.REJECTED_BY_CLUSTER else None
+
+
+def stalled(status: Status) -> Condition | None:
+    """Return condition Stalled while it is true."""
+    return next(
+        (item for item in status.conditions if item.type == ConditionType.STALLED and item.status == "True"), None
+    )
 
 
 def given_up(job: IngestionJob, child: ChildJob) -> bool:
@@ -155,13 +161,11 @@ def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
     What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
     version is pending; that they run, one that says why they do not.
     """
-    said = next((item for item in status.conditions if item.type == ConditionType.STALLED), None)
-    stalled = said is not None and said.status == "True"
-    over = said is not None and stalled and (not wants_diagnosis(child) or goes_on(said.reason, child))
+    said = stalled(status)
     pending = status.version is not None and status.version.state is VersionState.PENDING
     return (
         _steered(child),
         _ends(child) if status.stage is Stage.SEGMENTS else None,
-        child.active > 0 if stalled or pending else None,
-        over,
+        child.active > 0 if said is not None or pending else None,
+        said is not None and (not wants_diagnosis(child) or goes_on(said.reason, child)),
     )

@@ -42,6 +42,7 @@ from ingestion_operator.questions import (
     recorded,
     refused,
     settled,
+    stalled,
     wants_diagnosis,
     wants_harvest,
 )
@@ -577,8 +578,7 @@ class Reconciler:
         except ApiError as error:
             if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
                 return self._refused(snapshot, action.name, error)
-            self._expect_refusal(snapshot.job.key, error)
-            log.warning("a finished Job stays: %s", error, extra={"job": snapshot.job.key})
+            self._leave_behind(snapshot.job.key, "a finished Job stays", error)
             self._littered.add(snapshot.job.key)
             return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
         return replace(snapshot, jobs=await self._left_of(snapshot, action), rejection=None)
@@ -587,8 +587,7 @@ class Reconciler:
         try:
             await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
         except ApiError as error:
-            self._expect_refusal(snapshot.job.key, error)
-            log.warning("a ConfigMap stays: %s", error, extra={"job": snapshot.job.key})
+            self._leave_behind(snapshot.job.key, "a ConfigMap stays", error)
 
     async def _left_of(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
         """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
@@ -603,8 +602,7 @@ class Reconciler:
             await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
         except ApiError as error:
             # Pods left behind cost room; an attempt that never ends as nobody may delete them costs the job.
-            self._expect_refusal(job.key, error)
-            log.warning("finished pods stay: %s", error, extra={"job": job.key})
+            self._leave_behind(job.key, "finished pods stay", error)
 
     async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
         """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks."""
@@ -643,6 +641,11 @@ class Reconciler:
         """Return what is known once the API server has refused something; raises any other error."""
         self._expect_refusal(snapshot.job.key, error)
         return replace(snapshot, rejection=f"{name}: {error.message}")
+
+    def _leave_behind(self, key: str, what: str, error: ApiError) -> None:
+        """Go on without a deletion that the API server has refused; raises any other error."""
+        self._expect_refusal(key, error)
+        log.warning("%s: %s", what, error, extra={"job": key})
 
     def _expect_refusal(self, key: str, error: ApiError) -> None:
         """Raise the error unless it is an answer to be lived with: a refusal, or a webhook that stays away."""
@@ -696,8 +699,8 @@ def _moves_on(actions: tuple[Action, ...]) -> bool:
 
 def _waiting_before(job: IngestionJob) -> Waiting | None:
     """Return the reason that was found last time, so that it does not flicker between two diagnoses."""
-    stalled = next((item for item in job.status.conditions if item.type == "Stalled" and item.status == "True"), None)
-    if stalled is None or stalled.reason not in (
+    said = stalled(job.status)
+    if said is None or said.reason not in (
         Reason.IMAGE_UNAVAILABLE,
         Reason.POD_CREATION_FAILED,
         Reason.POD_PENDING,
@@ -706,7 +709,7 @@ def _waiting_before(job: IngestionJob) -> Waiting | None:
         Reason.REJECTED_BY_CLUSTER,
     ):
         return None
-    return Waiting(reason=stalled.reason, message=stalled.message)
+    return Waiting(reason=said.reason, message=said.message)
 
 
 def _transitions(before: Status, after: Status) -> list[Event]:
@@ -730,9 +733,8 @@ def _transitions(before: Status, after: Status) -> list[Event]:
             events.append(Event(reason=reason, message=text, warning=after.phase in RETRYABLE_PHASES))
     if after.phase in TERMINAL_PHASES:
         return events
-    stalled, was = (
-        next((item for item in status.conditions if item.type == "Stalled"), None) for status in (after, before)
-    )
-    if stalled is not None and stalled.status == "True" and (was is None or was.reason != stalled.reason):
-        events.append(Event(reason=stalled.reason, message=stalled.message, warning=True))
+    said = stalled(after)
+    was = next((item for item in before.conditions if item.type == "Stalled"), None)
+    if said is not None and (was is None or was.reason != said.reason):
+        events.append(Event(reason=said.reason, message=said.message, warning=True))
     return events

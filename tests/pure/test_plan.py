@@ -169,6 +169,17 @@ class World:
         self.harvests[child.uid] = results
 
 
+def segments_run(*, count: int = 6) -> tuple[World, ChildJob]:
+    """Return a job whose document was prepared, and the Job that runs its segments."""
+    world = World()
+    world.rest()
+    world.end(good={0}, segments=count)
+    world.rest()
+    child = world.live()
+    assert child is not None
+    return world, child
+
+
 OPERATIONS = st.one_of(
     st.tuples(st.just("end"), st.sets(st.integers(0, 7))),
     st.tuples(st.just("end"), st.just(set(range(8)))),
@@ -317,10 +328,7 @@ def test_a_refusal_stands_until_the_cluster_takes_the_job() -> None:
 
 def test_why_a_job_failed_counts_all_of_its_segments() -> None:
     """Also those beyond the hundred whose failures are kept."""
-    world = World()
-    world.rest()
-    world.end(good={0}, segments=5_000)
-    world.rest()
+    world, _ = segments_run(count=5_000)
     world.end(good=set())
     world.rest()
     assert world.job.status.phase is Phase.FAILED
@@ -364,12 +372,7 @@ def test_a_version_that_went_live_while_its_job_was_ended_is_active(mode: str, c
 
 def test_a_segment_that_its_job_left_out_is_unfinished() -> None:
     """Somebody has made an Indexed Job smaller (KEP-3715): it is Complete without its last indexes."""
-    world = World()
-    world.rest()
-    world.end(good={0})
-    world.rest()
-    child = world.live()
-    assert child is not None
+    world, child = segments_run()
     world.jobs[child.uid] = replace(
         child,
         completed=IndexSet.span(5),
@@ -388,10 +391,7 @@ def test_a_segment_that_its_job_left_out_is_unfinished() -> None:
 
 
 def test_a_retry_of_some_segments_lists_their_failures_first_and_counts_the_others_as_they_were() -> None:
-    world = World()
-    world.rest()
-    world.end(good={0}, segments=200)
-    world.rest()
+    world, _ = segments_run(count=200)
     world.end(good=set(), code="OOMKilled")
     world.rest()
     world.edit(retry_generation=1, retry_segments="150-159")
@@ -405,12 +405,7 @@ def test_a_retry_of_some_segments_lists_their_failures_first_and_counts_the_othe
 
 
 def test_of_unlisted_failures_that_stay_only_one_code_can_be_known() -> None:
-    world = World()
-    world.rest()
-    world.end(good={0}, segments=200)
-    world.rest()
-    child = world.live()
-    assert child is not None
+    world, child = segments_run(count=200)
     world.end(good=set(), code="OOMKilled")
     evicted = PodResult(succeeded=False, code="Evicted", exit_code=None)
     world.harvests[child.uid] |= dict.fromkeys(range(195, 200), evicted)
@@ -423,12 +418,7 @@ def test_of_unlisted_failures_that_stay_only_one_code_can_be_known() -> None:
 
 def test_pods_without_a_node_are_a_reason_while_none_runs() -> None:
     """A cluster with less room than `parallelism` is no fault: the job goes on with what it has."""
-    world = World()
-    world.rest()
-    world.end(good={0})
-    world.rest()
-    child = world.live()
-    assert child is not None
+    world, child = segments_run()
     no_room = Waiting(reason=Reason.POD_UNSCHEDULABLE, message="0/3 nodes are available")
 
     def stalled(child: ChildJob, waiting: Waiting) -> bool:

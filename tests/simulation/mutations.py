@@ -186,10 +186,10 @@ def _dispatch_of(""",
         file="reconcile.py",
         changes=(
             (
-                """            self._expect_refusal(job.key, error)
-            log.warning("finished pods""",
+                """            self._leave_behind(job.key, "finished pods stay", error)
+""",
                 """            raise
-            log.warning("finished pods""",
+""",
             ),
         ),
     ),
