@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 from ingestion_crds import constants as names
@@ -181,8 +182,15 @@ class _Draft:
         return self.snapshot.job.model_copy(update={"status": self.status})
 
     @property
-    def attempt(self) -> Attempt | None:
-        return self.status.attempts[-1] if self.status.attempts else None
+    def attempt(self) -> Attempt:
+        """The last attempt; there is one from `_begin` on."""
+        return self.status.attempts[-1]
+
+    @property
+    def segments(self) -> Segments:
+        """The counts; they are there from `_begin` on."""
+        assert self.status.segments is not None
+        return self.status.segments
 
     @property
     def owned(self) -> Iterator[ChildJob]:
@@ -208,8 +216,10 @@ class _Draft:
         self.blocked = Waiting(reason=reason, message=message)
         self.look_within(_LOOK_AT_BLOCKED_SECONDS)
 
-    def cancelled(self, generation: int) -> bool:
-        return questions.cancelled(self.snapshot.job, generation)
+    @property
+    def cancelled(self) -> bool:
+        """True when the open attempt is to end."""
+        return questions.cancelled(self.snapshot.job, self.attempt.generation)
 
 
 # ── retry requests by annotation ──────────────────────────────────────────────────────────────────────────────
@@ -258,20 +268,19 @@ def _annotation_path(name: str) -> str:
 
 
 def _advance(draft: _Draft) -> None:
-    attempt = draft.attempt
-    if attempt is None or (
-        attempt.completion_time is not None and draft.snapshot.job.spec.retry_generation > attempt.generation
-    ):
+    if not draft.status.attempts:
         _begin(draft)
-    elif attempt.completion_time is None:
+    elif draft.attempt.completion_time is None:
         _follow(draft)
+    elif draft.snapshot.job.spec.retry_generation > draft.attempt.generation:
+        _begin(draft)
 
 
 def _begin(draft: _Draft) -> None:
     """Take up the wanted generation: a new attempt, from the stage that failed."""
     job, status = draft.snapshot.job, draft.status
     generation = job.spec.retry_generation
-    if not draft.cancelled(generation) and _gate(draft):
+    if not questions.cancelled(job, generation) and _gate(draft):
         draft.set(phase=Phase.QUEUED)
         return
     if any(not child.finished for child in draft.owned):
@@ -333,16 +342,15 @@ def _unfinished(segments: Segments) -> IndexSet:
     return IndexSet.span(segments.total) - IndexSet.parse(segments.completed)
 
 
-def _dispatched(draft: _Draft) -> IndexSet:
-    """Return the segments that the running attempt dispatches: the unfinished, cut by `retrySegments`.
+def _dispatched(draft: _Draft, stage: Stage = Stage.SEGMENTS) -> IndexSet:
+    """Return the segments that the running attempt dispatches: the unfinished, cut by `retrySegments`; none elsewhere.
 
     Never a Job's failedIndexes: an index that never started is in neither of the Job's lists.
     """
-    segments, attempt = draft.status.segments, draft.attempt
-    if segments is None or attempt is None:
+    if stage is not Stage.SEGMENTS:
         return IndexSet()
     chosen = _chosen(draft.snapshot.job)
-    unfinished = _unfinished(segments)
+    unfinished = _unfinished(draft.segments)
     return unfinished if chosen is None or len(draft.status.attempts) == 1 else unfinished & chosen
 
 
@@ -414,12 +422,10 @@ def _no_tenant(draft: _Draft) -> bool:
 
 def _dispatch(draft: _Draft) -> None:
     """Between stages: record the intent for the next one and create its children, or close the attempt."""
-    attempt, segments = draft.attempt, draft.status.segments
-    assert attempt is not None
-    assert segments is not None
+    attempt = draft.attempt
     stage = _stage_to_resume(draft.status)
-    dispatched = _dispatched(draft) if stage is Stage.SEGMENTS else IndexSet()
-    if draft.cancelled(attempt.generation):
+    dispatched = _dispatched(draft, stage)
+    if draft.cancelled:
         _fail(draft, stage, _CANCELLED)
         return
     if stage is Stage.SEGMENTS and not dispatched:
@@ -429,7 +435,7 @@ def _dispatch(draft: _Draft) -> None:
         return
     if _gate(draft):
         return
-    dispatch = _dispatch_of(draft, stage, dispatched)
+    dispatch = _dispatch_of(draft, stage)
     record = AttemptJob(stage=stage, name=dispatch.name, map_digest=dispatch.digest)
     draft.set(stage=stage)
     draft.set_attempt(
@@ -438,10 +444,9 @@ def _dispatch(draft: _Draft) -> None:
     draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
 
 
-def _dispatch_of(draft: _Draft, stage: Stage, dispatched: IndexSet) -> Dispatch:
+def _dispatch_of(draft: _Draft, stage: Stage) -> Dispatch:
     job, config, attempt = draft.job, draft.snapshot.config, draft.attempt
     tenant = config.tenant(job.metadata.namespace)
-    assert attempt is not None
     assert tenant is not None
     spent = sum(
         (
@@ -455,7 +460,7 @@ def _dispatch_of(draft: _Draft, stage: Stage, dispatched: IndexSet) -> Dispatch:
         job=job,
         stage=stage,
         generation=attempt.generation,
-        segments=dispatched,
+        segments=_dispatched(draft, stage),
         deadline_seconds=max(1, job.spec.active_deadline_seconds - int(spent.total_seconds())),
         config=config,
         tenant=tenant,
@@ -466,7 +471,6 @@ def _dispatch_of(draft: _Draft, stage: Stage, dispatched: IndexSet) -> Dispatch:
 def _follow(draft: _Draft) -> None:
     """An attempt is open: go on from what is recorded and what exists."""
     attempt = draft.attempt
-    assert attempt is not None
     if attempt.jobs and _no_tenant(draft):
         return
     if attempt.reason is not None:
@@ -479,7 +483,7 @@ def _follow(draft: _Draft) -> None:
     child = _child_of(draft, record)
     if record.uid is None:
         other = child is None or child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest
-        if other and draft.cancelled(attempt.generation):
+        if other and draft.cancelled:
             draft.set_record(completion_time=draft.now)
             if child is None:
                 draft.actions.append(DeleteConfigMap(name=record.name))
@@ -529,8 +533,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
     if _gate(draft):
         return
     _still_refused(draft)
-    dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
-    dispatch = _dispatch_of(draft, record.stage, dispatched)
+    dispatch = _dispatch_of(draft, record.stage)
     draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
     draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
 
@@ -543,10 +546,9 @@ def _still_refused(draft: _Draft) -> None:
 
 def _steer(draft: _Draft, child: ChildJob) -> None:
     """The Job runs: count, and pass on what the spec says now."""
-    job, attempt = draft.snapshot.job, draft.attempt
-    assert attempt is not None
+    job = draft.snapshot.job
     wish: JsonObject = {}
-    if draft.cancelled(attempt.generation):
+    if draft.cancelled:
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
         if child.deadline_seconds != 0:
             wish["activeDeadlineSeconds"] = 0
@@ -584,8 +586,7 @@ def _restore_config_map(draft: _Draft) -> None:
     """Make the running stage's ConfigMap again, if it comes out as it was recorded."""
     record = current(draft.job)
     assert record is not None
-    dispatched = _dispatched(draft) if record.stage is Stage.SEGMENTS else IndexSet()
-    dispatch = _dispatch_of(draft, record.stage, dispatched)
+    dispatch = _dispatch_of(draft, record.stage)
     if dispatch.digest == record.map_digest:
         draft.actions.append(RestoreConfigMap(config_map=build_config_map(dispatch)))
         return
@@ -598,8 +599,7 @@ def _parallelism(draft: _Draft) -> int:
 
 
 def _count(draft: _Draft, child: ChildJob) -> None:
-    segments, version = draft.status.segments, draft.status.version
-    assert segments is not None
+    segments, version = draft.segments, draft.status.version
     if draft.status.stage is Stage.SEGMENTS:
         done = len(IndexSet.parse(segments.completed)) + child.succeeded
         draft.set(segments=segments.model_copy(update={"completed_count": done, "failed_count": len(child.failed)}))
@@ -632,12 +632,11 @@ def _settle(draft: _Draft, child: ChildJob) -> None:
 def _settle_lost(draft: _Draft) -> None:
     """The recorded Job is gone, and what it did was not recorded: the attempt ends, a retry finds the outputs."""
     attempt = draft.attempt
-    assert attempt is not None
     record = attempt.jobs[-1]
     draft.set_record(completion_time=draft.now)
     draft.actions.append(DeleteConfigMap(name=record.name))
     lost = _failed_with("JobLost", f"the Job {record.name} was deleted before it was finished")
-    _fail(draft, record.stage, _CANCELLED if draft.cancelled(attempt.generation) else lost)
+    _fail(draft, record.stage, _CANCELLED if draft.cancelled else lost)
 
 
 def _fail(draft: _Draft, stage: Stage, result: PodResult) -> None:
@@ -686,11 +685,9 @@ def _settle_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) ->
 
 
 def _settle_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
-    attempt = draft.attempt
-    assert attempt is not None
     dispatched = _dispatched(draft)
     done = dispatched.members(child.completed)
-    if draft.cancelled(attempt.generation):
+    if draft.cancelled:
         otherwise = _CANCELLED
     elif child.failure_reason == "DeadlineExceeded":
         otherwise = _failed_with("Deadline", child.failure_message)
@@ -708,9 +705,7 @@ def _settle_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
 
 def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwise: PodResult) -> None:
     """Record which of the dispatched segments are done, and why each of the others is not."""
-    segments, attempt = draft.status.segments, draft.attempt
-    assert segments is not None
-    assert attempt is not None
+    segments, attempt = draft.segments, draft.attempt
     failed: list[Failure] = []
     own: Counter[str] = Counter()
     for index, segment in enumerate(_dispatched(draft)):
@@ -737,7 +732,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
     )
     draft.set_attempt(completed=len(done), failed=own.total(), codes=dict(own) or None)
     if unfinished:
-        _close(draft, Reason.CANCELLED if draft.cancelled(attempt.generation) else Reason.SEGMENTS_FAILED)
+        _close(draft, Reason.CANCELLED if draft.cancelled else Reason.SEGMENTS_FAILED)
 
 
 def _settle_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
@@ -759,9 +754,7 @@ def _succeeded(child: ChildJob) -> bool:
 
 def _stage_result(draft: _Draft, child: ChildJob, result: PodResult | None) -> PodResult:
     """Return why a stage of one pod failed."""
-    attempt = draft.attempt
-    assert attempt is not None
-    if draft.cancelled(attempt.generation):
+    if draft.cancelled:
         return _CANCELLED
     if child.failure_reason == "DeadlineExceeded":
         return _failed_with("Deadline", child.failure_message)
@@ -772,7 +765,6 @@ def _stage_result(draft: _Draft, child: ChildJob, result: PodResult | None) -> P
 
 def _fail_stage(draft: _Draft, stage: Stage, result: PodResult) -> None:
     attempt = draft.attempt
-    assert attempt is not None
     draft.set(failures=[_failure(attempt.generation, stage, result, None)], failure_summary={result.code: 1})
     draft.set_attempt(codes={result.code: 1})
     if result.code == "Cancelled":
@@ -804,9 +796,9 @@ def _close(draft: _Draft, reason: Reason) -> None:
 
 def _finish(draft: _Draft) -> None:
     attempt, job = draft.attempt, draft.snapshot.job
-    assert attempt is not None
     # The last one that was made: when the next stage's Job never was, nothing else tidies up after it.
-    uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)
+    made = last_made(attempt.jobs)
+    uid = made.uid if made is not None else None
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
     child = next((child for child in draft.snapshot.jobs if child.uid == uid), None)
     if child is not None and not child.finished:
@@ -822,8 +814,8 @@ def _finish(draft: _Draft) -> None:
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
-    reason = attempt.reason or Reason.SUCCEEDED
-    phase = _phase(draft.status, reason)
+    assert attempt.reason is not None
+    phase = _phase(draft.status, attempt.reason)
     version = draft.status.version
     if version is not None and phase is not Phase.COMPLETED:
         version = version.model_copy(update={"state": VersionState.FAILED})
@@ -832,9 +824,7 @@ def _finish(draft: _Draft) -> None:
 
 
 def _kept_indexes(child: ChildJob | None) -> tuple[int, ...]:
-    if child is None:
-        return ()
-    return tuple(index for _, index in zip(range(_KEPT_FAILED_PODS), child.failed, strict=False))
+    return tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
 
 
 def _phase(status: Status, reason: Reason) -> Phase:

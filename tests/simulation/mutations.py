@@ -299,8 +299,8 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                "if other and draft.cancelled(attempt.generation):",
-                "if child is None and draft.cancelled(attempt.generation):",
+                "if other and draft.cancelled:",
+                "if child is None and draft.cancelled:",
             ),
         ),
     ),
@@ -309,8 +309,8 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                "uid = next((record.uid for record in reversed(attempt.jobs) if record.uid is not None), None)",
-                "uid = attempt.jobs[-1].uid if attempt.jobs else None",
+                "    made = last_made(attempt.jobs)\n",
+                "    made = attempt.jobs[-1] if attempt.jobs else None\n",
             ),
         ),
     ),
@@ -361,9 +361,9 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="plan.py",
         changes=(
             (
-                "    unfinished = _unfinished(segments)\n",
-                "    unfinished = _unfinished(segments) if len(draft.status.attempts) == 1 "
-                "else IndexSet.span(segments.total)\n",
+                "    unfinished = _unfinished(draft.segments)\n",
+                "    unfinished = _unfinished(draft.segments) if len(draft.status.attempts) == 1 "
+                "else IndexSet.span(draft.segments.total)\n",
             ),
         ),
     ),
