@@ -259,6 +259,10 @@ class Operator:
     def see(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
         """Queue an IngestionJob unless its body alone shows that it is settled, or an event tells what is known.
 
+        Settled: nothing, and its own Jobs are no news any more. A state that no look has read or written, or a listed
+        job that is not followed: at once. A known state in a list: if it is time, its next look lists all its Jobs,
+        for events of Jobs that were lost.
+
         Args:
             body: the IngestionJob.
             listed: it comes from the full list, which is there for lost events: of its Jobs too.
@@ -266,11 +270,12 @@ class Operator:
         if not self._leading:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+        followed, due = self._reconciler.follows(key), listed and self._reconciler.listing_due(key)
         news = self._reconciler.hear(key, body["metadata"]["resourceVersion"])
         # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
-        news = news or (listed and not self._reconciler.follows(key))
-        if not news and not (listed and self._reconciler.listing_due(key)):
-            if self._reconciler.follows(key):
+        news = news or (listed and not followed)
+        if not news and not due:
+            if followed:
                 self._open.add(key)
             return
         try:
@@ -280,18 +285,18 @@ class Operator:
             return
         if settled(job):
             # A list may be older than what is being done: what is followed is forgotten by a look.
-            if not (listed and self._reconciler.follows(key)):
+            if not (listed and followed):
                 self._open.discard(key)
             return
         self._open.add(key)
-        suspect = listed and job.status.phase not in names.TERMINAL_PHASES and self._reconciler.listing_due(key)
-        if suspect:
+        due = due and job.status.phase not in names.TERMINAL_PHASES
+        if due:
             self._reconciler.suspect(key)
         if news:
             if begins(job):
                 self._reconciler.show(key, Kept(dict(body), job))
             self.wake(key)
-        elif suspect:
+        elif due:
             self.queue.add_after(key, self._reconciler.rest(key))
 
     def forget(self, body: Mapping[str, Any]) -> None:
@@ -318,13 +323,14 @@ class Operator:
         if not owner or not _NAME.fullmatch(owner):
             return
         key = f"{body['metadata']['namespace']}/{owner}"
-        runs = not (deleted or child.deleting or child.finished)
+        gone = deleted or child.deleting
+        runs = not (gone or child.finished)
         if not self._leading:
             self._unfinished.pop(child.uid, None)
             if runs:
                 self._unfinished[child.uid] = key
             return
-        if not (deleted or child.deleting or self._reconciler.expects(key, child)) and (runs or key in self._open):
+        if not (gone or self._reconciler.expects(key, child)) and (runs or key in self._open):
             self._reconciler.suspect(key)
             self.wake(key)
         elif runs:
@@ -332,7 +338,7 @@ class Operator:
             if wait is not None:
                 self.queue.add_after(key, wait)
         elif (key in self._open or self._reconciler.follows(key)) and self._reconciler.hear_of_end(
-            key, child, gone=deleted or child.deleting
+            key, child, gone=gone
         ):
             self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and

@@ -31,7 +31,7 @@ from ingestion_operator.actions import (
     RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, read_job
-from ingestion_operator.cluster import Cluster, merge_diff
+from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.outcome import Results, Waiting, may_lack_config_map, read_waiting
 from ingestion_operator.pace import Kept, Look, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
@@ -93,7 +93,7 @@ class Reconciler:
     def __init__(
         self,
         *,
-        cluster: Cluster,
+        cluster: KubeCluster,
         config: Config,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,

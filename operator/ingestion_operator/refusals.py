@@ -15,7 +15,7 @@ from typing import Final
 
 from ingestion_crds.kube import ApiError
 
-from ingestion_operator.cluster import Cluster
+from ingestion_operator.cluster import KubeCluster
 
 _KNOWN_SECONDS: Final = 2.0
 # So that one is on its way for at most a twentieth of the time, but that a new quota is seen within a minute or so.
@@ -49,7 +49,7 @@ class Refusals:
         monotonic: seconds that only grow.
     """
 
-    def __init__(self, *, cluster: Cluster, monotonic: Callable[[], float]) -> None:
+    def __init__(self, *, cluster: KubeCluster, monotonic: Callable[[], float]) -> None:
         self._cluster = cluster
         self._monotonic = monotonic
         self._known: dict[str, _Known] = {}
