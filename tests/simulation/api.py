@@ -137,7 +137,7 @@ class ApiServer:
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._objects: dict[Key, JsonObject] = {}
-        self._version = 100
+        self.version = 100  # the last resourceVersion
         self._uids = 0
         self.changes: list[Change] = []
         self.on_change: list[Callable[[Change], None]] = []
@@ -193,7 +193,7 @@ class ApiServer:
         after = query.get("continue", "")
         items = [item for item in items if "/".join(key_of(resource, item)) > after]
         limit = int(query.get("limit", 0)) or len(items)
-        metadata: JsonObject = {"resourceVersion": str(self._version)}
+        metadata: JsonObject = {"resourceVersion": str(self.version)}
         if len(items) > limit:
             metadata["continue"] = "/".join(key_of(resource, items[limit - 1]))
         page = copied(items[:limit])
@@ -347,8 +347,8 @@ class ApiServer:
         self._announce(Change(kind=kind, resource=key[0], before=before, after=copied(after), by=by))
 
     def _versioned(self, body: JsonObject) -> JsonObject:
-        self._version += 1
-        body["metadata"]["resourceVersion"] = str(self._version)
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
         return body
 
     def _announce(self, change: Change) -> None:

@@ -174,9 +174,9 @@ def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
 
 def test_a_retry_after_etcd_was_restored_costs_minutes(cluster: SimulatedCluster) -> None:
     """Its resourceVersions go back, so that what is new looks old; a list is taken as it is."""
-    only = fail_in_part(cluster)
+    fail_in_part(cluster)
     cluster.pass_until(lambda: False, seconds=60)
-    only.operator._reconciler._left[KEY] += 1_000_000
+    cluster.api.version = 0
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=150)
 
@@ -477,7 +477,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
     for done in (1, 2):
         cluster.verdicts[Stage.SEGMENTS, done] = GOOD
         cluster.settle_down()
-        only.operator._reconciler._paces[KEY].gone = True  # a full look, at once
+        only.operator._reconciler.hear_of_deletion(KEY)  # a full look, at once
         only.operator.queue.add(KEY)
         cluster.pass_time(0.1)
         cluster.settle_down()
@@ -488,7 +488,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
 def test_what_happens_while_a_job_is_looked_at_is_looked_at_at_once(cluster: SimulatedCluster) -> None:
     """Invariant 5: the look under way has read the job as it was before."""
     only = start(cluster)
-    only.operator._reconciler._paces[KEY].gone = True  # a full look
+    only.operator._reconciler.hear_of_deletion(KEY)  # a full look
     only.operator.queue.add(KEY)
     cluster.pass_time(0.1)
     (read,) = cluster.calls
