@@ -49,18 +49,6 @@ class Kept(NamedTuple):
     job: IngestionJob
 
 
-class Look(NamedTuple):
-    """What counts, why pods do not start, and the end of a Job may be decided from.
-
-    Args:
-        kept: the IngestionJob.
-        child: the Job that ran, as it was last read or the watch has shown it since.
-    """
-
-    kept: Kept
-    child: ChildJob
-
-
 @dataclass(slots=True)
 class Pace:
     """The memory of one job that is not settled; all times are seconds of a monotonic clock.
@@ -108,7 +96,7 @@ class Pace:
 
     def rest(self, now: float) -> float:
         """Return for how many seconds it need not be looked at that the Job runs on."""
-        return self._left(self.every, now)
+        return self._remaining(self.every, now)
 
     def change(self, child: ChildJob, now: float) -> float | None:
         """Take in that the watch shows a Job that runs on.
@@ -122,14 +110,15 @@ class Pace:
         self.changed = child
         return self.rest(now) if self.stirred else None
 
-    def end(self, child: ChildJob | None) -> None:
-        """Take in that one of its Jobs has ended, as the watch shows it; None when one is gone, or it is itself."""
-        if child is None:
-            self.gone = True
-        else:
-            self.changed = child
+    def end(self, child: ChildJob) -> None:
+        """Take in that one of its Jobs has ended, as the watch shows it."""
+        self.changed = child
 
-    def keep(self, kept: Kept | None, child: ChildJob | None, *, unwritten: bool) -> None:
+    def lose(self) -> None:
+        """Take in that one of its Jobs is gone, or it is itself."""
+        self.gone = True
+
+    def end_look(self, kept: Kept | None, child: ChildJob | None, *, unwritten: bool) -> None:
         """End a look.
 
         Args:
@@ -145,18 +134,21 @@ class Pace:
         """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
         if self.kept is None or self._news or self._ended:
             return 0.0
-        return self._left(self.every if self.stirred else self._diagnose_every(moving=False), now)
+        return self._remaining(self.every if self.stirred else self._diagnose_every(moving=False), now)
 
-    def look(self, now: float) -> Look | None:
-        """Begin a look; return what a look at counts, or at an end, decides from, None when a full look is due."""
+    def begin_look(self, now: float) -> tuple[Kept, ChildJob] | None:
+        """Begin a look; return what a look at counts, or at an end, decides from, None when a full look is due.
+
+        That is the IngestionJob, and the Job that ran, as it was last read or the watch has shown it since.
+        """
         fresh = now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
         enough = fresh or self._ended  # the write that records an end confirms it
-        child, look = self.changed or self.seen, None
+        child, known = self.changed or self.seen, None
         if enough and self.kept is not None and child is not None and not self._news:
-            look = Look(kept=self.kept, child=child)
+            known = self.kept, child
         self.looked, self.kept, self.heard, self.gone = now, None, "", False
         self.seen, self.changed, self.unwritten = None, None, False
-        return look
+        return known
 
     def remember(self, raw: JsonObject, now: float) -> None:
         """Take in what the API server has just answered."""
@@ -192,7 +184,7 @@ class Pace:
         self.counted = now
         return 0.0
 
-    def _left(self, seconds: float, now: float) -> float:
+    def _remaining(self, seconds: float, now: float) -> float:
         left = self.looked + seconds - now
         return left if left > _SOON_SECONDS else 0.0
 

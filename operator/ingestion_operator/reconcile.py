@@ -33,7 +33,7 @@ from ingestion_operator.actions import (
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.outcome import Results, Waiting, may_lack_config_map, read_waiting
-from ingestion_operator.pace import Kept, Look, Pace, rest_for
+from ingestion_operator.pace import Kept, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
     at_rest,
@@ -57,8 +57,8 @@ _TRIES_OF_WEBHOOKS: Final = 4
 _TRY_TO_TIDY_SECONDS: Final = 600.0
 # Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
 _HARVESTS: Final = 4
-# The watch is seconds late at worst: what it has yet to show of these is older than how they were left.
-_MOST_LEFT: Final = 1_000
+# The watch is seconds late at worst: what it has yet to show of these is older than how they were at last.
+_MOST_FORGOTTEN: Final = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Reconciler:
         self._unanswered: Counter[str] = Counter()  # keys, by how often a webhook has kept something from being done
         self._littered: set[str] = set()  # with finished Jobs that the API server did not let be deleted
         self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `show`
-        self._left: dict[str, int] = {}  # keys of jobs that were left at rest, or gone, with their last resourceVersion
+        self._forgotten: dict[str, int] = {}  # keys of jobs that were settled, or gone, with their last resourceVersion
 
     def suspect(self, key: str) -> None:
         """Have all Jobs of a job read at the next look, although it may be settled: some may not be recorded.
@@ -129,7 +129,7 @@ class Reconciler:
     def hear_of_deletion(self, key: str) -> None:
         """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
         if key in self._paces:
-            self._paces[key].end(None)
+            self._paces[key].lose()
 
     def follows(self, key: str) -> bool:
         """Return whether anything is remembered of a job."""
@@ -144,7 +144,7 @@ class Reconciler:
         """Take in that the watch shows a state of an IngestionJob; False when looks know that one, or a later one."""
         if key in self._paces:
             return self._paces[key].hear(resource_version)
-        return int(resource_version) > self._left.get(key, 0)  # KEP-5504
+        return int(resource_version) > self._forgotten.get(key, 0)  # KEP-5504
 
     def show(self, key: str, shown: Kept) -> None:
         """Take in an IngestionJob whose next attempt begins, as the watch shows it: the first look is taken at that."""
@@ -157,7 +157,10 @@ class Reconciler:
             return True
         if child.name not in self._paces[key].recorded and key not in self._suspects:
             return False
-        self._paces[key].end(None if gone else child)
+        if gone:
+            self._paces[key].lose()
+        else:
+            self._paces[key].end(child)
         return True
 
     def up_to_date(self, key: str) -> bool:
@@ -193,15 +196,16 @@ class Reconciler:
         self._share(key)  # others have come or gone since the last look
         if not suspected and (idle := pace.idle(now)) > 0:
             return idle
-        look = pace.look(now)
+        known = pace.begin_look(now)
         try:
             if shown is not None and not suspected:
                 return await self._begin(key, shown)
-            if look is None or suspected:
+            if known is None or suspected:
                 return await self._look(key)
-            if look.child.finished:
-                return await self._end(key, look.kept, look.child)
-            return await self._count(key, look)
+            kept, child = known
+            if child.finished:
+                return await self._end(key, kept, child)
+            return await self._count(key, kept, child)
         except Exception:
             pace.distrust()
             raise
@@ -215,12 +219,12 @@ class Reconciler:
             if error.not_found:
                 self._suspects.discard(key)
                 self._littered.discard(key)
-                return self._leave(key)
+                return self._forget(key)
             raise
         job = self._understand(key, raw)
         suspected = key in self._suspects
         if settled(job) and not suspected:
-            return self._leave(key)
+            return self._forget(key)
         self._suspects.discard(key)  # before anything is read: what is heard of from now on may not be among it
         try:
             jobs = await self._read_jobs(key, job, everything=suspected)
@@ -281,22 +285,22 @@ class Reconciler:
                 raw, snapshot = await self._apply(action, raw, snapshot)
             await self._tell(raw, decided.events)
             if settled(snapshot.job):
-                return self._leave(key)
+                return self._forget(key)
             if not written and not _moves_on(decided.actions) and snapshot.rejection == rejection:
                 return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
 
     # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _count(self, key: str, look: Look) -> float | None:
+    async def _count(self, key: str, kept: Kept, child: ChildJob) -> float | None:
         """Write a running Job's counts, from the IngestionJob as it was last read or written, and its Job as last seen.
 
         Counts, and why its pods do not start: nothing else is ever decided from these. The IngestionJob's
         resourceVersion stands in the write, so an outdated one is refused; and anything else that is to be done is
         decided by a full look. Those read the Job too: the watch may be late, or interrupted.
         """
-        pace, (raw, job) = self._pace(key), look.kept
-        snapshot = Snapshot(job=job, config=self._config, jobs=(look.child,))
+        pace, (raw, job) = self._pace(key), kept
+        snapshot = Snapshot(job=job, config=self._config, jobs=(child,))
         if _running(snapshot) is None or refused(job) is not None:
             return await self._look(key)
         diagnosed = pace.diagnosed
@@ -307,7 +311,7 @@ class Reconciler:
         if decided.actions or decided.events or not writable(job.status, decided.status):
             pace.diagnosed = diagnosed  # it is to be found again
             return await self._look(key)
-        (raw, job), wait = await self._write(key, look.kept, decided)
+        (raw, job), wait = await self._write(key, kept, decided)
         snapshot = replace(snapshot, job=job)
         return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)
 
@@ -315,7 +319,7 @@ class Reconciler:
         now = self._monotonic()
         return self._paces.setdefault(key, Pace(looked=now, diagnosed=now))
 
-    def _leave(self, key: str) -> float | None:
+    def _forget(self, key: str) -> float | None:
         """Forget a job that is settled or gone, unless it has changed under the look; return the delay."""
         if self._pace(key).outdated:
             return 0.0
@@ -323,10 +327,10 @@ class Reconciler:
         if key not in self._littered:
             self._unanswered.pop(key, None)
         self._leave_crowd(key)
-        self._left.pop(key, None)
-        self._left[key] = max(map(int, versions), default=0)
-        if len(self._left) > _MOST_LEFT:
-            del self._left[next(iter(self._left))]
+        self._forgotten.pop(key, None)
+        self._forgotten[key] = max(map(int, versions), default=0)
+        if len(self._forgotten) > _MOST_FORGOTTEN:
+            del self._forgotten[next(iter(self._forgotten))]
         return self._tidy_later(key, None)
 
     def _tidy_later(self, key: str, wait: float | None) -> float | None:
@@ -363,7 +367,7 @@ class Reconciler:
         pace, child = self._pace(key), _running(snapshot) if snapshot.rejection is None else None
         if snapshot.rejection is None:
             self._unanswered.pop(key, None)
-        pace.keep(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
+        pace.end_look(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
             return self._tidy_later(key, wait)  # for its time to live
@@ -578,31 +582,31 @@ class Reconciler:
         except ApiError as error:
             if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
                 return self._refused(snapshot, action.name, error)
-            self._leave_behind(snapshot.job.key, "a finished Job stays", error)
+            self._tolerate(snapshot.job.key, "a finished Job stays", error)
             self._littered.add(snapshot.job.key)
             return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
-        return replace(snapshot, jobs=await self._left_of(snapshot, action), rejection=None)
+        return replace(snapshot, jobs=await self._jobs_after_deletion(snapshot, action), rejection=None)
 
     async def _delete_config_map(self, snapshot: Snapshot, name: str) -> None:
         try:
             await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
         except ApiError as error:
-            self._leave_behind(snapshot.job.key, "a ConfigMap stays", error)
+            self._tolerate(snapshot.job.key, "a ConfigMap stays", error)
 
-    async def _left_of(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
+    async def _jobs_after_deletion(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
         """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
-        left = tuple(job for job in snapshot.jobs if job.uid != action.uid)
+        others = tuple(job for job in snapshot.jobs if job.uid != action.uid)
         if all(job.finished for job in snapshot.jobs if job.uid == action.uid):
-            return left
+            return others
         found = await self._find_job(snapshot.job.metadata.namespace, action.name)
-        return left if found is None or found.uid != action.uid else (*left, found)
+        return others if found is None or found.uid != action.uid else (*others, found)
 
     async def _remove_pods(self, job: IngestionJob, action: RemovePods) -> None:
         try:
             await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
         except ApiError as error:
             # Pods left behind cost room; an attempt that never ends as nobody may delete them costs the job.
-            self._leave_behind(job.key, "finished pods stay", error)
+            self._tolerate(job.key, "finished pods stay", error)
 
     async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
         """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks."""
@@ -642,7 +646,7 @@ class Reconciler:
         self._expect_refusal(snapshot.job.key, error)
         return replace(snapshot, rejection=f"{name}: {error.message}")
 
-    def _leave_behind(self, key: str, what: str, error: ApiError) -> None:
+    def _tolerate(self, key: str, what: str, error: ApiError) -> None:
         """Go on without a deletion that the API server has refused; raises any other error."""
         self._expect_refusal(key, error)
         log.warning("%s: %s", what, error, extra={"job": key})

@@ -45,7 +45,7 @@ def kept(*, every: float) -> Pace:
     """Return what is remembered of a job that runs, and was read whole at 0."""
     pace = Pace(looked=0.0, diagnosed=0.0, every=every, listed=0.0)
     pace.remember(RAW, now=0.0)
-    pace.keep(KEPT, child(version=10), unwritten=False)
+    pace.end_look(KEPT, child(version=10), unwritten=False)
     return pace
 
 
@@ -55,7 +55,7 @@ def kept(*, every: float) -> Pace:
 def test_a_full_look_is_taken_every_30_seconds_or_instead_of_each_fifth_where_many_run(
     every: float, at: float, counts_alone: bool
 ) -> None:
-    assert (kept(every=every).look(at) is not None) is counts_alone
+    assert (kept(every=every).begin_look(at) is not None) is counts_alone
 
 
 def test_an_end_is_taken_from_the_watch_however_long_ago_the_job_was_read() -> None:
@@ -63,9 +63,7 @@ def test_an_end_is_taken_from_the_watch_however_long_ago_the_job_was_read() -> N
     pace = kept(every=1.2)
     ended = replace(child(version=11, done=5, active=0), complete=True)
     pace.end(ended)
-    look = pace.look(1_000)
-    assert look is not None
-    assert look.child == ended
+    assert pace.begin_look(1_000) == (KEPT, ended)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +89,8 @@ def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_as
     assert pace.idle(0) == unchanged
     assert pace.change(child(version=11, done=1), 0) == changed
     assert pace.idle(0) == changed
-    pace.look(changed)
-    pace.keep(KEPT, child(version=11, done=1), unwritten=False)
+    pace.begin_look(changed)
+    pace.end_look(KEPT, child(version=11, done=1), unwritten=False)
     assert pace.idle(changed) == unchanged
 
 
@@ -119,9 +117,9 @@ def asks(pace: Pace, second: int, *, done: int) -> bool:
 
 def told(pace: Pace) -> ChildJob:
     """Return the Job that the next look decides counts from."""
-    look = pace.look(10)
-    assert look is not None
-    return look.child
+    known = pace.begin_look(10)
+    assert known is not None
+    return known[1]
 
 
 def test_the_next_look_takes_the_last_state_that_the_watch_has_shown() -> None:
@@ -152,8 +150,8 @@ def job(*, stage: Stage = Stage.SEGMENTS, stalled: bool = False, state: VersionS
 def resting(seen: ChildJob, *, of: Kept) -> Pace:
     """Return what is remembered of a job that was looked at at 0."""
     pace = kept(every=10)
-    pace.look(0)
-    pace.keep(of, seen, unwritten=False)
+    pace.begin_look(0)
+    pace.end_look(of, seen, unwritten=False)
     return pace
 
 
@@ -217,9 +215,9 @@ def test_what_is_heard_during_a_look_is_looked_at_again_if_it_is_newer_than_what
     during: int, taken: int, rests: float
 ) -> None:
     pace = kept(every=10)
-    pace.look(1)
+    pace.begin_look(1)
     assert pace.change(child(version=during, done=during - 10), 1) is not None
-    pace.keep(KEPT, child(version=12, done=2), unwritten=False)
+    pace.end_look(KEPT, child(version=12, done=2), unwritten=False)
     assert pace.idle(1) == rests
     assert told(pace) == child(version=taken, done=taken - 10)
 
@@ -231,13 +229,13 @@ def test_a_job_that_was_replaced_under_its_name_is_looked_at() -> None:
     assert told(pace) == another
     pace.change(child(version=11), 1)
     pace.change(another, 1)
-    pace.keep(KEPT, child(version=11), unwritten=False)
+    pace.end_look(KEPT, child(version=11), unwritten=False)
     assert told(pace) == another
 
 
 def test_counts_that_came_too_soon_are_counted_by_the_next_look() -> None:
     pace = kept(every=10)
-    pace.look(1)
-    pace.keep(KEPT, child(version=12, done=2), unwritten=True)
+    pace.begin_look(1)
+    pace.end_look(KEPT, child(version=12, done=2), unwritten=True)
     assert pace.idle(1) == 10
     assert told(pace) == child(version=12, done=2)

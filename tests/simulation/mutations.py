@@ -186,7 +186,7 @@ def _dispatch_of(""",
         file="reconcile.py",
         changes=(
             (
-                """            self._leave_behind(job.key, "finished pods stay", error)
+                """            self._tolerate(job.key, "finished pods stay", error)
 """,
                 """            raise
 """,
@@ -486,7 +486,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="the end of a Job waits for the next look",
         file="reconcile.py",
-        changes=(("        self._paces[key].end(None if gone else child)\n", ""),),
+        changes=(("            self._paces[key].end(child)\n", "            pass\n"),),
     ),
     Mutation(
         name="an end is believed that nothing has confirmed",
@@ -506,7 +506,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="whatever the watch shows of a job that was left at rest is old",
         file="reconcile.py",
-        changes=(("int(resource_version) > self._left.get(key, 0)", "key not in self._left"),),
+        changes=(("int(resource_version) > self._forgotten.get(key, 0)", "key not in self._forgotten"),),
     ),
     Mutation(
         name="the end of another Job of that name is believed",

@@ -505,7 +505,7 @@ def test_somebody_elses_job_does_not_hide_what_is_heard_of_ones_own(cluster: Sim
     own = read_job(body)
     foreign = replace(own, name="foreign", uid="uid-of-another", owner_uid="uid-of-another")
     assert reconciler.expects(KEY, foreign)
-    reconciler._paces[KEY].look(cluster.seconds)  # one is under way
+    reconciler._paces[KEY].begin_look(cluster.seconds)  # one is under way
     assert reconciler.hear_of_change(KEY, foreign) is None
     assert reconciler.hear_of_change(KEY, replace(own, version=own.version + 1)) is not None
 
