@@ -24,7 +24,7 @@ from ingestion_crds.constants import (
 )
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
-from ingestion_crds.retry import refusal, wrong_phase
+from ingestion_crds.retry import why_not, wrong_phase
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ingestion_api.auth import Principal
@@ -154,7 +154,7 @@ class Retries:
                 return None
             # The key must be kept here too, or its repeat would make a generation of its own later.
             return _Write(generation=live, bump=False)
-        reason = refusal(job)
+        reason = why_not(job)
         if reason is not None:
             self._metrics.retries.labels(outcome="refused").inc()
             # The phase first, which is what a client knows: also of a job whose first generation has not begun.

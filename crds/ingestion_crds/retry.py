@@ -12,7 +12,7 @@ def pending(job: IngestionJob) -> bool:
     return observed is None or job.spec.retry_generation > observed
 
 
-def refusal(job: IngestionJob) -> str | None:
+def why_not(job: IngestionJob) -> str | None:
     """Return why a retry is not admitted now, in words for people; None when it is.
 
     A retry is admitted from `failed` and `partial_failure`, with the recorded generation observed.

@@ -224,12 +224,12 @@ def may_lack_config_map(pod: JsonObject) -> bool:
     return pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and creating
 
 
-def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: datetime) -> Waiting | None:
+def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Waiting | None:
     """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 
     Args:
         pods: pods of the Job that have not started, or have not ended.
-        refused: why some could not be created.
+        creation_failure: why some could not be created.
         now: the time.
     """
     for pod in pods:
@@ -262,6 +262,6 @@ def read_waiting(*, pods: Iterable[JsonObject], refused: str | None, now: dateti
                     " a volume or the network is not ready; the pod's events say which"
                 )
                 return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
-    if refused is not None:
-        return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(refused, limit=512))
+    if creation_failure is not None:
+        return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(creation_failure, limit=512))
     return None

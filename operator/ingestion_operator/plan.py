@@ -76,7 +76,7 @@ from ingestion_operator.questions import (
     goes_on,
     last_made,
     records,
-    refused,
+    rejection_said,
     wants_diagnosis,
     wants_harvest,
 )
@@ -243,7 +243,7 @@ def _answer_annotation(draft: _Draft) -> None:
         # Somebody lost the mark of an answered token, which is no reason to answer it again.
         draft.actions.append(PatchIngestionJob(operations=(mark,)))
         return
-    why_not = retry.refusal(job)
+    why_not = retry.why_not(job)
     if why_not is not None:
         told = Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {why_not}", warning=True)
         draft.actions.append(PatchIngestionJob(operations=(mark,), told=told))
@@ -525,22 +525,22 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
         before = last_made(records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
-            _still_refused(draft)
+            _still_rejected(draft)
             draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
         else:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
         return
     if _gate(draft):
         return
-    _still_refused(draft)
+    _still_rejected(draft)
     dispatch = _dispatch_of(draft, record.stage)
     draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
     draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
 
 
-def _still_refused(draft: _Draft) -> None:
+def _still_rejected(draft: _Draft) -> None:
     """Keep saying that the cluster refused something, until it does it: each try would else write the status twice."""
-    if (said := refused(draft.snapshot.job)) is not None:
+    if (said := rejection_said(draft.snapshot.job)) is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, said)
 
 
@@ -565,7 +565,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting:
         if draft.snapshot.rejection is None:
-            _still_refused(draft)
+            _still_rejected(draft)
             # One by one: what the cluster refuses of it is not to keep the rest from being done.
             draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
         else:
@@ -576,7 +576,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     if draft.snapshot.config_map_gone and draft.snapshot.rejection is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     elif draft.snapshot.config_map_gone:
-        _still_refused(draft)
+        _still_rejected(draft)
         _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
@@ -860,7 +860,7 @@ def _clean_up(draft: _Draft) -> None:
 
 def _delete(draft: _Draft, child: ChildJob) -> None:
     if draft.snapshot.rejection is None:
-        _still_refused(draft)
+        _still_rejected(draft)
         draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
     else:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)

@@ -98,7 +98,7 @@ def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:
     return child.finished and not (child.complete and child.stage == Stage.SEGMENTS)
 
 
-def refused(job: IngestionJob) -> str | None:
+def rejection_said(job: IngestionJob) -> str | None:
     """Return what a job says that the API server refused, or None."""
     said = stalled(job.status)
     return said.message if said is not None and said.reason == Reason.REJECTED_BY_CLUSTER else None

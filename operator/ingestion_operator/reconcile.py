@@ -32,6 +32,7 @@ from ingestion_operator.actions import (
 )
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
+from ingestion_operator.creation_failures import CreationFailures
 from ingestion_operator.outcome import Results, Waiting, may_lack_config_map, read_waiting
 from ingestion_operator.pace import Kept, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
@@ -40,13 +41,12 @@ from ingestion_operator.questions import (
     current,
     ended,
     recorded,
-    refused,
+    rejection_said,
     settled,
     stalled,
     wants_diagnosis,
     wants_harvest,
 )
-from ingestion_operator.refusals import Refusals
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
@@ -103,7 +103,7 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._harvests = asyncio.Semaphore(_HARVESTS)
-        self._refusals = Refusals(cluster=cluster, monotonic=monotonic)
+        self._creation_failures = CreationFailures(cluster=cluster, monotonic=monotonic)
         self._paces: dict[str, Pace] = {}
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._suspects: set[str] = set()
@@ -301,7 +301,7 @@ class Reconciler:
         """
         pace, (raw, job) = self._pace(key), kept
         snapshot = Snapshot(job=job, config=self._config, jobs=(child,))
-        if _running(snapshot) is None or refused(job) is not None:
+        if _running(snapshot) is None or rejection_said(job) is not None:
             return await self._look(key)
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot, thorough=False)
@@ -462,10 +462,10 @@ class Reconciler:
                 said = None
             else:  # all that are left were deleted
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
-                said = await self._refusals.of(namespace=namespace, job_uid=child.uid, now=self._now())
+                said = await self._creation_failures.of(namespace=namespace, job_uid=child.uid, now=self._now())
             return replace(
                 snapshot,
-                waiting=read_waiting(pods=pods, refused=said, now=self._now()),
+                waiting=read_waiting(pods=pods, creation_failure=said, now=self._now()),
                 config_map_gone=thorough
                 and any(map(may_lack_config_map, pods))
                 and await self._config_map_gone(namespace, child.name),
@@ -531,7 +531,7 @@ class Reconciler:
                 try:
                     await self._create_config_map(namespace, action.config_map)
                 except ApiError as error:
-                    return raw, self._refused(snapshot, action.config_map["metadata"]["name"], error)
+                    return raw, self._rejected(snapshot, action.config_map["metadata"]["name"], error)
                 return raw, replace(snapshot, config_map_gone=False)
             case DeleteJob():
                 return raw, await self._delete_job(snapshot, action)
@@ -545,7 +545,7 @@ class Reconciler:
                 except ApiError as error:
                     if error.conflict or error.not_found:
                         raise ConflictError(str(error)) from error
-                    return raw, self._refused(snapshot, action.name, error)
+                    return raw, self._rejected(snapshot, action.name, error)
             case RemovePods():
                 await self._remove_pods(snapshot.job, action)
                 return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
@@ -581,7 +581,7 @@ class Reconciler:
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
         except ApiError as error:
             if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
-                return self._refused(snapshot, action.name, error)
+                return self._rejected(snapshot, action.name, error)
             self._tolerate(snapshot.job.key, "a finished Job stays", error)
             self._littered.add(snapshot.job.key)
             return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
@@ -620,7 +620,7 @@ class Reconciler:
                     raise
                 created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
         except ApiError as error:
-            return self._refused(snapshot, action.job["metadata"]["name"], error)
+            return self._rejected(snapshot, action.job["metadata"]["name"], error)
         return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)
 
     async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
@@ -641,7 +641,7 @@ class Reconciler:
                 message=f"the ConfigMap {name} exists with other content: delete it",
             )
 
-    def _refused(self, snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
+    def _rejected(self, snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
         """Return what is known once the API server has refused something; raises any other error."""
         self._expect_refusal(snapshot.job.key, error)
         return replace(snapshot, rejection=f"{name}: {error.message}")

@@ -102,18 +102,20 @@ def creating(*, since: str, reason: str | None = None, status: str = "True") -> 
 
 def test_a_pod_that_is_long_in_starting_is_a_reason() -> None:
     """An image that is slow, a volume, a network without addresses: no other condition says so."""
-    assert read_waiting(pods=[creating(since="2026-01-01T11:58:00Z")], refused=None, now=NOW) is None
-    found = read_waiting(pods=[creating(since="2026-01-01T11:56:00Z")], refused=None, now=NOW)
+    assert read_waiting(pods=[creating(since="2026-01-01T11:58:00Z")], creation_failure=None, now=NOW) is None
+    found = read_waiting(pods=[creating(since="2026-01-01T11:56:00Z")], creation_failure=None, now=NOW)
     assert found is not None
     assert found.reason == Reason.POD_PENDING
     assert "p-0 has been starting on its node (node-7) since 2026-01-01T11:56:00Z" in found.message
-    again = read_waiting(pods=[creating(since="2026-01-01T11:56:00Z")], refused=None, now=NOW + timedelta(hours=1))
+    again = read_waiting(
+        pods=[creating(since="2026-01-01T11:56:00Z")], creation_failure=None, now=NOW + timedelta(hours=1)
+    )
     assert again == found, "each other text is another write of the status"
 
 
 def test_a_pod_that_somebody_holds_back_is_a_reason() -> None:
     gated = creating(since="2026-01-01T11:59:59Z", reason="SchedulingGated", status="False")
-    found = read_waiting(pods=[gated], refused=None, now=NOW)
+    found = read_waiting(pods=[gated], creation_failure=None, now=NOW)
     assert found is not None
     assert (found.reason, found.message) == (Reason.POD_UNSCHEDULABLE, "p-0: because")
 

@@ -205,7 +205,7 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
                 world.step(crash_after=argument)
             case "look":
                 world.step()
-            case "retry" if retry.refusal(world.job) is None:
+            case "retry" if retry.why_not(world.job) is None:
                 wanted = None if argument is None else str(IndexSet.of(argument))
                 world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=wanted)
             case "suspend":
@@ -221,7 +221,7 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
         world.rest()
         if world.job.status.phase is Phase.COMPLETED:
             break
-        if retry.refusal(world.job) is None:
+        if retry.why_not(world.job) is None:
             world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=None)
         world.end(good=set(range(8)))
     assert world.job.status.phase is Phase.COMPLETED

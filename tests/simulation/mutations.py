@@ -209,10 +209,10 @@ def _dispatch_of(""",
         changes=(
             (
                 """        if child is not None and child.finished and not child.deleting:
-            _still_refused(draft)
+            _still_rejected(draft)
 """,
                 """        if False:
-            _still_refused(draft)
+            _still_rejected(draft)
 """,
             ),
         ),

@@ -21,7 +21,7 @@ _KNOWN_SECONDS: Final = 2.0
 # So that one is on its way for at most a twentieth of the time, but that a new quota is seen within a minute or so.
 _KNOWN_TIMES: Final = 20.0
 _KNOWN_AT_MOST_SECONDS: Final = 60.0
-# A refusal that goes on is told again and again, every five minutes at the rarest: client-go's limit for one object.
+# A failure that goes on is told again and again, every five minutes at the rarest: client-go's limit for one object.
 _HOLDS: Final = timedelta(minutes=10)
 
 
@@ -41,8 +41,8 @@ class _Known:
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Refusals:
-    """What Events say of pods that were refused.
+class CreationFailures:
+    """What Events say of pods that could not be created.
 
     Args:
         cluster: the API server.

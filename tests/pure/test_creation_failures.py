@@ -1,4 +1,4 @@
-"""Why pods are refused, asked for all Jobs of a namespace at once."""
+"""Why pods are not created, asked for all Jobs of a namespace at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient
 from ingestion_operator.cluster import KubeCluster
-from ingestion_operator.refusals import Refusals
+from ingestion_operator.creation_failures import CreationFailures
 
 NOW = datetime(2026, 1, 1, 0, 5, tzinfo=UTC)
 
@@ -40,8 +40,8 @@ class Events:
         following = str(page + 1) if page + 1 < len(answer) else ""
         return {"items": answer[page], "metadata": {"continue": following}}
 
-    def refusals(self) -> Refusals:
-        return Refusals(cluster=KubeCluster(cast(KubeClient, self)), monotonic=lambda: self.now)
+    def failures(self) -> CreationFailures:
+        return CreationFailures(cluster=KubeCluster(cast(KubeClient, self)), monotonic=lambda: self.now)
 
 
 def event(uid: str, message: str, time: str = "2026-01-01T00:00:00Z") -> JsonObject:
@@ -50,32 +50,32 @@ def event(uid: str, message: str, time: str = "2026-01-01T00:00:00Z") -> JsonObj
 
 async def test_the_newest_event_of_each_job_counts_on_whatever_page() -> None:
     pages = [[event("a", "old")] * 500] * 9 + [[event("b", "quota"), event("a", "new", "2026-01-01T00:00:01Z")]]
-    refusals = Events([*pages, [event("a", "older")]], seconds=0.0).refusals()
-    assert await refusals.of(namespace="team-a", job_uid="a", now=NOW) == "new"
-    assert await refusals.of(namespace="team-a", job_uid="b", now=NOW) == "quota"
-    assert await refusals.of(namespace="team-a", job_uid="c", now=NOW) is None
+    failures = Events([*pages, [event("a", "older")]], seconds=0.0).failures()
+    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "new"
+    assert await failures.of(namespace="team-a", job_uid="b", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", job_uid="c", now=NOW) is None
 
 
 async def test_an_event_that_names_no_job_hides_none() -> None:
     """Anybody may write one: of the object it is about only little is asked for."""
     nobody: JsonObject = {**event("", "?"), "involvedObject": {"kind": "Job"}}
-    refusals = Events([[nobody, event("a", "quota")]], seconds=0.0).refusals()
-    assert await refusals.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+    failures = Events([[nobody, event("a", "quota")]], seconds=0.0).failures()
+    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
 
 
 async def test_who_comes_while_nothing_is_known_waits_for_the_answer() -> None:
     events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
-    refusals = events.refusals()
-    both = await asyncio.gather(*(refusals.of(namespace="team-a", job_uid=uid, now=NOW) for uid in ("a", "b")))
+    failures = events.failures()
+    both = await asyncio.gather(*(failures.of(namespace="team-a", job_uid=uid, now=NOW) for uid in ("a", "b")))
     assert both == ["quota", "quota"]
     assert events.asked == 1
 
 
 async def test_slow_answers_are_asked_for_more_seldom_but_once_a_minute() -> None:
     events = Events([[event("a", "quota")]], seconds=30.0)
-    refusals = events.refusals()
+    failures = events.failures()
     for _ in range(120):
-        await refusals.of(namespace="team-a", job_uid="a", now=NOW)
+        await failures.of(namespace="team-a", job_uid="a", now=NOW)
         events.now += 5.0
     assert 5 <= events.asked <= 10
 
@@ -83,12 +83,12 @@ async def test_slow_answers_are_asked_for_more_seldom_but_once_a_minute() -> Non
 async def test_an_error_is_told_and_soon_tried_again() -> None:
     gone = ApiError(status=0, reason="NoAnswer", message="timeout")
     events = Events(gone, [[event("a", "quota")]], seconds=30.0)
-    refusals = events.refusals()
+    failures = events.failures()
     for _ in range(2):
         with pytest.raises(ApiError):
-            await refusals.of(namespace="team-a", job_uid="a", now=NOW)
+            await failures.of(namespace="team-a", job_uid="a", now=NOW)
     events.now += 3.0
-    assert await refusals.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
 
 
 async def test_what_was_told_long_ago_is_over() -> None:
@@ -100,7 +100,7 @@ async def test_what_was_told_long_ago_is_over() -> None:
         {**event("undated", "quota"), **undated},
         {**event("bare", "quota"), **bare},
     ]
-    refusals = Events([events], seconds=0.0).refusals()
+    failures = Events([events], seconds=0.0).failures()
     uids = ("old", "new", "undated", "bare")
-    told = [await refusals.of(namespace="team-a", job_uid=uid, now=NOW) for uid in uids]
+    told = [await failures.of(namespace="team-a", job_uid=uid, now=NOW) for uid in uids]
     assert told == [None, "quota", "quota", "quota"]
