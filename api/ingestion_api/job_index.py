@@ -36,7 +36,7 @@ class IndexedJob:
         namespace, name: the resource's.
         job_id: in this API.
         knowledge_base: UUID.
-        version: the resourceVersion. Comparable as a number since Kubernetes 1.35 (KEP-5504), and in fact ever since
+        resource_version: comparable as a number since Kubernetes 1.35 (KEP-5504), and in fact ever since
             etcd 3.
         place: in its list.
         phase: what clients see.
@@ -47,7 +47,7 @@ class IndexedJob:
     name: str
     job_id: str
     knowledge_base: str
-    version: int
+    resource_version: int
     place: Place
     phase: Phase
     entry: bytes
@@ -66,7 +66,7 @@ class IndexedJob:
             name=metadata.name,
             job_id=job_id(job),
             knowledge_base=sys.intern(job.spec.knowledge_base),
-            version=int(metadata.resource_version or 0),
+            resource_version=int(metadata.resource_version or 0),
             place=(metadata.creation_timestamp.timestamp(), metadata.uid),
             phase=shown_phase(job),
             entry=summary(job).model_dump_json().encode(),
@@ -149,7 +149,7 @@ class JobIndex:
             return
         uid = job.place[1]
         known = self._jobs.get(uid)
-        if uid in self._gone or (known is not None and known.version > job.version):
+        if uid in self._gone or (known is not None and known.resource_version > job.resource_version):
             return
         self._forget(uid)
         self._jobs[uid] = job
@@ -167,7 +167,7 @@ class JobIndex:
         """Drop what a full list does not have."""
         for uid, job in list(self._jobs.items()):
             # A job made while the list was under way is newer than the list.
-            if uid not in uids and job.version <= version:
+            if uid not in uids and job.resource_version <= version:
                 self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
         self._metrics.index_lists.inc()

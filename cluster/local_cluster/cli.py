@@ -12,7 +12,7 @@ from pathlib import Path
 from local_cluster import binaries, engine, images, install
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind, chosen, image_for, wanted_elsewhere
+from local_cluster.kind import DEFAULT_NAME, Kind, image_for, target, wanted_elsewhere
 from local_cluster.progress import say
 
 
@@ -115,11 +115,11 @@ def _logs(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> None:
-    chosen(name=options.name).load(archives=options.archives)
+    target(name=options.name).load(archives=options.archives)
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    values = install.prepare(cluster=chosen(name=options.name), namespace=options.namespace, release=options.release)
+    values = install.prepare(cluster=target(name=options.name), namespace=options.namespace, release=options.release)
     print(json.dumps(values, indent=1))
 
 

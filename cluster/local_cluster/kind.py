@@ -96,9 +96,9 @@ class Kind:
     def logs(self, *, folder: Path | None = None) -> Path:
         """Write the logs of node and pods to `folder` (default: beside the kubeconfig) and return it."""
         self._require()
-        target = folder or self.folder / "logs"
-        self._kind(self._engine(), "export", "logs", str(target), "--name", self.name)
-        return target
+        place = folder or self.folder / "logs"
+        self._kind(self._engine(), "export", "logs", str(place), "--name", self.name)
+        return place
 
     def exec(self, *command: str) -> str:
         """Run a command on the node and return its output; raises LocalClusterError."""
@@ -260,7 +260,7 @@ def wanted_elsewhere() -> Path | None:
     return file if named and not chosen and not ours else None
 
 
-def chosen(*, name: str = DEFAULT_NAME) -> Kind:
+def target(*, name: str = DEFAULT_NAME) -> Kind:
     """The kind cluster to put our images and charts into: the one that the caller chose, else ours called `name`.
 
     Raises LocalClusterError when the chosen cluster cannot be given images that are built here: they are loaded into

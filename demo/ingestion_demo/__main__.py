@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from local_cluster import binaries, install
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind, chosen
+from local_cluster.kind import DEFAULT_NAME, Kind, target
 
 from ingestion_demo import documents, provider, view
 from ingestion_demo.pods import PodWatch
@@ -69,7 +69,7 @@ def main() -> int:
     """Play everything; returns the exit code."""
     story = view.Story()
     try:
-        cluster = chosen(name=os.environ.get("CLUSTER_NAME", DEFAULT_NAME))
+        cluster = target(name=os.environ.get("CLUSTER_NAME", DEFAULT_NAME))
     except LocalClusterError as error:
         print(f"The demo cannot begin: {error}", file=sys.stderr)
         return 1

@@ -321,12 +321,12 @@ class ChildJob:
         failure_reason: the reason of condition Failed=True; None unless the Job has failed.
         deleting: a deletion is recorded and waits for finalizers.
         queued: it was made for a queue, which suspends it and admits it.
-        version: its resourceVersion, 0 before it is stored; a later state of it has a greater one (KEP-5504).
+        resource_version: 0 before it is stored; a later state of it has a greater one (KEP-5504).
     """
 
     name: str
     uid: str
-    version: int = 0
+    resource_version: int = 0
     owner_uid: str = ""
     stage: str = ""
     map_digest: str = ""
@@ -363,7 +363,7 @@ def read_job(raw: JsonObject) -> ChildJob:
     return ChildJob(
         name=metadata["name"],
         uid=metadata["uid"],
-        version=int(metadata.get("resourceVersion", 0)),
+        resource_version=int(metadata.get("resourceVersion", 0)),
         owner_uid=owner.get("uid", ""),
         stage=labels.get(names.LABEL_STAGE, ""),
         map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),

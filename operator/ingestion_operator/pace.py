@@ -225,4 +225,4 @@ def rest_for(jobs: int) -> float:
 
 def _is_later(child: ChildJob, known: ChildJob) -> bool:
     """True for a later state of the same Job, or another one."""
-    return child.uid != known.uid or child.version > known.version
+    return child.uid != known.uid or child.resource_version > known.resource_version

@@ -6,7 +6,7 @@ changes nothing. How an attempt goes:
 
     begin ──► dispatch: record the intent, create ConfigMap and Job ──► follow: record the UID, count
       ▲            ▲                                                        │ Job Complete, Failed or gone
-      │            └───────────── next stage ◄── settle: record the harvest ┘
+      │            └───────────── next stage ◄── harvest: record all it did ┘
       └── retryGeneration raised ◄── finish ◄── close: remove pods ◄┘ nothing left, or failed
 """
 
@@ -500,14 +500,14 @@ def _follow(draft: _Draft) -> None:
             return
         draft.set_record(uid=child.uid)
     elif child is None:
-        _settle_lost(draft)
+        _end_lost(draft)
         return
     if given_up(draft.job, child):
-        _settle(draft, child)
+        _harvest(draft, child)
         if current(draft.job) is None:
             draft.set_record(start_time=None)  # it was not seen to end: the next attempt looks whether it is gone
     elif child.finished:
-        _settle(draft, child)
+        _harvest(draft, child)
     else:
         _steer(draft, child)
 
@@ -610,7 +610,7 @@ def _count(draft: _Draft, child: ChildJob) -> None:
 # ── the harvest ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _settle(draft: _Draft, child: ChildJob) -> None:
+def _harvest(draft: _Draft, child: ChildJob) -> None:
     """The Job is Complete or Failed: record all that it did, before anything else is begun."""
     if wants_harvest(draft.job, child) and draft.snapshot.harvest is None:
         draft.look_within(0.0)
@@ -620,16 +620,16 @@ def _settle(draft: _Draft, child: ChildJob) -> None:
     record = draft.status.attempts[-1].jobs[-1]
     match record.stage:
         case Stage.PREPARE:
-            _settle_prepare(draft, child, harvest.get(0))
+            _harvest_prepare(draft, child, harvest.get(0))
         case Stage.SEGMENTS:
-            _settle_segments(draft, child, harvest)
+            _harvest_segments(draft, child, harvest)
         case Stage.PUBLISH:
-            _settle_publish(draft, child, harvest.get(0))
+            _harvest_publish(draft, child, harvest.get(0))
     if draft.status.attempts[-1].reason is None:
         _dispatch(draft)
 
 
-def _settle_lost(draft: _Draft) -> None:
+def _end_lost(draft: _Draft) -> None:
     """The recorded Job is gone, and what it did was not recorded: the attempt ends, a retry finds the outputs."""
     attempt = draft.attempt
     record = attempt.jobs[-1]
@@ -651,7 +651,7 @@ def _failed_with(code: str, message: str) -> PodResult:
     return PodResult(succeeded=False, code=code, message=shorten(message))
 
 
-def _settle_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
+def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
     if not _succeeded(child):
         _fail_stage(draft, Stage.PREPARE, _stage_result(draft, child, result))
         return
@@ -684,7 +684,7 @@ def _settle_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) ->
         _close(draft, Reason.SUCCEEDED)
 
 
-def _settle_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
+def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
     dispatched = _dispatched(draft)
     done = dispatched.members(child.completed)
     if draft.cancelled:
@@ -735,7 +735,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
         _close(draft, Reason.CANCELLED if draft.cancelled else Reason.SEGMENTS_FAILED)
 
 
-def _settle_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
+def _harvest_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
     version = draft.status.version
     if not _succeeded(child) or version is None:
         _fail_stage(draft, Stage.PUBLISH, _stage_result(draft, child, result))

@@ -151,7 +151,11 @@ _ENDS: Final = ("succeeded", "completed", "failed")
 _ends = attrgetter(*_ENDS)
 # All but what changes by itself while pods come and go.
 _steered = attrgetter(
-    *(item.name for item in fields(ChildJob) if item.name not in ("version", "start_time", "active", "ready", *_ENDS))
+    *(
+        item.name
+        for item in fields(ChildJob)
+        if item.name not in ("resource_version", "start_time", "active", "ready", *_ENDS)
+    )
 )
 
 

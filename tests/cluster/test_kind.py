@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from local_cluster import archive, binaries, engine, install, leftovers
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import Kind, chosen, remove_left
+from local_cluster.kind import Kind, remove_left, target
 
 pytestmark = pytest.mark.e2e
 
@@ -57,9 +57,9 @@ def test_a_kind_cluster_comes_and_goes_without_a_trace(
     given = Path(shutil.copy(kubeconfig, tmp_path / "somebody's"))
     monkeypatch.setenv("CLUSTER", "current")
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-    assert chosen(name="another") == cluster
+    assert target(name="another") == cluster
     monkeypatch.setenv("KUBECONFIG", str(given))
-    current = chosen(name="another")
+    current = target(name="another")
     assert current == Kind(name=cluster.name, given=given)
     assert current.up() == given
     file = tmp_path / "tiny.tar"

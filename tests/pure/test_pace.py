@@ -37,7 +37,13 @@ KEPT = Kept(RAW, IngestionJob.model_validate(RAW))
 def child(*, version: int, done: int = 0, active: int = 5, uid: str = "uid-of-the-job") -> ChildJob:
     """Return a Job that runs."""
     return ChildJob(
-        name="job", uid=uid, version=version, active=active, ready=active, succeeded=done, completed=IndexSet.span(done)
+        name="job",
+        uid=uid,
+        resource_version=version,
+        active=active,
+        ready=active,
+        succeeded=done,
+        completed=IndexSet.span(done),
     )
 
 
@@ -164,7 +170,7 @@ def resting(seen: ChildJob, *, of: Kept) -> Pace:
         (child(version=11, active=4), job(), child(version=10)),
         (child(version=11), job(), STARTS),
         (child(version=11), job(state=VersionState.PENDING), WAITS),
-        (replace(WAITS, version=11), job(stalled=True), replace(WAITS, active=4)),
+        (replace(WAITS, resource_version=11), job(stalled=True), replace(WAITS, active=4)),
         (child(version=11, done=1), job(stage=Stage.PUBLISH), child(version=10)),
         (child(version=11, done=20, active=0), job(), child(version=10, done=18)),
     ],
@@ -190,10 +196,10 @@ def test_what_the_status_says_nothing_of_is_not_looked_at(shown: ChildJob, of: K
     ("shown", "of", "seen"),
     [
         (child(version=11, done=1), job(), child(version=10)),
-        (replace(WAITS, version=11), job(), child(version=10)),
+        (replace(WAITS, resource_version=11), job(), child(version=10)),
         (child(version=11), job(stalled=True), WAITS),
-        (replace(WAITS, version=11), job(stalled=True), STARTS),
-        (replace(WAITS, version=11), job(state=VersionState.PENDING), STARTS),
+        (replace(WAITS, resource_version=11), job(stalled=True), STARTS),
+        (replace(WAITS, resource_version=11), job(state=VersionState.PENDING), STARTS),
         (replace(child(version=11), suspended=True), job(), child(version=10)),
     ],
     ids=["a count", "pods wait", "stalled pods run", "stalled and gets pods", "the first pods", "suspended"],

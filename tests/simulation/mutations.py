@@ -411,15 +411,15 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="a lost Job is waited for",
         file="plan.py",
-        changes=(("        _settle_lost(draft)\n        return\n", "        return\n"),),
+        changes=(("        _end_lost(draft)\n        return\n", "        return\n"),),
     ),
     Mutation(
         name="a suspended attempt that is cancelled loses what it did",
         file="plan.py",
         changes=(
             (
-                "        _settle(draft, child)\n        if current(draft.job) is None:\n",
-                "        _settle_lost(draft)\n        if current(draft.job) is None:\n",
+                "        _harvest(draft, child)\n        if current(draft.job) is None:\n",
+                "        _end_lost(draft)\n        if current(draft.job) is None:\n",
             ),
         ),
     ),

@@ -507,7 +507,7 @@ def test_somebody_elses_job_does_not_hide_what_is_heard_of_ones_own(cluster: Sim
     assert reconciler.expects(KEY, foreign)
     reconciler._paces[KEY].begin_look(cluster.seconds)  # one is under way
     assert reconciler.hear_of_change(KEY, foreign) is None
-    assert reconciler.hear_of_change(KEY, replace(own, version=own.version + 1)) is not None
+    assert reconciler.hear_of_change(KEY, replace(own, resource_version=own.resource_version + 1)) is not None
 
 
 def test_counts_are_read_when_the_watch_tells_nothing(cluster: SimulatedCluster) -> None:
