@@ -2,3 +2,9 @@
 
 Everything here is pure data and functions; only `ingestion_crds.kube` talks to a cluster.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+JsonObject = dict[str, Any]

@@ -22,6 +22,8 @@ LABEL_GENERATION: Final = f"{GROUP}/generation"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "ingestion-operator"
 LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
+# Kubernetes' own, on the pods of an Indexed Job: as a label, and as an annotation.
+LABEL_JOB_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 # Labels on an IngestionJob made through REST, to be listed by.
 LABEL_KNOWLEDGE_BASE: Final = f"{GROUP}/knowledge-base"
 LABEL_DOCUMENT: Final = f"{GROUP}/document"
@@ -88,6 +90,14 @@ class Stage(StrEnum):
     PREPARE = "prepare_document"
     SEGMENTS = "process_segments"
     PUBLISH = "publish_version"
+
+
+COMMANDS: Final = {
+    Stage.PREPARE: "prepare_document",
+    Stage.SEGMENTS: "process_segment",
+    Stage.PUBLISH: "publish_version",
+}
+"""The argument of a worker's container, by stage."""
 
 
 class Phase(StrEnum):

@@ -15,6 +15,7 @@ from uuid import NAMESPACE_OID, uuid5
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import (
     BUILTIN_DIMENSIONS,
     BUILTIN_MODEL,
@@ -434,6 +435,6 @@ def version_id_of(uid: str) -> str:
     return str(uuid5(NAMESPACE_OID, f"{GROUP}/{uid}"))
 
 
-def dump_status(status: Status) -> dict[str, Any]:
+def dump_status(status: Status) -> JsonObject:
     """Return the status as it is stored: camel case, absent fields left out."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)

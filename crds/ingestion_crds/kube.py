@@ -16,9 +16,8 @@ import aiohttp
 import orjson
 from kubernetes.aio import client, config
 
+from ingestion_crds import JsonObject as JsonObject  # noqa: PLC0414 - for those who talk to a cluster
 from ingestion_crds.constants import GROUP, PLURAL, VERSION
-
-JsonObject = dict[str, Any]
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 import yaml
 
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import GROUP, KIND, PLURAL, VERSION, ConditionType, Phase, Reason
 from ingestion_crds.job import CODE_LENGTH, KEY_LENGTH, QUANTITY_PATTERN, IngestionJob, Model, Spec, Status
-
-JsonObject = dict[str, Any]
 
 _DROPPED: Final = frozenset({"title", "propertyNames", "discriminator"})
 

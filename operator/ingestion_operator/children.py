@@ -10,22 +10,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, EmbeddingProvider, Tenant
 from ingestion_crds.constants import Stage
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, version_id_of
 
-JsonObject = dict[str, Any]
-
 _STAGE_WORDS: Final = {Stage.PREPARE: "prepare", Stage.SEGMENTS: "segments", Stage.PUBLISH: "publish"}
-_COMMANDS: Final = {
-    Stage.PREPARE: "prepare_document",
-    Stage.SEGMENTS: "process_segment",
-    Stage.PUBLISH: "publish_version",
-}
 _WORKER_USER: Final = 65532
 _LEAST_TMP_GIB: Final = 4
 _TERMINATION_GRACE_SECONDS: Final = 30
@@ -216,7 +210,7 @@ def _pod_spec(dispatch: Dispatch) -> JsonObject:
         "name": names.WORKER_CONTAINER,
         "image": (template.image if template else None) or config.worker_image,
         "imagePullPolicy": config.worker_image_pull_policy,
-        "args": [_COMMANDS[dispatch.stage]],
+        "args": [names.COMMANDS[dispatch.stage]],
         "env": _environment(dispatch),
         "resources": resources.model_dump(by_alias=True, exclude_none=True),
         "securityContext": {

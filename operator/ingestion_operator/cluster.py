@@ -24,7 +24,6 @@ _PAGES: Final = 4
 # Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
 _SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
-_INDEX_LABEL: Final = "batch.kubernetes.io/job-completion-index"
 
 
 class KubeCluster:
@@ -135,7 +134,7 @@ class KubeCluster:
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
         selector = f"{_CONTROLLER_UID}={job_uid}"
         if keep:
-            selector += f",{_INDEX_LABEL} notin ({','.join(map(str, keep))})"
+            selector += f",{names.LABEL_JOB_INDEX} notin ({','.join(map(str, keep))})"
         query = {"labelSelector": selector}
         body = {"propagationPolicy": "Background"}
         await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import MAX_FAILURE_MESSAGE_BYTES, MAX_SEGMENTS, Mode, Reason, VersionState
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import UUID_PATTERN
 
-JsonObject = dict[str, Any]
-
-_INDEX_LABEL: Final = "batch.kubernetes.io/job-completion-index"
 _CODE_IN_TRUNCATED: Final = re.compile(r'"code"\s*:\s*"([A-Za-z]{1,63})"')
 _MESSAGE_IN_TRUNCATED: Final = re.compile(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)')
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
@@ -87,6 +85,11 @@ def shorten(message: str, *, limit: int = MAX_FAILURE_MESSAGE_BYTES) -> str:
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
 
 
+def failed(code: str, message: str, exit_code: int | None = None) -> PodResult:
+    """Return the result of a pod that failed, or was never seen to end."""
+    return PodResult(succeeded=False, code=code, message=shorten(message), exit_code=exit_code)
+
+
 class Results:
     """The result of the latest finished pod of each Job index, of pods that come in any order."""
 
@@ -113,8 +116,8 @@ class Results:
 
 
 def _index_of(pod: JsonObject) -> int | None:
-    metadata = pod["metadata"]
-    text = (metadata.get("labels") or {}).get(_INDEX_LABEL) or (metadata.get("annotations") or {}).get(_INDEX_LABEL)
+    metadata, name = pod["metadata"], names.LABEL_JOB_INDEX
+    text = (metadata.get("labels") or {}).get(name) or (metadata.get("annotations") or {}).get(name)
     return int(text) if text and text.isdecimal() else None
 
 
@@ -132,28 +135,22 @@ def _result_of(pod: JsonObject) -> PodResult | None:
         return PodResult(succeeded=True, exit_code=exit_code, payload=_json(said))
     # What the cluster says beats what the container managed to write before it was killed.
     if state.get("reason") == "OOMKilled" or status.get("reason") == "OOMKilled":
-        return _failed("OOMKilled", "the container was killed at its memory limit", exit_code)
+        return failed("OOMKilled", "the container was killed at its memory limit", exit_code)
     if status.get("reason") == "DeadlineExceeded":
-        return _failed("Deadline", status.get("message", ""), exit_code)
+        return failed("Deadline", status.get("message", ""), exit_code)
     disrupted = any(
         item.get("type") == "DisruptionTarget" and item.get("status") == "True" for item in status.get("conditions", [])
     )
     if disrupted or status.get("reason") in ("Evicted", "NodeLost", "Terminated", "Shutdown", "Preempting"):
-        return _failed(
-            "Evicted", status.get("message") or f"the pod was put out: {status.get('reason', '')}", exit_code
-        )
+        return failed("Evicted", status.get("message") or f"the pod was put out: {status.get('reason', '')}", exit_code)
     if state.get("reason") in _START_REASONS:
-        return _failed("StartError", said or state["reason"], exit_code)
+        return failed("StartError", said or state["reason"], exit_code)
     code, message = _error(said)
     if code:
-        return _failed(code, message, exit_code)
+        return failed(code, message, exit_code)
     if exit_code is None:
-        return _failed("PodLost", status.get("message") or "the pod failed and says nothing of its container", None)
-    return _failed("ContainerError", f"exit code {exit_code}: {said or state.get('reason', '')}", exit_code)
-
-
-def _failed(code: str, message: str, exit_code: int | None) -> PodResult:
-    return PodResult(succeeded=False, code=code, message=shorten(message), exit_code=exit_code)
+        return failed("PodLost", status.get("message") or "the pod failed and says nothing of its container")
+    return failed("ContainerError", f"exit code {exit_code}: {said or state.get('reason', '')}", exit_code)
 
 
 def _json(text: str) -> JsonObject:

@@ -9,14 +9,13 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
 
 from ingestion_operator.children import ChildJob
 from ingestion_operator.questions import is_news, wants_diagnosis
-
-JsonObject = dict[str, Any]
 
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2

@@ -21,8 +21,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
+from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
-from ingestion_crds import retry
 from ingestion_crds.config import Config
 from ingestion_crds.constants import (
     MAX_ATTEMPTS,
@@ -65,6 +65,7 @@ from ingestion_operator.outcome import (
     Harvest,
     PodResult,
     Waiting,
+    failed,
     read_chunks,
     read_prepare,
     shorten,
@@ -80,8 +81,6 @@ from ingestion_operator.questions import (
     wants_diagnosis,
     wants_harvest,
 )
-
-JsonObject = dict[str, Any]
 
 _KEPT_FAILED_PODS: Final = 20
 # The words of the API server where there are as many Jobs, or ConfigMaps, as a ResourceQuota allows.
@@ -157,7 +156,7 @@ def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
     return Plan(status=status, actions=tuple(draft.actions), events=tuple(draft.events), look_again=draft.look_again)
 
 
-_CANCELLED: Final = PodResult(succeeded=False, code="Cancelled", message="the attempt was cancelled")
+_CANCELLED: Final = failed("Cancelled", "the attempt was cancelled")
 
 
 # ── the draft ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -635,7 +634,7 @@ def _end_lost(draft: _Draft) -> None:
     record = attempt.jobs[-1]
     draft.set_record(completion_time=draft.now)
     draft.actions.append(DeleteConfigMap(name=record.name))
-    lost = _failed_with("JobLost", f"the Job {record.name} was deleted before it was finished")
+    lost = failed("JobLost", f"the Job {record.name} was deleted before it was finished")
     _fail(draft, record.stage, _CANCELLED if draft.cancelled else lost)
 
 
@@ -645,10 +644,6 @@ def _fail(draft: _Draft, stage: Stage, result: PodResult) -> None:
         _record_segments(draft, done=IndexSet(), results={}, otherwise=result)
     else:
         _fail_stage(draft, stage, result)
-
-
-def _failed_with(code: str, message: str) -> PodResult:
-    return PodResult(succeeded=False, code=code, message=shorten(message))
 
 
 def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -> None:
@@ -661,7 +656,7 @@ def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -
         _fail_stage(
             draft,
             Stage.PREPARE,
-            _failed_with("ResultLost", "prepare_document ended well, and what it said cannot be read"),
+            failed("ResultLost", "prepare_document ended well, and what it said cannot be read"),
         )
         return
     single = said.mode is Mode.SINGLE_PASS
@@ -690,15 +685,15 @@ def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
     if draft.cancelled:
         otherwise = _CANCELLED
     elif child.failure_reason == "DeadlineExceeded":
-        otherwise = _failed_with("Deadline", child.failure_message)
+        otherwise = failed("Deadline", child.failure_message)
     elif child.failure_reason == "MaxFailedIndexesExceeded":
-        otherwise = _failed_with("TooManyFailures", "stopped: more segments failed than maxFailedSegments")
+        otherwise = failed("TooManyFailures", "stopped: more segments failed than maxFailedSegments")
     elif child.complete:
-        otherwise = _failed_with("PodLost", "the Job was made smaller by hand, and did not run the segment")
+        otherwise = failed("PodLost", "the Job was made smaller by hand, and did not run the segment")
     elif draft.snapshot.harvest_truncated:
-        otherwise = _failed_with("Unknown", "there were more failed pods than are looked at")
+        otherwise = failed("Unknown", "there were more failed pods than are looked at")
     else:
-        otherwise = _failed_with("PodLost", "the segment's pod is gone")
+        otherwise = failed("PodLost", "the segment's pod is gone")
     results = {index: result for index, result in harvest.items() if index in child.failed and not result.succeeded}
     _record_segments(draft, done=done, results=results, otherwise=otherwise)
 
@@ -706,15 +701,15 @@ def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
 def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwise: PodResult) -> None:
     """Record which of the dispatched segments are done, and why each of the others is not."""
     segments, attempt = draft.segments, draft.attempt
-    failed: list[Failure] = []
+    failures: list[Failure] = []
     own: Counter[str] = Counter()
     for index, segment in enumerate(_dispatched(draft)):
         if segment in done:
             continue
         result = results.get(index, otherwise)
         own[result.code] += 1
-        if len(failed) < MAX_FAILURES:
-            failed.append(_failure(attempt.generation, Stage.SEGMENTS, result, segment))
+        if len(failures) < MAX_FAILURES:
+            failures.append(_failure(attempt.generation, Stage.SEGMENTS, result, segment))
     completed = IndexSet.parse(segments.completed) | done
     unfinished = IndexSet.span(segments.total) - completed
     codes = Counter(draft.status.failure_summary) + own
@@ -727,7 +722,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
                 "failed_count": len(unfinished),
             }
         ),
-        failures=[*failed, *draft.status.failures][:MAX_FAILURES],
+        failures=[*failures, *draft.status.failures][:MAX_FAILURES],
         failure_summary=dict(codes),
     )
     draft.set_attempt(completed=len(done), failed=own.total(), codes=dict(own) or None)
@@ -757,9 +752,9 @@ def _stage_result(draft: _Draft, child: ChildJob, result: PodResult | None) -> P
     if draft.cancelled:
         return _CANCELLED
     if child.failure_reason == "DeadlineExceeded":
-        return _failed_with("Deadline", child.failure_message)
+        return failed("Deadline", child.failure_message)
     if result is None or result.succeeded:
-        return _failed_with("PodLost", "the pod is gone and left no message")
+        return failed("PodLost", "the pod is gone and left no message")
     return result
 
 

@@ -737,8 +737,7 @@ def _transitions(before: Status, after: Status) -> list[Event]:
             events.append(Event(reason=reason, message=text, warning=after.phase in RETRYABLE_PHASES))
     if after.phase in TERMINAL_PHASES:
         return events
-    said = stalled(after)
-    was = next((item for item in before.conditions if item.type == "Stalled"), None)
+    said, was = stalled(after), stalled(before)
     if said is not None and (was is None or was.reason != said.reason):
         events.append(Event(reason=said.reason, message=said.message, warning=True))
     return events

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from ingestion_crds.constants import (
     API_VERSION,
     ATTEMPT_FILE,
+    COMMANDS,
     ENV_ATTEMPT_FILE,
     ENV_GENERATION,
     ENV_JOB_INDEX,
@@ -26,12 +27,7 @@ from ingestion_crds.constants import (
 
 from ingestion_worker.outcome import WorkerError
 
-# The word on the command line and the stage it belongs to.
-COMMANDS: Final = {
-    "prepare_document": Stage.PREPARE,
-    "process_segment": Stage.SEGMENTS,
-    "publish_version": Stage.PUBLISH,
-}
+_STAGES: Final = {command: stage for stage, command in COMMANDS.items()}
 # Ids become part of object keys: nothing that could leave its folder.
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -116,16 +112,16 @@ def read_attempt(*, command: str, env: Mapping[str, str]) -> Attempt:
     """Read the attempt's file and check it against the environment.
 
     Args:
-        command: the container's argument, a key of `COMMANDS`.
+        command: the container's argument, one of `COMMANDS`.
         env: the container's environment.
 
     Raises:
         WorkerError: AttemptMismatch if the file is not the one that the environment names (a kubelet can serve the file
             of a deleted object with the same name); InvalidAttempt if it is not understood.
     """
-    stage = COMMANDS.get(command)
+    stage = _STAGES.get(command)
     if stage is None:
-        raise WorkerError("InvalidAttempt", f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
+        raise WorkerError("InvalidAttempt", f"unknown command {command!r}; known: {', '.join(_STAGES)}")
     path = Path(env.get(ENV_ATTEMPT_FILE, ATTEMPT_FILE))
     try:
         with path.open("rb") as file:
