@@ -805,7 +805,8 @@ def _finish(draft: _Draft) -> None:
         return
     if uid is not None and uid not in draft.snapshot.tidied:
         # Only once the harvest is durable: pods are the only place where it can be read again.
-        draft.actions.append(RemovePods(job_uid=uid, keep=_kept_indexes(child)))
+        kept = tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
+        draft.actions.append(RemovePods(job_uid=uid, keep=kept))
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
@@ -816,10 +817,6 @@ def _finish(draft: _Draft) -> None:
         version = version.model_copy(update={"state": VersionState.FAILED})
     draft.set_attempt(completion_time=draft.now)
     draft.set(phase=phase, version=version, completion_time=draft.now)
-
-
-def _kept_indexes(child: ChildJob | None) -> tuple[int, ...]:
-    return tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
 
 
 def _phase(status: Status, reason: Reason) -> Phase:

@@ -28,7 +28,7 @@ from ingestion_operator.actions import (
 )
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.outcome import Harvest, PodResult, Waiting
-from ingestion_operator.plan import Snapshot, _kept_indexes, plan
+from ingestion_operator.plan import Snapshot, plan
 from ingestion_operator.questions import current, is_news, settled, wants_harvest
 from ingestion_operator.summary import why
 from support.builders import ingestion_job, prepared
@@ -336,8 +336,12 @@ def test_why_a_job_failed_counts_all_of_its_segments() -> None:
 
 
 def test_of_many_failed_pods_twenty_are_kept() -> None:
-    child = ChildJob(name="handbook", uid="u", failed=IndexSet.span(25), failure_reason="FailedIndexes")
-    assert _kept_indexes(child) == tuple(range(20))
+    world, child = segments_run(count=25)
+    world.end(good=set())
+    snapshot = Snapshot(
+        job=world.job, config=CONFIG, jobs=tuple(world.jobs.values()), harvest=world.harvests[child.uid]
+    )
+    assert plan(snapshot, now=START).actions == (RemovePods(job_uid=child.uid, keep=tuple(range(20))),)
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["deadline", "cancelled"])
