@@ -454,7 +454,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(
             (
                 "        jobs = await self._read_all_jobs(job)\n",
-                "        jobs = await self._read_recorded_jobs(job)\n",
+                "        jobs = await self._read_recorded_jobs(job, known)\n",
             ),
         ),
     ),
