@@ -5,6 +5,8 @@ are not, and the committed go.sum files pin every byte that goes in.
 """
 
 import hashlib
+import json
+import shutil
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_cluster import paths, versions
+from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
 from local_cluster.go import go, run_go
 from local_cluster.progress import locked, timed
@@ -20,11 +23,15 @@ from local_cluster.progress import locked, timed
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """One program: the folder under cluster/go whose go.mod pins it, its Go package, and linker flags."""
+    """One program: the folder under cluster/go whose go.mod pins it, its Go package, and linker flags.
+
+    `patched` is a Go module whose sources are changed first, by the folder's *.patch.
+    """
 
     module: str
     package: str
     linker: str = ""
+    patched: str = ""
 
 
 def _kubernetes(command: str) -> Binary:
@@ -73,6 +80,7 @@ BINARIES = {
         module="versitygw",
         package="github.com/versity/versitygw/cmd/versitygw",
         linker=f"-X main.Version={versions.VERSITYGW}",
+        patched="github.com/versity/versitygw",
     ),
     "kubeconform": Binary(
         module="kubeconform",
@@ -129,8 +137,28 @@ def _build(*, name: str, folder: Path) -> None:
         # What the linker would leave out is not made in the first place, for an eighth of the time.
         flags = ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags=-s -w {binary.linker}".rstrip()]
         with timed(f"building {name}"):
+            if binary.patched:
+                flags.append(f"-modfile={_patch(binary=binary, folder=Path(scratch))}")
             run_go("build", *flags, "-o", str(built), binary.package, module=binary.module)
         built.replace(folder / name)
+
+
+def _patch(*, binary: Binary, folder: Path) -> Path:
+    """Copy the sources of `binary.patched` into `folder`, patch them, and return a go.mod that takes them from there.
+
+    As images/store.Dockerfile does.
+    """
+    there, sources, module = paths.GO_MODULES / binary.module, folder / "sources", folder / "go.mod"
+    found = json.loads(run_go("mod", "download", "-json", binary.patched, module=binary.module))["Dir"]
+    run(["cp", "-r", found, sources])
+    run(["chmod", "-R", "u+w", sources])  # Go's own copy is read-only
+    for patch in sorted(there.glob("*.patch")):
+        # Outside of any repository: in one, git would change the files that it has there.
+        run(["git", "apply", patch], cwd=sources, env={"GIT_CEILING_DIRECTORIES": str(folder)})
+    for file in ("go.mod", "go.sum"):
+        shutil.copyfile(there / file, folder / file)
+    run_go("mod", "edit", f"-replace={binary.patched}={sources}", str(module), module=binary.module)
+    return module
 
 
 def _download(*, module: str) -> None:

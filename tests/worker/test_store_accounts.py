@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import re
 import secrets
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
+import httpx
+import pytest
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import binaries
 from support.s3_server import free_address, started
@@ -14,43 +24,147 @@ from support.s3_server import free_address, started
 CHART = Path(__file__).parents[2] / "charts" / "ingestion-operator" / "templates" / "store.yaml"
 TENANTS = 24
 ROUNDS = 3
+REGION = "us-east-1"
+
+
+class Embedded:
+    """The store as the chart starts it.
+
+    Args:
+        folder: its volume.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._program = str(binaries.path(name="versitygw"))
+        self._address = free_address()
+        self._command = ["sh", "-c", _command(folder=folder, program=self._program, address=self._address)]
+        self._secret = secrets.token_hex(20)
+
+    def started(self) -> AbstractContextManager[None]:
+        """Run it while the block runs."""
+        root = {"ROOT_ACCESS_KEY_ID": "root", "ROOT_SECRET_ACCESS_KEY": self._secret, "REGION": REGION}
+        return started(self._command, address=self._address, environment=root)
+
+    def admin(self, *arguments: str) -> None:
+        """Call its admin command, as the chart's set-up Job does."""
+        where = {"ADMIN_ENDPOINT_URL": f"http://{self._address}", "ADMIN_REGION": REGION}
+        who = {"ADMIN_ACCESS_KEY_ID": "root", "ADMIN_SECRET_ACCESS_KEY": self._secret}
+        subprocess.run([self._program, "admin", *arguments], env=where | who, check=True, capture_output=True)
+
+    def tenant(self, name: str, *, secret: str) -> StoreConfig:
+        """How the tenant whose account and bucket have this name gets in."""
+        endpoint = f"http://{self._address}"
+        return StoreConfig(
+            url=f"s3://{name}", endpoint=endpoint, region=REGION, access_key_id=name, secret_access_key=secret
+        )
 
 
 def test_every_tenant_gets_in_whatever_was_set_up_before(tmp_path: Path) -> None:
     """As the chart's set-up Job does after each upgrade: every account and every bucket's owner is written again."""
-    program = str(binaries.path(name="versitygw"))
-    address = free_address()
-    root = {"ROOT_ACCESS_KEY_ID": "root", "ROOT_SECRET_ACCESS_KEY": secrets.token_hex(20), "REGION": "us-east-1"}
-    admin = {
-        "ADMIN_ENDPOINT_URL": f"http://{address}",
-        "ADMIN_REGION": "us-east-1",
-        "ADMIN_ACCESS_KEY_ID": "root",
-        "ADMIN_SECRET_ACCESS_KEY": root["ROOT_SECRET_ACCESS_KEY"],
-    }
-
-    def run(*arguments: str) -> None:
-        subprocess.run([program, "admin", *arguments], env=admin, check=True, capture_output=True)
-
-    command = ["sh", "-c", _command(folder=tmp_path / "data", program=program, address=address)]
+    store = Embedded(tmp_path / "data")
     accounts = {f"team-{number:02}": secrets.token_hex(20) for number in range(TENANTS)}
-    with started(command, address=address, environment=root):
+    with store.started():
         for name, secret in accounts.items():
-            run("create-user", "--access", name, "--secret", secret, "--role", "user")
-            run("create-bucket", "--bucket", name, "--owner", name)
-    with started(command, address=address, environment=root):
+            store.admin("create-user", "--access", name, "--secret", secret, "--role", "user")
+            store.admin("create-bucket", "--bucket", name, "--owner", name)
+    with store.started():
         for _ in range(ROUNDS):
             for name, secret in accounts.items():
-                run("update-user", "--access", name, "--secret", secret)
-                run("change-bucket-owner", "--bucket", name, "--owner", name)
+                store.admin("update-user", "--access", name, "--secret", secret)
+                store.admin("change-bucket-owner", "--bucket", name, "--owner", name)
             for name, secret in accounts.items():
-                config = StoreConfig(
-                    url=f"s3://{name}",
-                    endpoint=f"http://{address}",
-                    region="us-east-1",
-                    access_key_id=name,
-                    secret_access_key=secret,
-                )
-                Store(config=config).put(key="mine", data=name.encode())
+                Store(config=store.tenant(name, secret=secret)).put(key="mine", data=name.encode())
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A request that a tenant signs with its own key, at its own bucket, and that means the neighbour's."""
+
+    name: str
+    method: str
+    path: str
+    query: str
+    answer: int
+    body: bytes = b""
+
+
+def _upload(name: str, method: str, *, there: str, part: str = "") -> Attack:
+    return Attack(
+        name, method, "/team-a/mine", f"{part}uploadId={quote(there, safe='')}", 404, b"planted" if part else b""
+    )
+
+
+def _delete(name: str, *, key: str) -> Attack:
+    body = f"<Delete><Object><Key>{key}</Key></Object></Delete>".encode()
+    return Attack(name, "POST", "/team-a", "delete=", 200, body)
+
+
+ATTACKS = [
+    _delete("delete an object", key="../team-b/kb/1"),
+    _delete("delete the accounts", key="../../accounts/users.json"),
+    _upload("abort a folder away", "DELETE", there="../../../../team-b/kb"),
+    _upload("abort all buckets away", "DELETE", there="../../../../../buckets"),
+    _upload("put a part there", "PUT", there="../../../../team-b", part="partNumber=7&"),
+    _upload("list what is there", "GET", there="../../../../team-b/kb"),
+    _upload("complete what is there", "POST", there="../../../../team-b/kb"),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_no_tenant_gets_at_anything_outside_of_its_bucket(tmp_path: Path, attack: Attack) -> None:
+    """versitygw 1.8.0 takes keys of a request's body, and ids of uploads, for paths unseen: cluster/go/versitygw."""
+    store = Embedded(tmp_path / "data")
+    secret = {name: secrets.token_hex(20) for name in ("team-a", "team-b")}
+    with store.started():
+        for name, value in secret.items():
+            store.admin("create-user", "--access", name, "--secret", value, "--role", "user")
+            store.admin("create-bucket", "--bucket", name, "--owner", name)
+        neighbour = Store(config=store.tenant("team-b", secret=secret["team-b"]))
+        for key in ("kb/1", "kb/2"):
+            neighbour.put(key=key, data=b"theirs")
+        send = _signed(store.tenant("team-a", secret=secret["team-a"]))
+        assert send("POST", "/team-a/mine", "uploads=").status_code == 200  # where ids of uploads are looked for
+        before = _files(tmp_path)
+        answer = send(attack.method, attack.path, attack.query, attack.body)
+        assert _files(tmp_path) == before
+        assert answer.status_code == attack.answer
+        assert b"<Error>" in answer.content
+        assert neighbour.get(key="kb/1") == b"theirs"
+        own = Store(config=store.tenant("team-a", secret=secret["team-a"]))
+        own.put(key="kb/1", data=b"mine")
+        assert send("POST", "/team-a", "delete=", _delete("its own", key="kb/1").body).status_code == 200
+        assert not list(own.list(prefix="kb")), "what is its own it may delete so"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def _signed(config: StoreConfig) -> Callable[..., httpx.Response]:
+    """Return what sends a request as AWS Signature Version 4 has it: no S3 client sends those of these tests."""
+    host = (config.endpoint or "").removeprefix("http://")
+
+    def send(method: str, path: str, query: str, body: bytes = b"") -> httpx.Response:
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        digest = hashlib.sha256(body).hexdigest()
+        headers = {
+            "content-md5": base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode(),
+            "host": host,
+            "x-amz-content-sha256": digest,
+            "x-amz-date": moment,
+        }
+        names = ";".join(headers)
+        lines = [method, path, query, *(f"{name}:{headers[name]}" for name in headers), "", names, digest]
+        scope = f"{moment[:8]}/{REGION}/s3/aws4_request"
+        text = "\n".join(["AWS4-HMAC-SHA256", moment, scope, hashlib.sha256("\n".join(lines).encode()).hexdigest()])
+        key = f"AWS4{config.secret_access_key}".encode()
+        for part in (*scope.split("/"), text):
+            key = hmac.digest(key, part.encode(), "sha256")
+        credential = f"Credential={config.access_key_id}/{scope}, SignedHeaders={names}"
+        headers["authorization"] = f"AWS4-HMAC-SHA256 {credential}, Signature={key.hex()}"
+        return httpx.request(method, f"{config.endpoint}{path}?{query}", content=body, headers=headers, trust_env=False)
+
+    return send
 
 
 def _command(*, folder: Path, program: str, address: str) -> str:
