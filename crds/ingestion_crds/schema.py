@@ -51,7 +51,11 @@ def custom_resource_definition() -> JsonObject:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        # With the CRD all jobs would go. Helm never deletes it; Argo CD would, with its application.
+        "metadata": {
+            "name": f"{PLURAL}.{GROUP}",
+            "annotations": {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"},
+        },
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",

@@ -510,8 +510,37 @@ def test_the_store_gets_the_credentials_that_the_tenants_have(tmp_path: Path) ->
     given = credentials(documents)
     assert set(given) == set(buckets)
     assert accounts(documents) == {name: f"{buckets[name]} {account}\n" for name, account in given.items()}
-    (secret,) = [each for each in documents if each["metadata"]["name"] == "i-store-accounts"]
-    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_store_is_not_set_up_for_tenants_that_are_gone(tmp_path: Path) -> None:
+    """Helm leaves what it does not know in a Secret: the bucket of a tenant that is gone may be another's now."""
+    known = {"a": "bucket-a key-a secret-a\n", "gone": "bbb key-gone secret-gone\n"}
+    documents = render(VALUES, folder=tmp_path, found={ACCOUNTS: secret("i-store-accounts", known)})
+    (volume,) = [
+        volume["secret"]
+        for name, spec in pod_specs(documents).items()
+        if name.startswith("Job/i-store-setup-")
+        for volume in spec["volumes"]
+    ]
+    assert volume["secretName"] == "i-store-accounts"
+    assert volume["items"] == [{"key": name, "path": name} for name in ("a", "b")]
+
+
+def test_what_helm_keeps_argo_cd_keeps_too(tmp_path: Path) -> None:
+    """Of a tenant that is taken out Argo CD would else prune the namespace, with all its jobs."""
+    kept: dict[str, set[str]] = {}
+    for document in render(VALUES, folder=tmp_path):
+        annotations = document["metadata"].get("annotations", {})
+        if annotations.get("helm.sh/resource-policy") == "keep":
+            kept.setdefault(document["kind"], set()).add(document["metadata"]["name"])
+            assert annotations["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
+    assert kept == {
+        "Namespace": {"a"},
+        "PersistentVolumeClaim": {"i-store"},
+        "Secret": {"ingestion-api-keys", "ingestion-store", "i-store-accounts", "i-store-root"},
+    }
+    crd = yaml.safe_load((install.CHART / "crds" / "ingestionjobs.yaml").read_text())
+    assert crd["metadata"]["annotations"]["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
 
 
 def test_a_tenant_keeps_its_credentials_with_its_bucket_and_no_other(tmp_path: Path) -> None:

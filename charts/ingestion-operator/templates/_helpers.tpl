@@ -10,6 +10,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{- /* What stays when it is rendered no more: Argo CD, which prunes, does not read Helm's own annotation so. */ -}}
+{{- define "ingestion.keep" -}}
+helm.sh/resource-policy: keep
+argocd.argoproj.io/sync-options: Prune=false,Delete=false
+{{- end -}}
+
 {{- /* Arguments: a list of the root context and the component's name. */ -}}
 {{- define "ingestion.selector" -}}
 app.kubernetes.io/name: ingestion-operator
