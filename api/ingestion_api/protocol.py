@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingestion_api.problems import bad_request, unavailable
@@ -16,6 +17,41 @@ from ingestion_api.problems import bad_request, unavailable
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
 # Beside the one that is being answered. Few clients send any; the parser makes kilobytes of each that takes 18 bytes.
 _MOST_WAITING: Final = 8
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Ignores that a client would rather go on with another protocol (RFC 9110, 7.8): reads its request all the same.
+
+    httptools takes what follows such a head, even the body that it announces, for that other protocol's, and uvicorn
+    what comes of it later for requests: those that a stranger puts into a body.
+    """
+
+    def __init__(self, protocol: BoundedHttp) -> None:
+        self._protocol = protocol
+        self._begin()
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]
+        """Parse bytes; a head with `Upgrade` a second time, without that.
+
+        Raises:
+            httptools.HttpParserError: they are no request that can be answered.
+        """
+        while True:
+            try:
+                super().feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                method = self.get_method()
+                if method == b"CONNECT":  # no header asks for it, and nobody knows what comes next
+                    raise httptools.HttpParserError("CONNECT") from None
+                head = [b"%s %s HTTP/%s" % (method, self._protocol.url, self.get_http_version().encode())]
+                head += [b"%s: %s" % header for header in self._protocol.headers if header[0] != b"upgrade"]
+                data = b"\r\n".join([*head, b"", b""]) + data[upgrade.args[0] :]
+                self._begin()
+
+    def _begin(self) -> None:
+        super().__init__(self._protocol)  # forgets what was parsed
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does, to answer those who close
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -34,6 +70,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.parser = _Parser(self)
         self._most_bytes = self.config.h11_max_incomplete_event_size
         self._most_connections = self.config.limit_concurrency
         self.limit_concurrency = None  # uvicorn's own answer is plain text, to probes too
@@ -76,6 +113,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is whole."""
+        if self.parser.should_upgrade():
+            return  # it is read again
         self._bytes, self._in_head = 0, False
         self._stop_waiting()
         busy = max(len(self.connections), len(self.tasks))
@@ -96,6 +135,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is whole; the next head may begin."""
+        if self.parser.should_upgrade():
+            return  # only its head is, which is read again
         self._bytes = 0
         super().on_message_complete()
 

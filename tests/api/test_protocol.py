@@ -22,6 +22,10 @@ HEAD_BYTES = 16 * 1024
 SECONDS = 1
 # Bytes are sent on by the kernel: what hangs up is seen some of them later.
 WITHOUT_END = 400
+UPGRADES = {
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+    "websocket": b"connection: keep-alive, Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n",
+}
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -38,6 +42,10 @@ def served(*, connections: int = 100) -> Iterator[int]:
     async def echo(request: Request) -> dict[str, str]:
         await request.body()
         return dict(request.headers)
+
+    @app.api_route("/body", methods=["GET", "POST"])
+    async def body(request: Request) -> str:
+        return (await request.body()).decode()
 
     (port,) = ports.free(count=1)
     options = Options(connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
@@ -166,12 +174,13 @@ async def test_a_slow_upload_that_is_refused_reads_why() -> None:
             assert (await answer_of(reader))[0] == 404
 
 
-async def test_requests_sent_ahead_without_an_end_are_cut_off() -> None:
+@pytest.mark.parametrize("more", [b"", *UPGRADES.values()], ids=["plain", *UPGRADES])
+async def test_requests_sent_ahead_without_an_end_are_cut_off(more: bytes) -> None:
     """However many come with one read: each is a few bytes to its sender, and kilobytes here."""
     many = 10_000
     with served() as port:
         async with client(port) as (reader, writer):
-            writer.write(b"GET /healthz HTTP/1.1\r\n\r\n" * many)
+            writer.write((b"GET /healthz HTTP/1.1\r\n" + more + b"\r\n") * many)
             answers = 0
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while answers < many:
@@ -190,6 +199,67 @@ async def test_a_few_requests_sent_ahead_are_answered_in_turn() -> None:
                 for number in range(8):
                     status, body = await answer_of(reader)
                     assert (status, json.loads(body)["x-number"]) == (200, str(number))
+
+
+BODY = b"POST /echo HTTP/1.1\r\nhost: smuggled\r\n\r\n"
+FRAMED = {
+    "whole": b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY),
+    "chunked": b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY),
+}
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("framed", FRAMED.values(), ids=FRAMED)
+async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(upgrade: bytes, framed: bytes) -> None:
+    """Wherever its request is cut: what comes after the head is its body, and no request of a stranger's making."""
+    sent = b"POST /body HTTP/1.1\r\nhost: api\r\n" + upgrade + framed
+    body = sent.index(b"\r\n\r\n") + 4
+    with served() as port:
+        for cut in (0, 60, body, body + 20, len(sent)):
+            async with client(port) as (reader, writer):
+                writer.write(sent[:cut])
+                await asyncio.sleep(0.05)
+                writer.write(sent[cut:] + sent + b"GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n")
+                for _ in range(2):
+                    assert await answer_of(reader) == (200, json.dumps(BODY.decode()).encode())
+                assert await answer_of(reader) == (200, b'{"healthy":true}')
+                assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+async def test_who_offers_another_protocol_is_held_to_the_same_rules(upgrade: bytes) -> None:
+    with served() as port:
+        async with client(port) as (reader, writer):
+            for number in range(8):
+                writer.write(b"GET /body?%d HTTP/1.1\r\n%s\r\n" % (number, upgrade))
+            for _ in range(8):
+                assert await answer_of(reader) == (200, b'""')
+            writer.write(b"POST /body HTTP/1.1\r\n%sexpect: 100-continue\r\ncontent-length: 2\r\n\r\n" % upgrade)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"ab")
+            assert await answer_of(reader) == (200, b'"ab"')
+            large = b"x-large: " + b"a" * (HEAD_BYTES * 3 // 4)
+            writer.write(b"POST /body HTTP/1.0\r\n%s%s\r\ncontent-length: 2\r\n\r\nab" % (upgrade, large))
+            assert await answer_of(reader) == (200, b'"ab"')
+            assert await reader.read() == b"", "HTTP/1.0"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /body HTTP/1.1\r\n" + UPGRADES["h2c"] + b"transfer-encoding: chunked\r\n\r\nno chunk\r\n",
+        b"CONNECT /body HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY),
+        b"CONNECT api:80 HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY),
+    ],
+    ids=["what follows is no body", "a tunnel", "a tunnel to a host"],
+)
+async def test_what_cannot_be_read_on_in_this_protocol_is_hung_up(sent: bytes) -> None:
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(sent)
+            status, body = await answer_of(reader)
+            assert (status, json.loads(body)["error"]) == (400, "bad_request")
+            assert await reader.read() == b""
 
 
 async def test_it_listens_on_ipv6_too() -> None:
