@@ -69,7 +69,7 @@ class Jobs:
         Raises:
             ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
                 the namespace cannot take it.
-            JobUnknownError: the API server does not say whether it has the job.
+            JobUnknownError: the API server does not say whether it has the job, or has not before the shutdown.
             ApiError: it refuses the job for another reason.
         """
         identity = uuid.uuid4()
@@ -82,7 +82,10 @@ class Jobs:
             },
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
         }
-        await self._create(namespace, str(identity), body)
+        try:
+            await self._create(namespace, str(identity), body)
+        except asyncio.CancelledError as error:
+            raise JobUnknownError(str(identity)) from error
         return identity
 
     async def _create(self, namespace: str, name: str, body: JsonObject) -> None:
@@ -131,6 +134,6 @@ class JobUnknownError(ProblemError):
         super().__init__(
             status=503,
             error="unknown",
-            message=f"the cluster's API server stopped answering; look whether job {name} exists before a repeat",
+            message=f"the cluster's API server has not answered; look whether job {name} exists before a repeat",
             retry_after=5,
         )

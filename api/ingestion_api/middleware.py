@@ -12,7 +12,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingestion_api.metrics import Metrics
-from ingestion_api.problems import ProblemError, bad_request, too_large
+from ingestion_api.problems import ProblemError, bad_request, too_large, unavailable
 
 ACCESS: Final = logging.getLogger("ingestion_api.access")
 MAX_JSON_BYTES: Final = 64 * 1024
@@ -25,7 +25,7 @@ _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class AccessLog:
-    """Give every request an id, log it as one record, count it, and answer 500 for what nobody caught.
+    """Give every request an id, log it as one record, count it, and answer what nobody caught: 500, or 503 at the end.
 
     The record has the key's id and the job's id where a route has set them; never a header or a query.
     """
@@ -54,6 +54,11 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # What takes longer than a shutdown may. uvicorn's own answer is a plain 500.
+            if status:
+                raise
+            await unavailable("the API is being restarted; try again").response()(scope, receive, sending)
         except Exception:
             ACCESS.exception("unexpected error", extra={"fields": {"request_id": request_id}})
             if status == 0:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import json
+import threading
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator
@@ -17,7 +19,7 @@ import orjson
 import pytest
 from fastapi import FastAPI, Request
 from ingestion_api.app import connect
-from ingestion_api.auth import Principal
+from ingestion_api.auth import KeyEntry, Principal, encode_entry, hash_key, new_key
 from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import JobUnknownError
 from ingestion_api.metrics import Metrics
@@ -32,9 +34,13 @@ from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import JsonObject, KubeClient
 from ingestion_worker.store import Store, StoreConfig
+from local_cluster import ports
 from support.builders import KNOWLEDGE_BASE, ingestion_job
 from support.kubeconfig import kubeconfig
 from support.worker_builders import KB, Worker, answer, http_server
+
+from .conftest import serve
+from .test_protocol import answer_of, client
 
 CALLER = Principal(key_id="k", namespace="team-a")
 OTHER = "2b1d0000-0000-4000-8000-000000000009"
@@ -146,16 +152,19 @@ class ApiServer:
             answer(request, status, json.dumps(stored()).encode())
 
 
+def configuration(folder: Path) -> JsonObject:
+    """Of one tenant, whose bucket is a folder."""
+    return {
+        "workerImage": "worker:test",
+        "store": {"endpoint": f"file://{folder}"},
+        "tenants": [{"namespace": "team-a", "bucket": "team-a"}],
+    }
+
+
 @asynccontextmanager
 async def services(folder: Path, server: ApiServer, **options: Any) -> AsyncIterator[Services]:
     """The API's parts, over buckets that are folders."""
-    config = Config.model_validate(
-        {
-            "workerImage": "worker:test",
-            "store": {"endpoint": f"file://{folder}"},
-            "tenants": [{"namespace": "team-a", "bucket": "team-a"}],
-        }
-    )
+    config = Config.model_validate(configuration(folder))
     with http_server(handle=server) as url:
         async with await KubeClient.connect(kubeconfig=kubeconfig(folder, url)) as kube:
             yield connect(kube=kube, config=config, options=Options(**options), namespace="system", metrics=Metrics())
@@ -231,6 +240,65 @@ async def test_an_upload_that_stalls_is_given_up(tmp_path: Path) -> None:
                 await bulk_ingest(request(parts, body=FILE, ends=False), uuid.UUID(KB), CALLER)
             assert refused.value.status == 408
     assert bucket(tmp_path) == []
+
+
+class SlowApiServer(ApiServer):
+    """Knows a key, and answers no POST before the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        key_id, self.key = new_key()
+        created = datetime.datetime.now(tz=datetime.UTC)
+        entry = KeyEntry(hash=hash_key(self.key), namespace="team-a", name="", created=created)
+        self.secret = {"data": {key_id: encode_entry(entry)}}
+        self.asked, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        if "/secrets/" in request.path:
+            answer(request, 200, json.dumps(self.secret).encode())
+        elif request.command == "POST":
+            self.asked.set()
+            self.ended.wait(30)
+        else:
+            super().__call__(request)
+
+
+@pytest.mark.parametrize(
+    ("sent", "error", "left"),
+    [(FILE, "unavailable", 0), (FILE + b"\r\n--b\r\n", "unavailable", 0), (FILE + END, "unknown", 1)],
+    ids=["the file is under way", "the file is there", "the job may be made"],
+)
+async def test_who_is_cut_off_by_a_shutdown_reads_so(tmp_path: Path, sent: bytes, error: str, left: int) -> None:
+    """And its file stays only if there may be a job for it."""
+    cluster = SlowApiServer()
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(configuration(tmp_path)))
+    (port,) = ports.free(count=1)
+    with http_server(handle=cluster) as url:
+        options = Options(
+            namespace="system", config_path=str(config), kubeconfig=kubeconfig(tmp_path, url), shutdown_seconds=1
+        )
+        server = serve(options, port)
+        next(server)
+        async with client(port) as (reader, writer):
+            writer.write(
+                f"POST /v1/knowledge-base/knowledge-bases/{KB}/ingest HTTP/1.1\r\nx-api-key: {cluster.key}\r\n"
+                "content-type: multipart/form-data; boundary=b\r\ntransfer-encoding: chunked\r\n"
+                "expect: 100-continue\r\n\r\n".encode()
+            )
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"%x\r\n%s\r\n" % (len(sent), sent))
+            if left:
+                assert await asyncio.to_thread(cluster.asked.wait, 30)
+            else:
+                await asyncio.sleep(0.2)
+            ending = asyncio.create_task(asyncio.to_thread(next, server, None))
+            status, body = await answer_of(reader)
+            assert (status, json.loads(body)["error"]) == (503, error)
+            assert await reader.read() == b""
+            cluster.ended.set()
+            await ending
+    assert len(bucket(tmp_path)) == left
 
 
 async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_path: Path) -> None:

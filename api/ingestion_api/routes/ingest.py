@@ -127,7 +127,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
             job_id = await parts.jobs.create(namespace=caller.namespace, spec=spec)
         except JobUnknownError:
             raise  # the job may exist, and needs its file
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             with contextlib.suppress(WorkerError):  # what went wrong first is the answer
                 await asyncio.to_thread(store.delete, key=upload.key)
             raise
