@@ -21,7 +21,7 @@ from ingestion_worker.store import Store
 from ingestion_api.options import Options
 from ingestion_api.problems import unavailable
 from ingestion_api.slots import Slots
-from ingestion_api.stores import TenantStores, from_worker_error
+from ingestion_api.stores import READ_SECONDS, TenantStores, from_worker_error
 
 if TYPE_CHECKING:
     # pyarrow and the built-in embedder's weights: loaded with the first search, so that the API starts quickly.
@@ -81,11 +81,10 @@ class Searches:
         """
         from ingestion_worker.search import search_text
 
-        store = await self._stores.of(namespace=namespace)
-        keys = await self._provider_keys()
         seconds = self._options.search_seconds
+        deadline = time.monotonic() + seconds
 
-        async def look(store: Store, deadline: float) -> list[Hit]:
+        async def look(store: Store, keys: dict[str, str]) -> list[Hit]:
             search = functools.partial(
                 search_text,
                 store=store,
@@ -99,23 +98,21 @@ class Searches:
             )
             return await asyncio.get_running_loop().run_in_executor(self._threads, search)
 
-        async def work() -> list[Hit]:
-            deadline = time.monotonic() + seconds
+        async def work(store: Store, keys: dict[str, str]) -> list[Hit]:
             try:
-                return await look(store, deadline)
+                return await look(store, keys)
             except WorkerError as error:
                 if error.code != "StoreForbidden":
                     raise
                 # The tenant's credentials may have been changed since they were read.
-                return await look(await self._stores.of(namespace=namespace, refresh=True), deadline)
+                return await look(await self._stores.of(namespace=namespace, refresh=True), keys)
 
-        # A thread cannot be cancelled: what takes too long keeps its slot until it has noticed.
-        searching = await self._slots.start(work, namespace=namespace)
-        await asyncio.wait({searching}, timeout=seconds)
         try:
-            if not searching.done():
-                raise TimeoutError
-            return searching.result()
+            async with asyncio.timeout(seconds):
+                store = await self._stores.of(namespace=namespace)
+                begin = functools.partial(work, store, await self._provider_keys())
+                # A thread cannot be cancelled: what takes too long keeps its slot until it has noticed.
+                return await asyncio.shield(await self._slots.start(begin, namespace=namespace))
         except TimeoutError as error:
             raise unavailable(f"the search took longer than {seconds:.0f} s") from error
         except WorkerError as error:
@@ -170,7 +167,8 @@ class Searches:
 
     async def _provider_key(self, secret_name: str) -> str | None:
         try:
-            secret = await self._kube.request("GET", core_path("secrets", self._namespace, secret_name))
+            path = core_path("secrets", self._namespace, secret_name)
+            secret = await self._kube.request("GET", path, timeout=READ_SECONDS)
         except ApiError as error:
             if error.not_found:
                 return None

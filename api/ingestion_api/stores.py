@@ -15,6 +15,7 @@ from ingestion_worker.store import Store, StoreConfig
 from ingestion_api.problems import ProblemError, bad_request, unavailable
 
 FRESH_SECONDS: Final = 60.0
+READ_SECONDS: Final = 5.0
 ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
 SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
 
@@ -32,7 +33,7 @@ class TenantStores:
         self._kube = kube
         self._config = config
         self._open: dict[str, tuple[float, Store]] = {}
-        self._lock = asyncio.Lock()
+        self._reads: dict[str, asyncio.Task[Store]] = {}
 
     async def of(self, *, namespace: str, refresh: bool = False) -> Store:
         """Return the namespace's store.
@@ -43,6 +44,7 @@ class TenantStores:
 
         Raises:
             ProblemError: 400 when the namespace is no tenant; 503 when its credentials are not to be had.
+            ApiError: the API server does not say.
         """
         tenant = self._config.tenant(namespace)
         if tenant is None:
@@ -50,12 +52,20 @@ class TenantStores:
                 f"namespace {namespace} has no store: it is not among the tenants of this installation",
                 error="not_a_tenant",
             )
-        async with self._lock:
-            read_at, store = self._open.get(namespace, (0.0, None))
-            if store is None or refresh or time.monotonic() - read_at > FRESH_SECONDS:
-                store = await self._connect(tenant)
-                self._open[namespace] = (time.monotonic(), store)
+        read_at, store = self._open.get(namespace, (0.0, None))
+        if store is not None and not refresh and time.monotonic() - read_at <= FRESH_SECONDS:
             return store
+        # One read for all who wait for it, so that they do not wait for one another's when the API server hangs.
+        read = self._reads.get(namespace)
+        if read is None:
+            read = self._reads[namespace] = asyncio.create_task(self._connect(tenant))
+            read.add_done_callback(lambda read: self._ended(namespace, read))
+        return await asyncio.shield(read)
+
+    def _ended(self, namespace: str, read: asyncio.Task[Store]) -> None:
+        del self._reads[namespace]
+        if not read.cancelled() and read.exception() is None:
+            self._open[namespace] = (time.monotonic(), read.result())
 
     async def _connect(self, tenant: Tenant) -> Store:
         endpoint = self._config.store.endpoint
@@ -63,7 +73,8 @@ class TenantStores:
             return Store(config=StoreConfig(url=f"{endpoint.rstrip('/')}/{tenant.bucket}"))
         where = f"{tenant.namespace}/{tenant.store_secret}"
         try:
-            secret = await self._kube.request("GET", core_path("secrets", tenant.namespace, tenant.store_secret))
+            path = core_path("secrets", tenant.namespace, tenant.store_secret)
+            secret = await self._kube.request("GET", path, timeout=READ_SECONDS)
         except ApiError as error:
             if error.not_found:
                 raise unavailable(f"the Secret {where} with the store's credentials does not exist") from error

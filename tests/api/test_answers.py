@@ -7,6 +7,7 @@ import datetime
 import gc
 import json
 import threading
+import time
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator
@@ -29,10 +30,11 @@ from ingestion_api.problems import ProblemError, busy, unavailable
 from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.search import SearchRequest, search_knowledge_base
 from ingestion_api.services import Services
+from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
 from ingestion_api.views import page_json, progress
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject, KubeClient
+from ingestion_crds.kube import ApiError, JsonObject, KubeClient
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import ports
 from support.builders import KNOWLEDGE_BASE, ingestion_job
@@ -299,6 +301,42 @@ async def test_who_is_cut_off_by_a_shutdown_reads_so(tmp_path: Path, sent: bytes
             cluster.ended.set()
             await ending
     assert len(bucket(tmp_path)) == left
+
+
+async def test_a_tenant_whose_secret_is_not_to_be_had_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the others, and not its own requests one after the other."""
+    monkeypatch.setattr("ingestion_api.stores.READ_SECONDS", 1.0)
+    goes_on, asked = threading.Event(), []
+
+    def secrets(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        if "/team-a/" in request.path:
+            goes_on.wait(30)
+        answer(request, 200, json.dumps({"data": dict.fromkeys((ACCESS_KEY, SECRET_KEY), "YQ==")}).encode())
+
+    chosen = {**configuration(tmp_path), "store": {"endpoint": "http://127.0.0.1:9"}}
+    chosen["tenants"] = [{"namespace": name, "bucket": name} for name in ("team-a", "team-b")]
+    config = Config.model_validate(chosen)
+    with http_server(handle=secrets) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            options = Options(search_seconds=0.2)
+            parts = connect(kube=kube, config=config, options=options, namespace="system", metrics=Metrics())
+            begun = time.monotonic()
+            several = [asyncio.create_task(parts.stores.of(namespace="team-a")) for _ in range(4)]
+            with pytest.raises(ProblemError) as late:
+                await parts.searches.run(namespace="team-a", knowledge_base=KB, query="q", limit=1)
+            assert late.value.status == 503
+            assert await parts.stores.of(namespace="team-b") is await parts.stores.of(namespace="team-b")
+            assert not any(task.done() for task in several), "and before that of team-a is given up"
+            for failed in await asyncio.gather(*several, return_exceptions=True):
+                assert isinstance(failed, ApiError)
+            assert time.monotonic() - begun < 2.0
+            goes_on.set()
+            await parts.stores.of(namespace="team-a")
+            assert len(asked) == 3
+            parts.searches.close()
 
 
 async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_path: Path) -> None:
