@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -213,6 +214,19 @@ def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker,
         find(worker.store)
 
 
+@pytest.mark.parametrize("value", ["1", 1.0, None, True])
+@pytest.mark.parametrize("field", ["segments", "chunks", "number", "dimensions"])
+def test_a_history_entry_of_other_kinds_than_ours_is_refused(worker: Worker, field: str, value: Any) -> None:
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    entry = json.loads(worker.store.get(key=key))
+    owner = entry["live"]["embedding"] if field == "dimensions" else entry["live"]
+    owner[field] = value
+    worker.store.put(key=key, data=json.dumps(entry).encode())
+    with pytest.raises(WorkerError, match=f"DocumentUnreadable: .*{field}"):
+        find(worker.store)
+
+
 @pytest.mark.parametrize("data", [b"[]", b"nothing", b'{"format": 1}', b'{"format": 1, "live": {"title": ["x"]}}'])
 def test_a_history_entry_that_is_none_of_ours_is_said(worker: Worker, data: bytes) -> None:
     ingest(worker)
@@ -251,6 +265,35 @@ def test_an_output_of_other_columns_than_ours_is_not_read(
         (line,) = [line for line in caplog.records if "left out" in line.message]
         assert (line.levelname, line.fields["key"]) == ("WARNING", key)
         assert changed is None or column in line.fields["error"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *((name, None) for name in ("chunk_id", "chunk_index", "content", "start", "end", "vector")),
+        *((name, -1) for name in ("start", "end", "page")),
+        ("vector", [math.nan] * 256),
+        ("vector", [math.inf] * 256),
+        ("vector", [None] * 256),
+    ],
+)
+def test_an_output_of_values_that_none_of_ours_has_is_passed_over(worker: Worker, column: str, value: Any) -> None:
+    """Wherever in it they are; the other document is found."""
+    ingest(worker, documents=2)
+    key = next(key for key in outputs(worker.store) if "/doc-0/" in key)
+    table = pq.read_table(io.BytesIO(worker.store.get(key=key)))
+    place = table.schema.get_field_index(column)
+    values = [*table.column(place).to_pylist()[:-1], value]
+    changed = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.types[place]))
+    buffer = io.BytesIO()
+    pq.write_table(changed, buffer)
+    before = find(worker.store)
+    worker.store.put(key=key, data=buffer.getvalue())
+    hits = find(worker.store)
+    left = len(table) - 1 if isinstance(value, list) else 0
+    assert [hit for hit in hits if hit.document_id == "doc-1"] == [hit for hit in before if hit.document_id == "doc-1"]
+    assert len([hit for hit in hits if hit.document_id == "doc-0"]) == left
+    assert all(math.isfinite(hit.score) for hit in hits)
 
 
 def test_an_output_that_is_changed_into_none_of_ours_while_it_is_searched_is_passed_over(worker: Worker) -> None:

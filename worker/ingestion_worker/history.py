@@ -104,9 +104,10 @@ def decode_state(*, data: bytes, sequence: int) -> State:
 
 def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) -> _Kind:
     """Return a dataclass of texts and numbers, none longer than we write it, and of what is known to be right."""
+    kinds = kind.__annotations__  # by their names, as they are not evaluated here
     for name, value in values.items():
         most = _MAX_TITLE if name == "title" else _MAX_FIELD
-        if not isinstance(value, str | int) or len(str(value)) > most:
+        if type(value).__name__ != kinds.get(name) or len(str(value)) > most:
             raise ValueError(f"{name} is no text or number of at most {most} characters")
     return kind(**values, **known)
 

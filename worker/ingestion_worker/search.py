@@ -46,6 +46,7 @@ MAX_LIMIT: Final = 1000
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 _TEXTS: Final = ("chunk_id", "content")
+_NULLABLE: Final = ("page", "page_end")
 # A column of one long text, repeated, is small in the file: its values are made only once each, and looked at first.
 _MAX_TEXT_BYTES: Final = 4 * 32_768
 # What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
@@ -276,12 +277,11 @@ def _search(
                     store=store, key=key, columns=("vector",), made_bytes=size, budget=budget, deadline=deadline
                 )
                 try:
-                    file = share.enter_context(reading)
+                    return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
                 except _ForeignError as error:
                     # Said once, as long as the cache knows; the others still answer.
                     warning("an output is left out of searches", key=key, error=str(error))
                     return np.zeros((0, dimensions), dtype=np.float32)
-                return _load_vectors(file=file, chunks=chunks, dimensions=dimensions)
 
             try:
                 vectors = cache.vectors(bucket=store.bucket, key=key, load=load)
@@ -295,8 +295,10 @@ def _search(
             reading = _opened(store=store, key=key, columns=HIT_COLUMNS, budget=budget, deadline=deadline)
             with reading as file:
                 return _load_hits(file=file, version=owners[key], scores=found[key])
-        except (ObjectMissingError, _ForeignError):
-            # Changed from outside since its vectors were read.
+        except ObjectMissingError:
+            return []  # deleted from outside since its vectors were read
+        except _ForeignError as error:
+            warning("an output is left out of a search", key=key, error=str(error))
             return []
 
     # Outputs are read in slices, so that a search that has no time left does not wait for many.
@@ -387,10 +389,12 @@ def _top(*, vectors: NDArray[np.float32], query: NDArray[np.float32], limit: int
 
     if vectors.shape[0] == 0 or vectors.shape[1] != query.shape[0]:
         return []
-    scores = vectors @ query
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = vectors @ query
+    scores[~np.isfinite(scores)] = -np.inf  # of vectors that are none
     count = min(limit, len(scores))
     rows = np.argpartition(-scores, count - 1)[:count]
-    return [(float(scores[row]), int(row)) for row in rows]
+    return [(float(scores[row]), int(row)) for row in rows if scores[row] > -np.inf]
 
 
 @contextmanager
@@ -463,7 +467,11 @@ def _check_types(*, file: pq.ParquetFile) -> None:
 
 
 def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
-    """Return an output's vectors, and never more than its name promises; none if they have other dimensions."""
+    """Return an output's vectors, and never more than its name promises; none if they have other dimensions.
+
+    Raises:
+        _ForeignError: a row has none.
+    """
     import numpy as np
 
     if file.schema_arrow.field("vector").type.list_size != dimensions:
@@ -471,6 +479,8 @@ def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDAr
     vectors = np.empty((chunks, dimensions), dtype=np.float32)
     row = 0
     for batch in file.iter_batches(batch_size=min(chunks, _BATCH_ROWS), columns=["vector"]):
+        if batch.column(0).null_count:
+            raise _ForeignError("its vector is null somewhere")
         part = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)[: chunks - row]
         vectors[row : row + len(part)] = part
         row += len(part)
@@ -492,6 +502,12 @@ def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[in
 
 
 def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows that are wanted.
+
+    Raises:
+        WorkerError: DocumentTooLarge for a long text.
+        _ForeignError: something is null, or a negative number.
+    """
     import pyarrow.compute as pc
 
     first = 0
@@ -504,5 +520,9 @@ def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[in
                 )
         for row in wanted:
             if first <= row < first + batch.num_rows:
-                yield row, batch.slice(row - first, 1).to_pylist()[0]
+                values = batch.slice(row - first, 1).to_pylist()[0]
+                for name, value in values.items():
+                    if (value is None and name not in _NULLABLE) or (isinstance(value, int) and value < 0):
+                        raise _ForeignError(f"its {name} is {'null' if value is None else value} somewhere")
+                yield row, values
         first += batch.num_rows
