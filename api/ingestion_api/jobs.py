@@ -12,7 +12,7 @@ from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
 
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
-from ingestion_api.views import job_id
+from ingestion_api.views import ShownJob, job_id
 
 # How often a job is sent to an API server that does not answer, and how long that may take.
 _PAUSES_SECONDS: Final = (0.0, 0.2, 1.0, 3.0)
@@ -61,7 +61,7 @@ class Jobs:
                 return None
             raise
         self._index.put(body)
-        return IngestionJob.model_validate(body)
+        return ShownJob.model_validate(body)
 
     async def create(self, *, namespace: str, spec: Spec) -> uuid.UUID:
         """Create a job and return its id, which is its name.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final, Generic, Literal, Self, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from ingestion_crds.constants import ConditionType, Mode, Phase, Stage, VersionState
-from ingestion_crds.job import Condition, Failure, IngestionJob, Model, Version, job_id_of
+from ingestion_crds.job import Condition, Failure, IngestionJob, Model, Status, Version, job_id_of
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -63,6 +63,17 @@ class NarrowJob(Model):
     metadata: _NarrowMetadata
     spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
     status: _NarrowStatus = Field(default_factory=_NarrowStatus)
+
+
+class _ShownStatus(Status):
+    conditions: list[_NarrowCondition] = Field(default_factory=list)  # type: ignore[assignment]
+    attempts: list[Any] = Field(default_factory=list)  # are not shown
+
+
+class ShownJob(IngestionJob):
+    """An IngestionJob to be shown or retried: a newer operator may have written reasons that are unknown here."""
+
+    status: _ShownStatus = Field(default_factory=_ShownStatus)
 
 
 AnyJob = NarrowJob | IngestionJob

@@ -10,7 +10,7 @@ import threading
 import time
 import tracemalloc
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -74,6 +74,31 @@ def test_progress_says_what_failed_and_why() -> None:
         (3, "PageUnreadable", "page 4", 74)
     ]
     assert shown.error_message == "1 of 9 failed"
+
+
+async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) -> None:
+    """Its conditions and reasons may be of a kind that this release has none of."""
+    moment = "2026-01-01T00:00:00Z"
+    conditions = [
+        {"type": "BrandNew", "status": "True", "reason": "Published"},
+        {"type": "Stalled", "status": "True", "reason": "BrandNew", "message": "look", "lastTransitionTime": moment},
+    ]
+    attempt = {"generation": 0, "trigger": "BrandNew", "reason": "BrandNew", "startTime": moment}
+    known = {"phase": "failed", "observedRetryGeneration": 0, "conditions": conditions, "attempts": [attempt]}
+    body = {**stored(str(uuid.UUID(int=1))), "status": known}
+    commands: list[str] = []
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        commands.append(request.command)
+        request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        answer(request, 200, json.dumps(body).encode())
+
+    async with services(tmp_path, server) as parts:
+        parts.index.synced = True
+        shown = progress(await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=1)))
+        assert (shown.status, shown.error_message) == ("failed", "look")
+        await parts.retries.accept(caller=CALLER, wanted=uuid.UUID(int=1), key=None)
+    assert commands == ["GET", "GET", "PATCH"]
 
 
 @pytest.mark.parametrize("problem", [busy("too many"), unavailable("away")])
@@ -164,7 +189,9 @@ def configuration(folder: Path) -> JsonObject:
 
 
 @asynccontextmanager
-async def services(folder: Path, server: ApiServer, **options: Any) -> AsyncIterator[Services]:
+async def services(
+    folder: Path, server: Callable[[BaseHTTPRequestHandler], None], **options: Any
+) -> AsyncIterator[Services]:
     """The API's parts, over buckets that are folders."""
     config = Config.model_validate(configuration(folder))
     with http_server(handle=server) as url:

@@ -183,7 +183,7 @@ Handler = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def http_server(*, handle: Handler, host: str = "127.0.0.1") -> Iterator[str]:
-    """Run a real HTTP server; `handle` answers each GET and POST. Yields its base URL."""
+    """Run a real HTTP server; `handle` answers each GET, POST and PATCH. Yields its base URL."""
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -192,6 +192,9 @@ def http_server(*, handle: Handler, host: str = "127.0.0.1") -> Iterator[str]:
             handle(self)
 
         def do_POST(self) -> None:
+            handle(self)
+
+        def do_PATCH(self) -> None:
             handle(self)
 
         def log_message(self, *_: Any) -> None:
