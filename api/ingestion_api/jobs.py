@@ -128,12 +128,14 @@ def _refusal(namespace: str, error: ApiError) -> Exception:
 
 
 class JobUnknownError(ProblemError):
-    """It cannot be found out whether the job was made, so what it needs must stay."""
+    """It cannot be found out whether the job was made, so what it needs must stay.
+
+    Without Retry-After: who repeats the request by itself may make a second document.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(
             status=503,
             error="unknown",
             message=f"the cluster's API server has not answered; look whether job {name} exists before a repeat",
-            retry_after=5,
         )

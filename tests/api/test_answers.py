@@ -242,6 +242,8 @@ async def test_the_file_of_a_job_stays_as_long_as_that_may_exist(
         with pytest.raises(ProblemError) as refused:
             await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
     assert isinstance(refused.value, JobUnknownError) == bool(left)
+    if left:
+        assert "retry-after" not in refused.value.response().headers, "a repeat makes another document"
     assert len(bucket(tmp_path)) == left
 
 
