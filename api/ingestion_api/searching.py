@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ingestion_worker.search import Hit, SegmentCache
 
 _TENANT_CACHES: Final = 4
-# Beside those caches (512 MiB), and what the process takes itself, it fits into the chart's 1 GiB.
+# Beside those caches (512 MiB), uploads, and what the process takes itself, it fits into the chart's limit.
 _READ_BYTES: Final = 192 * 2**20
 # Their specs come from tenants.
 _EMBEDDERS: Final = 32

@@ -1,15 +1,19 @@
-"""What a page lists is what there is: reasons, metrics, options, columns."""
+"""What a page lists is what there is: reasons, metrics, options, columns. And the chart's memory is what is needed."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import yaml
+from ingestion_api import searching
 from ingestion_api.metrics import Metrics
+from ingestion_api.options import Options
 from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.constants import Reason
 from ingestion_operator import metrics
 from ingestion_worker.output import column_types
+from ingestion_worker.store import PIECE_BYTES
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -43,6 +47,17 @@ def test_the_page_of_metrics_lists_every_metric() -> None:
 def test_the_page_of_the_rest_api_lists_every_option() -> None:
     [row] = [line for line in (DOCS / "rest-api.md").read_text().splitlines() if line.startswith("| `options`")]
     assert set(IngestOptions.model_fields) <= set(CODE.findall(row))
+
+
+def test_the_chart_gives_the_api_the_memory_that_it_takes() -> None:
+    values = yaml.safe_load((DOCS.parent / "charts/ingestion-operator/values.yaml").read_text())
+    given = values["api"]["resources"]["limits"]["memory"]
+    options = Options()
+    process = 160 * 2**20  # measured, with the built-in embedder
+    searches = searching._TENANT_CACHES * options.cache_bytes + searching._READ_BYTES
+    uploads = options.uploads * 3 * PIECE_BYTES  # two parts on their way, and the next one
+    jobs = 100 * 1.1 * 2**20  # of 100,000
+    assert process + searches + uploads + jobs < int(given.removesuffix("Mi")) * 2**20
 
 
 def test_the_page_of_formats_lists_every_column() -> None:
