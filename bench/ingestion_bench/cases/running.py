@@ -50,8 +50,12 @@ def _each(what: str, count: int) -> str:
     return f"running: {what} for each segment, {count:,} jobs"
 
 
-_BESIDE: Final = "running: the same, beside that of kopf that does nothing"
+def _beside(count: int) -> str:
+    return f"running: the same, beside that of kopf that does nothing, {count:,} jobs"
+
+
 _FALLING: Final = "running: the same, many / few jobs"
+_FALLING_BESIDE: Final = "running: the same, many / few jobs, each beside kopf that does nothing"
 _SPREAD: Final = "running: longest / median wait of a key"
 _LONGEST: Final = "running: longest wait of a key"
 _LATEST: Final = "running: latest look at counts"
@@ -71,17 +75,20 @@ class Running:
         self._many = many
 
     async def ours(self) -> Sample:
-        """Let few jobs run, then as many with the minimal operator watching too, then many."""
+        """Let few jobs run, then many, each also with the minimal operator watching: what seconds are worth then."""
         (few,), of_few, _ = await self._run(self._few)
-        (beside, minimal), _, _ = await self._run(self._few, minimal=True)
-        (sample,), of_many, waits = await self._run(self._many)
+        (few_beside, few_minimal), _, _ = await self._run(self._few, minimal=True)
+        (many_,), of_many, waits = await self._run(self._many)
+        (many_beside, many_minimal), _, _ = await self._run(self._many, minimal=True)
         return {
             **of_few,
             **of_many,
             _cpu(self._few): few,
-            _BESIDE: beside / minimal,
-            _cpu(self._many): sample,
-            _FALLING: sample / few,
+            _beside(self._few): few_beside / few_minimal,
+            _cpu(self._many): many_,
+            _beside(self._many): many_beside / many_minimal,
+            _FALLING: many_ / few,
+            _FALLING_BESIDE: (many_beside / many_minimal) / (few_beside / few_minimal),
             **waits,
         }
 
@@ -168,9 +175,11 @@ for _few, _many in ((10, 100), (100, 1_000)):
         about=f"{_few} and {_many:,} running jobs of {_SEGMENTS} segments; pods run for no time at all",
         measures=[
             Measure(what=_cpu(_few), unit="s"),
-            Measure(what=_BESIDE, unit=""),
+            Measure(what=_beside(_few), unit=""),
             Measure(what=_cpu(_many), unit="s", budget=Budget(at_most=0.002) if _budgeted else None),
+            Measure(what=_beside(_many), unit=""),
             Measure(what=_FALLING, unit="", budget=Budget(at_most=1.0) if _budgeted else None),
+            Measure(what=_FALLING_BESIDE, unit=""),
             Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
             Measure(what=_LONGEST, unit="s"),
             Measure(what=_LATEST, unit="s"),
