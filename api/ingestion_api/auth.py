@@ -93,7 +93,7 @@ def decode_entries(secret: dict[str, Any]) -> dict[str, KeyEntry]:
             entries[key_id] = KeyEntry.model_validate_json(base64.b64decode(encoded, validate=True))
         except (ValidationError, binascii.Error) as error:
             what = type(error).__name__
-            LOG.warning("unreadable API key entry", extra={"fields": {"key_id": key_id, "error": what}})
+            LOG.warning("unreadable API key entry", extra={"key_id": key_id, "error": what})
     return entries
 
 
@@ -160,7 +160,7 @@ class KeyRing:
             secret = await self._kube.request("GET", self._path, timeout=5.0)
         except ApiError as error:
             if not error.not_found:
-                LOG.warning("API keys not readable", extra={"fields": {"error": str(error)}})
+                LOG.warning("API keys not readable", extra={"error": str(error)})
                 return False
             secret = {}
         finally:

@@ -144,8 +144,9 @@ class JobIndex:
         try:
             job = IndexedJob.of(NarrowJob.model_validate(body))
         except ValueError as error:
-            name = body.get("metadata", {}).get("name")
-            LOG.warning("unreadable job", extra={"fields": {"job": name, "error": str(error)[:200]}})
+            metadata = body.get("metadata", {})
+            name = f"{metadata.get('namespace')}/{metadata.get('name')}"
+            LOG.warning("unreadable job", extra={"job": name, "error": str(error)[:200]})
             return
         uid = job.place[1]
         known = self._jobs.get(uid)
@@ -175,7 +176,7 @@ class JobIndex:
 
     def _take_failure(self, error: ApiError, pause: float) -> None:
         self._metrics.index_failures.inc()
-        LOG.warning("the watch of jobs ended", extra={"fields": {"error": str(error), "pause": pause}})
+        LOG.warning("the watch of jobs ended", extra={"error": str(error), "pause": pause})
 
     def _delete(self, uid: str) -> None:
         self._forget(uid)

@@ -10,11 +10,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from ingestion_crds import logs
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.constants import ENV_CA_FILE
 from ingestion_worker.tls import trust
 
-from ingestion_api import logs
 from ingestion_api.app import create_app
 from ingestion_api.options import Options, options_from_environment
 from ingestion_api.protocol import BoundedHttp

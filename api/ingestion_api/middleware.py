@@ -27,7 +27,7 @@ _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 class AccessLog:
     """Give every request an id, log it as one record, count it, and answer what nobody caught: 500, or 503 at the end.
 
-    The record has the key's id and the job's id where a route has set them; never a header or a query.
+    The record has the key's id, the job and its id where a route has set them; never a header or a query.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
@@ -60,7 +60,7 @@ class AccessLog:
                 raise
             await unavailable("the API is being restarted; try again").response()(scope, receive, sending)
         except Exception:
-            ACCESS.exception("unexpected error", extra={"fields": {"request_id": request_id}})
+            ACCESS.exception("unexpected error", extra={"request_id": request_id})
             if status == 0:
                 problem = ProblemError(
                     status=500, error="internal", message=f"unexpected error; the log has it under {request_id}"
@@ -86,10 +86,11 @@ class AccessLog:
             "client": client[0] if client else None,
             "key_id": state.get("key_id"),
             "namespace": state.get("namespace"),
+            "job": state.get("job"),
             "job_id": state.get("job_id"),
             "api_error": state.get("api_error"),
         }
-        ACCESS.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+        ACCESS.info("request", extra={name: value for name, value in fields.items() if value is not None})
 
 
 class Limits:

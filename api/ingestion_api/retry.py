@@ -11,7 +11,6 @@ import hashlib
 import json
 import random
 import re
-import uuid
 from dataclasses import dataclass
 from typing import Any, Final, NewType
 from weakref import WeakValueDictionary
@@ -79,7 +78,7 @@ class Retries:
 
     Args:
         kube: the cluster.
-        jobs: finds jobs.
+        jobs: reads them again.
         index: is told of what was written.
         metrics: counts outcomes.
     """
@@ -91,19 +90,18 @@ class Retries:
         self._metrics = metrics
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def accept(self, *, caller: Principal, wanted: uuid.UUID, key: KeyDigest | None) -> None:
+    async def accept(self, *, caller: Principal, job: IngestionJob, key: KeyDigest | None) -> None:
         """Return once the retry is recorded in the cluster.
 
         Args:
-            caller: whose job it must be.
-            wanted: the job's id.
+            caller: who asks.
+            job: as it was read for this request.
             key: the request's Idempotency-Key.
 
         Raises:
-            ProblemError: 404 no such job; 400 not to be retried now, with the phase; 503 not recorded, or not known.
+            ProblemError: 404 the job is gone; 400 not to be retried now, with the phase; 503 not recorded, or unknown.
             ApiError: the API server does not answer.
         """
-        job = await self._jobs.find(namespace=caller.namespace, wanted=wanted)
         # Fixed at the first read: whoever raises the generation to this one did it for this request too.
         target = job.spec.retry_generation + 1
         if key is None:

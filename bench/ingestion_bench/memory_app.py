@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import Response
-from ingestion_api import logs
 from ingestion_api.app import create_app
 from ingestion_api.auth import Caller
 from ingestion_api.main import serve
 from ingestion_api.options import options_from_environment
+from ingestion_crds import logs
 
 PATH: Final = "/v1/knowledge-base/from-memory"
 

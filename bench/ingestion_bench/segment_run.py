@@ -21,8 +21,9 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pypdfium2
+from ingestion_crds import logs
 from ingestion_crds.constants import Stage
-from ingestion_worker import logs, segment
+from ingestion_worker import segment
 from ingestion_worker.attempt import read_attempt
 from ingestion_worker.context import Context
 from ingestion_worker.embedding import BuiltinEmbedder
@@ -91,7 +92,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 def _main() -> None:
     what, document = sys.argv[1:]
-    logs.configure(context={})
+    logs.configure(logger="ingestion_worker")
     attempt = read_attempt(command="process_segment", env=os.environ)
     assert attempt.stage is Stage.SEGMENTS
     embedder = BuiltinEmbedder(spec=attempt.embedding)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import re
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiohttp.web
@@ -25,6 +22,7 @@ import kopf
 import prometheus_client
 import uvloop
 from ingestion_crds import constants as names
+from ingestion_crds import logs
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import PAGE, follow
 from ingestion_crds.job import IngestionJob
@@ -57,27 +55,8 @@ _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
 _GARBAGE_THRESHOLDS: Final = (50_000, 10, 20)
-_LOG_FIELDS: Final = ("job", "jobID", "generation", "reason", "seconds")
 
 log = logging.getLogger("ingestion_operator")
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the job's key, id and generation where they are known."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON."""
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        entry: dict[str, Any] = {
-            "time": moment,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        entry |= {field: getattr(record, field) for field in _LOG_FIELDS if hasattr(record, field)}
-        if record.exc_info:
-            entry["error"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
 
 
 def resync_pause(jobs: int) -> float:
@@ -458,17 +437,10 @@ def log_in(settings: kopf.OperatorSettings) -> Connection | None:
     return Connection(**vars(found)) if found else None
 
 
-def configure_logging() -> None:
-    """Log JSON lines to stdout."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=os.environ.get("INGESTION_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-
-
 def main() -> None:
     """Run until told to stop."""
-    configure_logging()
+    logs.configure(level=os.environ.get("INGESTION_LOG_LEVEL", "INFO"))
+    logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         config = Config.load()
         lease = Lease.from_env(env=os.environ)

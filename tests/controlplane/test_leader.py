@@ -218,7 +218,7 @@ async def pair(control_plane: ControlPlane, kube: KubeClient, namespace: str, tm
                 yield seen
     lines = [line for log in tmp_path.glob("*.log") for line in log.read_text().splitlines()]
     # When a process is told to end, its event loop may close kopf's watch before kopf does, and says so.
-    errors = [line for line in lines if '"error":' in line and "async_generator object infinite_watch" not in line]
+    errors = [line for line in lines if '"exception":' in line and "async_generator object infinite_watch" not in line]
     assert not errors, errors
 
 

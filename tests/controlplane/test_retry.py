@@ -93,7 +93,7 @@ async def world(control_plane: ControlPlane, kube: KubeClient, namespace: str, t
         async with FakeKubelet(client=kube, namespace=namespace, script=lambda run: Exit()) as kubelet:
             yield World(kube=kube, namespace=namespace, kubelet=kubelet)
         assert process.poll() is None, log.read_text()
-    assert '"error":' not in log.read_text(), log.read_text()
+    assert '"exception":' not in log.read_text(), log.read_text()
 
 
 def script(*, segments: int = 10, bad: set[int] | None = None, **stages: Exit) -> Script:

@@ -116,11 +116,12 @@ class Convergence(RuleBasedStateMachine):
         client: Any = SimulatedClient(self.cluster, "api")
         metrics = Metrics()
 
-        async def build() -> Retries:
+        async def build() -> tuple[Jobs, Retries]:
             index = JobIndex(kube=client, metrics=metrics)
-            return Retries(kube=client, jobs=Jobs(kube=client, index=index), index=index, metrics=metrics)
+            jobs = Jobs(kube=client, index=index)
+            return jobs, Retries(kube=client, jobs=jobs, index=index, metrics=metrics)
 
-        self.retries: Retries = self.cluster.run(build())
+        self.jobs, self.retries = self.cluster.run(build())
         self.cluster.start_operator()
         if two:
             self.cluster.start_operator(skew=skew)
@@ -344,9 +345,11 @@ class Convergence(RuleBasedStateMachine):
             self.post_a_retry(live)
 
     def post_a_retry(self, live: JsonObject) -> None:
-        caller = Principal(key_id="k1", namespace=NAMESPACE)
-        work = self.retries.accept(caller=caller, wanted=uuid.UUID(JOB), key=None)
-        task = self.world.loop.create_task(work)
+        async def post() -> None:
+            job = await self.jobs.find(namespace=NAMESPACE, wanted=uuid.UUID(JOB))
+            await self.retries.accept(caller=Principal(key_id="k1", namespace=NAMESPACE), job=job, key=None)
+
+        task = self.world.loop.create_task(post())
         # A retry that is recorded and has not begun is this one too; else the generation has to be raised.
         generation, observed = live["spec"]["retryGeneration"], live["status"].get("observedRetryGeneration")
         least = generation if observed is not None and observed < generation else generation + 1

@@ -32,18 +32,21 @@ class Rest:
         self._cluster = cluster
         client: Any = SimulatedClient(cluster, "api")
 
-        async def build() -> Retries:
+        async def build() -> tuple[Jobs, Retries]:
             index = JobIndex(kube=client, metrics=Metrics())
-            return Retries(kube=client, jobs=Jobs(kube=client, index=index), index=index, metrics=Metrics())
+            jobs = Jobs(kube=client, index=index)
+            return jobs, Retries(kube=client, jobs=jobs, index=index, metrics=Metrics())
 
-        self._retries = cluster.run(build())
+        self._jobs, self._retries = cluster.run(build())
 
     def post(self, key: str | None = None) -> None:
         """Ask for a retry, and let its requests arrive."""
-        asked = self._retries.accept(
-            caller=Principal(key_id="k1", namespace=NAMESPACE), wanted=uuid.UUID(JOB), key=key_digest(key)
-        )
-        task = self._cluster.loop.create_task(asked)
+
+        async def ask() -> None:
+            job = await self._jobs.find(namespace=NAMESPACE, wanted=uuid.UUID(JOB))
+            await self._retries.accept(caller=Principal(key_id="k1", namespace=NAMESPACE), job=job, key=key_digest(key))
+
+        task = self._cluster.loop.create_task(ask())
         self._cluster.loop.run_until_idle()
         while not task.done():
             calls = [call for call in self._cluster.calls if call.by == "api"]

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ingestion_crds import logs
 from ingestion_crds.constants import PERMANENT_EXIT_CODES
 from ingestion_crds.errors import ERROR_CODES
-from ingestion_worker import logs
 from ingestion_worker.attempt import parse_attempt
 from ingestion_worker.main import run_container
 from ingestion_worker.outcome import WorkerError, encode_termination, failure_message, write_termination
@@ -115,6 +115,7 @@ def test_a_command_for_another_stage_writes_nothing(tmp_path: Path, url: str) ->
         {"knowledgeBase": "../other"},
         {"document__id": "a/b"},
         {"job__uid": "a..b"},
+        {"job__namespace": None},
         {"document__source": {"uri": "s3://team-a/a", "sha256": "short"}},
         {"version": None},
         {"version": {"id": "../x"}},
@@ -230,10 +231,10 @@ def test_log_lines_are_json_and_hold_no_secrets() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logs.JsonFormatter(context={"job_uid": "u"}))
-    logger = logging.getLogger("test-logs")
+    logger = logging.getLogger("ingestion_test")
     logger.addHandler(handler)
     try:
-        logger.error("GET http://me:hunter2@host/ with Bearer sk-hidden failed", extra={"fields": {"code": "X"}})
+        logger.error("GET http://me:hunter2@host/ with Bearer sk-hidden failed", extra={"code": "X"})
     finally:
         logger.removeHandler(handler)
     line = json.loads(stream.getvalue())

@@ -263,8 +263,8 @@ def test_an_output_of_other_columns_than_ours_is_not_read(
             # Its vectors are like theirs: it takes no place among the best.
             assert find(worker.store, cache=cache, limit=len(others_hits)) == others_hits
         (line,) = [line for line in caplog.records if "left out" in line.message]
-        assert (line.levelname, line.fields["key"]) == ("WARNING", key)
-        assert changed is None or column in line.fields["error"]
+        assert (line.levelname, line.key) == ("WARNING", key)
+        assert changed is None or column in line.error
 
 
 @pytest.mark.parametrize(

@@ -227,19 +227,19 @@ def test_no_output_is_written_that_unpacks_to_more_than_a_search_would_read(
 
 
 def test_pages_without_text_are_named_in_the_log(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
-    def named() -> list[tuple[str, dict[str, str]]]:
-        lines = [(line.levelname, line.fields) for line in caplog.records if line.message == "pages without text"]
+    def named() -> list[tuple[str, str, str]]:
+        lines = [line for line in caplog.records if line.message == "pages without text"]
         caplog.clear()
-        return lines
+        return [(line.levelname, line.document, line.pages) for line in lines]
 
     uri = worker.upload(data=pdf(pages=["One.", "", "", " ", "Five.", "", "Seven.", "Eight."]))
     worker.prepare(document__source__uri=uri, mode="SinglePass")
-    assert named() == [("WARNING", {"document": "handbook.pdf", "pages": "2-4,6"})]
+    assert named() == [("WARNING", "handbook.pdf", "2-4,6")]
     changes = {"document__source__uri": uri, "job__uid": "other"}
     prepared = worker.prepare(**changes)
     for segment in range(prepared["segments"]):
         worker.segment(prepared=prepared, segment=segment, **changes)
-    assert [fields["pages"] for _, fields in named()] == ["2", "3-4", "6"]
+    assert [pages for _, _, pages in named()] == ["2", "3-4", "6"]
 
 
 def test_a_blank_segment_is_an_empty_output(worker: Worker) -> None:

@@ -77,7 +77,8 @@ class Attempt:
     """What one retry generation asks of one stage."""
 
     job_uid: str
-    job_name: str
+    job: str
+    """Namespace and name, as logs write them."""
     generation: int
     stage: Stage
     knowledge_base: str
@@ -203,7 +204,7 @@ def parse_attempt(*, document: object) -> Attempt:
     chunk_size = pipeline.number("chunkSize", low=1, high=1_000_000)
     return Attempt(
         job_uid=job.id("uid"),
-        job_name=job.text("name"),
+        job=f"{job.text('namespace')}/{job.text('name')}",
         generation=root.number("generation", low=0),
         stage=stage,
         knowledge_base=root.id("knowledgeBase"),

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER
+from ingestion_crds.logs import redact
 
 from ingestion_worker.attempt import EmbeddingSpec
-from ingestion_worker.logs import redact
 from ingestion_worker.outcome import WorkerError
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from ingestion_crds import logs
 from ingestion_crds.constants import (
     ENV_CA_FILE,
     ENV_EMBEDDING_API_KEY,
@@ -27,13 +28,15 @@ from ingestion_crds.constants import (
     Stage,
 )
 
-from ingestion_worker import logs
 from ingestion_worker.attempt import Attempt, read_attempt, segment_index
 from ingestion_worker.outcome import WorkerError, failure_message, write_termination
 
 if TYPE_CHECKING:
     from ingestion_worker.context import Context
     from ingestion_worker.embedding import Embedder
+
+
+LOG: Final = logging.getLogger("ingestion_worker")
 
 
 def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[str, Any]:
@@ -49,6 +52,7 @@ def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[st
     """
     attempt = read_attempt(command=command, env=env)
     fields: dict[str, Any] = {
+        "job": attempt.job,
         "job_uid": attempt.job_uid,
         "generation": attempt.generation,
         "stage": attempt.stage.value,
@@ -57,8 +61,8 @@ def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[st
     if attempt.stage is Stage.SEGMENTS:
         segment = segment_index(attempt=attempt, env=env)
         fields["segment"] = segment
-    logs.configure(context=fields)
-    logs.info("begun")
+    logs.configure(logger=LOG.name, **fields)
+    LOG.info("begun")
     if env.get(ENV_CA_FILE):
         from ingestion_worker.tls import trust
 
@@ -121,7 +125,7 @@ class _Run(threading.Thread):
         except MemoryError:
             self.error = WorkerError("DocumentTooComplex", "the container's memory does not suffice for this document")
         except BaseException as error:
-            logs.LOGGER.exception("an error without a name")
+            LOG.exception("an error without a name")
             self.error = WorkerError("Internal", f"{type(error).__name__}: {logs.redact(str(error))}")
 
 
@@ -135,7 +139,10 @@ def run_container(*, command: str, env: Mapping[str, str]) -> int:
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     scratch = Path(tempfile.mkdtemp(prefix="ingestion-"))
     logs.configure(
-        context={"job_uid": env.get(ENV_JOB_UID), "generation": env.get(ENV_GENERATION), "stage": env.get(ENV_STAGE)}
+        logger=LOG.name,
+        job_uid=env.get(ENV_JOB_UID),
+        generation=env.get(ENV_GENERATION),
+        stage=env.get(ENV_STAGE),
     )
     try:
         run = _Run(command=command, env=env, scratch=scratch)
@@ -144,11 +151,11 @@ def run_container(*, command: str, env: Mapping[str, str]) -> int:
             run.join(timeout=0.05)
         if run.message is not None:
             write_termination(message=run.message, env=env)
-            logs.info("done", **{key: value for key, value in run.message.items() if key in ("chunks", "segments")})
+            LOG.info("done", extra={key: value for key, value in run.message.items() if key in ("chunks", "segments")})
             return 0
         error = run.error or WorkerError("Interrupted", "the pod was told to stop before it was done")
         write_termination(message=failure_message(error=error), env=env)
-        logs.LOGGER.error(error.message, extra={"fields": {"code": error.code, "retryable": error.retryable}})
+        LOG.error("%s", error.message, extra={"code": error.code, "retryable": error.retryable})
         return error.exit_code
     finally:
         signal.signal(signal.SIGTERM, previous)

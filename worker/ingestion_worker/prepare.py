@@ -6,10 +6,11 @@ A small document is done here whole: parsed, chunked, embedded, written and publ
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ingestion_crds.constants import MAX_SEGMENTS, Mode
 
@@ -17,7 +18,6 @@ from ingestion_worker import history, layout
 from ingestion_worker.attempt import Segmentation
 from ingestion_worker.context import Context
 from ingestion_worker.history import LiveVersion
-from ingestion_worker.logs import info
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import find_output
 from ingestion_worker.parsing.guard import run_parser
@@ -28,7 +28,8 @@ from ingestion_worker.segment import run_segment
 from ingestion_worker.source import Fetched, fetch_source
 from ingestion_worker.store import ObjectMissingError
 
-_READ_CHARACTERS = 2**20
+LOG: Final = logging.getLogger(__name__)
+_READ_CHARACTERS: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
         generation=attempt.generation,
     )
     if state.live is not None and state.live.version_id == version_id:
-        info("the version is live already", number=state.live.number)
+        LOG.info("the version is live already", extra={"number": state.live.number})
         return _already_live(live=state.live)
     fetched = fetch_source(
         uri=attempt.source.uri,
@@ -75,7 +76,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
         limits=context.fetch_limits,
         resolver=context.resolver,
     )
-    info("source read", bytes=fetched.size, sha256=fetched.sha256)
+    LOG.info("source read", extra={"bytes": fetched.size, "sha256": fetched.sha256})
     canonical = _canonical(context=context, fetched=fetched)
     mode, cuts = _cuts(context=context, canonical=canonical, name=fetched.name)
     prefix = context.version_prefix(version_id=version_id)
@@ -92,7 +93,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
     )
     _copy(context=context, key=key, path=canonical.path)
     digest = write_plan(store=context.store, prefix=prefix, plan=plan)
-    info("plan written", mode=mode.value, segments=len(cuts), plan_hash=digest)
+    LOG.info("plan written", extra={"mode": mode.value, "segments": len(cuts), "plan_hash": digest})
     if mode is Mode.SEGMENTED:
         version = {"id": version_id, "number": claimed, "planHash": digest}
         return {"mode": mode.value, "segments": len(cuts), "version": version}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, Final
 
 from ingestion_crds.indexset import IndexSet
 
 from ingestion_worker import history
 from ingestion_worker.context import Context
 from ingestion_worker.history import LiveVersion
-from ingestion_worker.logs import info
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import list_outputs
+
+LOG: Final = logging.getLogger(__name__)
 
 
 def publish_version(*, context: Context) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def publish_version(*, context: Context) -> dict[str, Any]:
         generation=attempt.generation,
     )
     if state.live is not None and state.live.version_id == version.id:
-        info("the version is live already", number=state.live.number)
+        LOG.info("the version is live already", extra={"number": state.live.number})
         return published_message(live=state.live)
     live = commit(
         context=context,
@@ -86,5 +88,6 @@ def commit(*, context: Context, version_id: str, number: int, plan_hash: str, se
             published_at="",
         ),
     )
-    info("version is live", number=live.number, chunks=live.chunks, generation_published=live.generation)
+    fields = {"number": live.number, "chunks": live.chunks, "generation_published": live.generation}
+    LOG.info("version is live", extra=fields)
     return live

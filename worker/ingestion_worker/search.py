@@ -8,6 +8,7 @@ long a search goes on, is bounded by what the caller gives for it.
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +23,6 @@ from ingestion_worker.attempt import EmbeddingSpec
 from ingestion_worker.budget import Budget
 from ingestion_worker.embedding import Embedder
 from ingestion_worker.history import MAX_ENTRY_BYTES, LiveVersion, decode_state, sequence_of
-from ingestion_worker.logs import warning
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import (
     HIT_COLUMNS,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
 
+LOG: Final = logging.getLogger(__name__)
 MAX_LIMIT: Final = 1000
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
@@ -280,7 +281,7 @@ def _search(
                     return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
                 except _ForeignError as error:
                     # Said once, as long as the cache knows; the others still answer.
-                    warning("an output is left out of searches", key=key, error=str(error))
+                    LOG.warning("an output is left out of searches", extra={"key": key, "error": str(error)})
                     return np.zeros((0, dimensions), dtype=np.float32)
 
             try:

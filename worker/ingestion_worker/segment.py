@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +12,13 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_worker import layout
 from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
 from ingestion_worker.context import Context
-from ingestion_worker.logs import info, warning
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import check_vectors, encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
 from ingestion_worker.plan import Cut, Plan, check_pipeline, read_plan
 from ingestion_worker.store import ObjectMissingError
 
+LOG: Final = logging.getLogger(__name__)
 _MAX_CHARACTER_BYTES: Final = 4
 # Beyond the overlap, so that the prefix can begin with a whole word.
 _WORD_SLACK: Final = 64
@@ -84,14 +85,14 @@ def run_segment(
         return done
     key = layout.segment_key(prefix=prefix, plan_hash=plan_hash, segment=segment, chunks=len(chunks))
     context.store.put(key=key, data=data)
-    info("segment written", chunks=len(chunks), bytes=len(data))
+    LOG.info("segment written", extra={"chunks": len(chunks), "bytes": len(data)})
     return len(chunks)
 
 
 def _done(*, context: Context, prefix: str, plan_hash: str, segment: int) -> int | None:
     done = find_output(store=context.store, prefix=prefix, plan_hash=plan_hash, segment=segment)
     if done is not None:
-        info("the output is there already", chunks=done)
+        LOG.info("the output is there already", extra={"chunks": done})
     return done
 
 
@@ -113,7 +114,7 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
     # Scanned, or blank: only who has the document can tell.
     blank = IndexSet.of(number for number, text in enumerate(pages, cut.start + 1) if not text.strip())
     if blank:
-        warning("pages without text", document=plan.name, pages=str(blank))
+        LOG.warning("pages without text", extra={"document": plan.name, "pages": str(blank)})
     return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap)
 
 

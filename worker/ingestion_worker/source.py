@@ -20,8 +20,8 @@ from typing import Any, Final
 from urllib.parse import unquote, urljoin, urlsplit
 
 from ingestion_crds.constants import MAX_SOURCE_BYTES
+from ingestion_crds.logs import redact
 
-from ingestion_worker.logs import redact
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 

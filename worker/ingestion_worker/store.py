@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from ingestion_crds.constants import ENV_STORE_URL
+from ingestion_crds.logs import redact
 from obstore.exceptions import (
     AlreadyExistsError,
     GenericError,
@@ -31,7 +32,6 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, S3Store
 
 from ingestion_worker import layout
-from ingestion_worker.logs import redact
 from ingestion_worker.outcome import WorkerError
 
 # One request's body at most: below the request's own timeout on a slow link.

@@ -132,6 +132,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
                 await asyncio.to_thread(store.delete, key=upload.key)
             raise
     request.state.job_id = str(job_id)
+    request.state.job = f"{caller.namespace}/{job_id}"
     item = IngestResultItem(manifest_index=0, result="queued", document_id=UUID(document_id))
     return IngestResponse(ingestion_job_id=job_id, items=[item])
 

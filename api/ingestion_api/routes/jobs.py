@@ -9,8 +9,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from ingestion_crds.constants import Phase
+from ingestion_crds.job import IngestionJob
 
-from ingestion_api.auth import Caller
+from ingestion_api.auth import Caller, Principal
 from ingestion_api.job_index import Place
 from ingestion_api.problems import bad_request, still_listing
 from ingestion_api.retry import key_digest
@@ -48,10 +49,10 @@ async def retry_ingestion_job(
     caller: Caller,
 ) -> dict[str, str]:
     """Record a retry."""
-    request.state.job_id = str(job_id)
     # Read here, not declared: the operation's parameters are those of the API that it is compatible with.
     key = key_digest(request.headers.get("idempotency-key"))
-    await services_of(request).retries.accept(caller=caller, wanted=job_id, key=key)
+    job = await _find(request, caller, job_id)
+    await services_of(request).retries.accept(caller=caller, job=job, key=key)
     return {"job_id": str(job_id)}
 
 
@@ -64,8 +65,7 @@ async def retry_ingestion_job(
 )
 async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Caller) -> IngestionJobResponse:
     """Return a job's progress."""
-    request.state.job_id = str(job_id)
-    return progress(await services_of(request).jobs.find(namespace=caller.namespace, wanted=job_id))
+    return progress(await _find(request, caller, job_id))
 
 
 @router.get(
@@ -97,6 +97,14 @@ async def list_ingestion_jobs(
     )
     page = page_json((job.entry for job in jobs), next_cursor=_cursor(last))
     return Response(page, media_type="application/json")
+
+
+async def _find(request: Request, caller: Principal, wanted: UUID) -> IngestionJob:
+    """Return a job of the caller's namespace, and name it in the request's log line."""
+    request.state.job_id = str(wanted)
+    job = await services_of(request).jobs.find(namespace=caller.namespace, wanted=wanted)
+    request.state.job = job.key
+    return job
 
 
 def _phase(text: str | None) -> Phase | None:

@@ -1,4 +1,7 @@
-"""Structured log lines on stdout: one JSON object each, with the attempt it belongs to, never a secret."""
+"""Log lines of operator, API and worker: JSON, one object each, on stdout, never with a secret.
+
+What a call gives as `extra` becomes fields of its line; `job` is namespace/name in all three.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-LOGGER: Final = logging.getLogger("ingestion_worker")
 # Credentials in URLs and Authorization values, should a library put one into an error text.
 _SECRETS: Final = re.compile(r"""(?i)(bearer\s+)[^\s"']+|(://[^/\s:@]*:)[^\s@/]+(?=@)""")
+# What every record has: the rest was given as `extra`.
+_RECORD: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
 
 
 def redact(text: str) -> str:
@@ -21,7 +25,11 @@ def redact(text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a record as one JSON object, with the context's fields first."""
+    """Format a record as one JSON object.
+
+    Args:
+        context: fields of every line.
+    """
 
     def __init__(self, *, context: Mapping[str, Any]) -> None:
         super().__init__()
@@ -33,31 +41,28 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            "logger": record.name,
             "message": redact(record.getMessage()),
             **self._context,
         }
-        fields = getattr(record, "fields", None)
-        if isinstance(fields, dict):
-            line.update(fields)
+        # What libraries give is for formatters of their own: kopf gives its settings, uvicorn a text in colours.
+        if record.name.startswith("ingestion_"):
+            line |= {name: value for name, value in vars(record).items() if name not in _RECORD}
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(*, context: Mapping[str, Any]) -> None:
-    """Send this package's log lines to stdout as JSON, each with `context` (job uid, generation, stage, segment)."""
+def configure(*, logger: str | None = None, level: int | str = logging.INFO, **context: Any) -> None:
+    """Send what a logger is given from `level` on to stdout, each line with the fields of `context`.
+
+    Args:
+        logger: its name; None for all, those of libraries too.
+        level: the least that is written.
+        context: fields of every line.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter(context=context))
-    LOGGER.handlers[:] = [handler]
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
-
-
-def info(message: str, **fields: Any) -> None:
-    """Log one line with fields."""
-    LOGGER.info(message, extra={"fields": fields})
-
-
-def warning(message: str, **fields: Any) -> None:
-    """Log one line with fields, for what a person should look at although work goes on."""
-    LOGGER.warning(message, extra={"fields": fields})
+    target = logging.getLogger(logger)
+    target.handlers[:] = [handler]
+    target.setLevel(level)
