@@ -1,16 +1,16 @@
-"""What one API process is told from outside: environment variables, all with defaults but the namespace."""
+"""The options of one API process: where it is and where it listens come from its environment, the bounds are fixed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final
 
 from ingestion_crds.config import ConfigError
 
 ENV_NAMESPACE: Final = "POD_NAMESPACE"
+ENV_PORT: Final = "INGESTION_API_PORT"
 SERVICE_ACCOUNT_NAMESPACE: Final = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
@@ -48,28 +48,6 @@ class Options:
     stall_seconds: float = 30.0
     cache_bytes: int = 128 * 2**20
 
-    @classmethod
-    def from_env(cls, *, env: Mapping[str, str]) -> Self:
-        """Read the options from the environment.
-
-        Raises:
-            ConfigError: naming the variable and what is allowed.
-        """
-        return cls(
-            namespace=env.get(ENV_NAMESPACE) or None,
-            host=env.get("INGESTION_API_HOST", ""),
-            port=_number(env, "INGESTION_API_PORT", 8000, int, 0, 65_535),
-            connections=_number(env, "INGESTION_API_CONNECTIONS", 512, int, 1, 65_535),
-            keep_alive_seconds=_number(env, "INGESTION_API_KEEP_ALIVE_SECONDS", 15, int, 1, 3600),
-            header_bytes=_number(env, "INGESTION_API_HEADER_BYTES", 16_384, int, 1024, 1_048_576),
-            shutdown_seconds=_number(env, "INGESTION_API_SHUTDOWN_SECONDS", 25, int, 0, 3600),
-            uploads=_number(env, "INGESTION_API_UPLOADS", 8, int, 1, 1000),
-            searches=_number(env, "INGESTION_API_SEARCHES", 4, int, 1, 1000),
-            search_seconds=_number(env, "INGESTION_API_SEARCH_SECONDS", 30.0, float, 0.1, 600),
-            stall_seconds=_number(env, "INGESTION_API_STALL_SECONDS", 30.0, float, 0.1, 600),
-            cache_bytes=_number(env, "INGESTION_API_SEARCH_CACHE_BYTES", 128 * 2**20, int, 0, 2**40),
-        )
-
     def own_namespace(self) -> str:
         """Return the namespace of the API's pod.
 
@@ -85,20 +63,14 @@ class Options:
 
 
 def options_from_environment() -> Options:
-    """Read the options from this process's environment."""
-    return Options.from_env(env=os.environ)
+    """Read from this process's environment where it is, and where it listens.
 
-
-def _number(
-    env: Mapping[str, str], name: str, default: Any, kind: Callable[[str], Any], low: float, high: float
-) -> Any:
-    text = env.get(name)
-    if not text:
-        return default
-    try:
-        value = kind(text)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {text!r} is not a number") from error
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: {text} is not within {low} to {high}")
-    return value
+    Raises:
+        ConfigError: naming the variable and what is allowed.
+    """
+    port = os.environ.get(ENV_PORT) or "8000"
+    if not (port.isdecimal() and int(port) <= 65_535):
+        raise ConfigError(f"{ENV_PORT}: {port!r} is not a number within 0 to 65535")
+    return Options(
+        namespace=os.environ.get(ENV_NAMESPACE) or None, host=os.environ.get("INGESTION_API_HOST", ""), port=int(port)
+    )
