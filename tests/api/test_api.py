@@ -179,7 +179,7 @@ async def upload(api: Api, content: bytes = b"# Title\n\nText.\n", **fields: str
 
 async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
     content = b"# Title\n\nText.\n" * 1000
-    options = '{"segmentBackoffLimit": 0, "pipeline": {"chunkSize": 500}, "ttlSecondsAfterFinished": 60}'
+    options = '{"segmentBackoffLimit": 0, "pipeline": {"chunkSize": 500}, "ttlSecondsAfterFinished": 60, "mode": null}'
     answer = await upload(api, content, title="Notes", document_id=DOCUMENT, options=options)
     assert answer.status_code == 202, answer.text
     assert answer.json()["items"] == [
@@ -200,6 +200,7 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
     assert job["spec"]["document"]["title"] == "Notes"
     assert job["spec"]["pipeline"]["chunkSize"] == 500
     assert job["spec"]["ttlSecondsAfterFinished"] == 60
+    assert job["spec"]["mode"] == "Auto"
     key = source["uri"].removeprefix(f"s3://{api.namespace}/")
     assert (api.store / key).read_bytes() == content
     assert f"ingestion_api_upload_bytes_total {float(len(content))}" in (await api.client.get("/metrics")).text
@@ -217,6 +218,8 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
         ({"options": '{"pipeline": {"chunksize": 500}}'}, "options.pipeline.chunksize"),
         ({"options": '{"pipeline": {"embedding": {"dimension": 512}}}'}, "options.pipeline.embedding.dimension"),
         ({"options": '{"parallelism": true}'}, "options.parallelism"),
+        ({"options": '{"segmentBackoffLimit": 21}'}, "options.segmentBackoffLimit"),
+        ({"options": '{"segment_backoff_limit": 0}'}, "options.segment_backoff_limit"),
         ({"mode": "Fast"}, "mode"),
         ({"colour": "red"}, "colour"),
         ({"options": '{"pipeline": {"chunkSize": 100, "chunkOverlap": 200}}'}, "chunkOverlap must be less"),

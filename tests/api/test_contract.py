@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from ingestion_api.app import create_app
+from ingestion_api.routes.ingest import IngestOptions
+from ingestion_crds.job import Spec
 from openapi_spec_validator import validate
 
 PREFIX = "/v1/knowledge-base"
@@ -46,6 +48,11 @@ def test_the_retry_operation(document: dict[str, Any]) -> None:
         },
         "security": [{"APIKeyHeader": []}],
     }
+
+
+def test_options_of_an_upload_are_bounded_as_the_spec_is() -> None:
+    for name, field in IngestOptions.model_fields.items():
+        assert (field.alias, field.metadata) == (Spec.model_fields[name].alias, Spec.model_fields[name].metadata)
 
 
 def test_the_error_schemas(document: dict[str, Any]) -> None:

@@ -9,11 +9,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from ingestion_crds.constants import Mode
-from ingestion_crds.job import Document, Pipeline, Segmentation, Source, Spec
+from ingestion_crds.constants import MAX_SEGMENTS, Mode
+from ingestion_crds.job import INT32_MAX, Document, Model, Pipeline, Segmentation, Source, Spec
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import put_upload
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ingestion_api.auth import Caller
 from ingestion_api.jobs import JobUnknownError
@@ -31,22 +31,21 @@ _FORM_BYTES: Final = 1024 * 1024
 router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
 
 
-class IngestOptions(BaseModel):
-    """What a client may choose of a job: the field `options`, a JSON object. Names are those of the resource's spec.
+class IngestOptions(Model):
+    """What a client may choose of a job: the field `options`, a JSON object. Names and bounds are those of `Spec`.
 
-    The pod template is left out: who has an API key must not choose what runs in the cluster.
+    As in a resource, null is the default. The pod template is left out: who has an API key must not choose what runs in
+    the cluster.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     mode: Mode | None = None
     segmentation: Segmentation | None = None
     pipeline: Pipeline | None = None
     parallelism: int | None = Field(None, ge=1, le=10_000)
-    segmentBackoffLimit: int | None = Field(None, ge=0, le=20)  # noqa: N815 - the resource's name
-    maxFailedSegments: int | None = Field(None, ge=0, le=100_000)  # noqa: N815 - the resource's name
-    activeDeadlineSeconds: int | None = Field(None, ge=1, le=2**31 - 1)  # noqa: N815 - the resource's name
-    ttlSecondsAfterFinished: int | None = Field(None, ge=0, le=2**31 - 1)  # noqa: N815 - the resource's name
+    segment_backoff_limit: int | None = Field(None, ge=0, le=20)
+    max_failed_segments: int | None = Field(None, ge=0, le=MAX_SEGMENTS)
+    active_deadline_seconds: int | None = Field(None, ge=1, le=INT32_MAX)
+    ttl_seconds_after_finished: int | None = Field(None, ge=0, le=INT32_MAX)
 
 
 class IngestForm(BaseModel):
@@ -60,7 +59,6 @@ class IngestForm(BaseModel):
     options: str | None = None
 
 
-_OPTIONS: Final = TypeAdapter(IngestOptions)
 _BODY: Final[dict[str, Any]] = {
     "required": True,
     "content": {
@@ -154,7 +152,7 @@ def _options(text: str) -> IngestOptions:
 
     The models alone let unknown fields by, as a resource may have been written by a newer release.
     """
-    return _OPTIONS.validate_json(text, strict=True, extra="forbid", by_alias=True, by_name=False)
+    return IngestOptions.model_validate_json(text, strict=True, extra="forbid", by_alias=True, by_name=False)
 
 
 def _words(error: ValidationError, prefix: str) -> str:
