@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,13 @@ def refused(run: Callable[[], Any]) -> str:
         run()
     assert caught.value.code == "DocumentTooLarge"
     return caught.value.message
+
+
+def over_once(monkeypatch: pytest.MonkeyPatch, begun: Callable[[], bool]) -> float:
+    """Return a deadline that is far off, until something has begun: then it is past."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (2 * PATIENCE if begun() else 0))
+    monkeypatch.setattr("ingestion_worker.search.time", clock)
+    return time.monotonic() + PATIENCE
 
 
 class Watched:
@@ -430,26 +438,25 @@ def test_a_search_that_has_no_time_left_reads_nothing(worker: Worker, monkeypatc
 
 def test_a_search_ends_between_outputs(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest(worker, documents=40, sentences_each=3)
-    watched = Watched(monkeypatch, seconds=0.5)
+    watched = Watched(monkeypatch)
     with pytest.raises(TimeoutError):
-        find(worker.store, deadline=time.monotonic() + 0.4)
-    assert watched.read <= 8  # what was under way
+        find(worker.store, deadline=over_once(monkeypatch, lambda: watched.read > 0))
+    assert 0 < watched.read <= 8  # what was under way
 
 
-def test_a_search_ends_between_embeddings(worker: Worker) -> None:
+def test_a_search_ends_between_embeddings(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest(worker)
     other = EmbeddingSpec(provider="local", model="m", dimensions=256)
     uri = worker.upload(data=b"The other lighthouse.", name="other.txt")
     worker.ingest(document__source__uri=uri, document__id="other", job__uid="other", pipeline__embedding=asdict(other))
     asked: list[EmbeddingSpec] = []
 
-    class Slow:
+    class Watching:
         def __init__(self, spec: EmbeddingSpec) -> None:
             self._spec = spec
 
         def embed(self, texts: Sequence[str]) -> Any:
             asked.append(self._spec)
-            time.sleep(1.2)
             return builtin().embed(texts)
 
         def close(self) -> None:
@@ -457,5 +464,5 @@ def test_a_search_ends_between_embeddings(worker: Worker) -> None:
 
     assert len({hit.document_id for hit in find(worker.store)}) == 2
     with pytest.raises(TimeoutError):
-        find(worker.store, embedder_for=Slow, deadline=time.monotonic() + 1)
+        find(worker.store, embedder_for=Watching, deadline=over_once(monkeypatch, lambda: bool(asked)))
     assert asked == [BUILTIN]
