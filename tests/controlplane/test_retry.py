@@ -26,6 +26,7 @@ from ingestion_crds.kube import (
 from local_cluster.control_plane import ControlPlane
 from support.builders import failure, ingestion_job, prepared
 from support.kubelet import HANG, Exit, FakeKubelet, PodRun, Script, fails
+from support.namespaces import forbid_all
 from support.operator_process import operator, write_config
 
 pytestmark = pytest.mark.controlplane
@@ -397,15 +398,13 @@ async def test_an_unknown_provider_is_stalled(world: World) -> None:
 
 async def test_a_quota_that_refuses_pods_is_a_reason_not_silence(world: World) -> None:
     """Invariant 5."""
-    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    await world.kube.request("POST", core_path("resourcequotas", world.namespace), body=quota)
-    await asyncio.sleep(1)
+    quota = await forbid_all(world.kube, namespace=world.namespace, of="pods")
     await world.create()
     job = await world.until(lambda job: _condition(job, "Stalled").get("status") == "True", seconds=240)
     assert _condition(job, "Stalled")["reason"] == "PodCreationFailed"
     assert "exceeded quota" in _condition(job, "Stalled")["message"]
     world.kubelet.script = script(segments=1)
-    await world.kube.request("DELETE", core_path("resourcequotas", world.namespace, "none"))
+    await world.kube.request("DELETE", quota)
     await world.settled("completed", seconds=240)
 
 

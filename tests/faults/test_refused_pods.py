@@ -20,6 +20,7 @@ from faults.stand import FULL, Stand
 from ingestion_crds.constants import WORKER_SERVICE_ACCOUNT, Reason
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, job_path
 from support.kubelet import Exit, PodRun, Wait
+from support.namespaces import forbid_all
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 
@@ -48,12 +49,8 @@ async def made(run: Run, path: str, body: JsonObject) -> Mend:
 
 
 async def quota(run: Run, *, of: str) -> Mend:
-    """Forbid all objects of a kind by a quota, which counts once its controller has seen it."""
-    path = core_path("resourcequotas", run.namespace)
-    mend = await made(run, path, {"metadata": {"name": "none"}, "spec": {"hard": {of: "0"}}})
-    while "used" not in (await run.kube.request("GET", f"{path}/none"))["status"]:
-        await asyncio.sleep(0.05)
-    return mend
+    path = await forbid_all(run.kube, namespace=run.namespace, of=of)
+    return lambda: run.kube.request("DELETE", path)
 
 
 MUCH: Final = {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}
