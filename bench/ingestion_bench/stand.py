@@ -36,15 +36,11 @@ class Plane:
 
     Args:
         nodes: fake nodes, which run pods for no time at all; 0 for none, so that pods stay Pending.
-        etcd_quota_bytes: for runs with 100,000 pods.
-        pod_gc_threshold: finished pods that are kept.
         flags: further flags of its components, by their names.
         files: files that the flags name as {folder}/NAME, with their content.
     """
 
     nodes: int = 3
-    etcd_quota_bytes: int = 8 * 1024**3
-    pod_gc_threshold: int = 200_000
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -189,13 +185,7 @@ async def standing(plane: Plane, *, folder: Path) -> AsyncIterator[Stand]:
     for name, content in plane.files.items():
         (folder / name).write_text(content)
     flags = {component: [flag.format(folder=folder) for flag in given] for component, given in plane.flags.items()}
-    control_plane = ControlPlane(
-        kwok=plane.nodes > 0,
-        nodes=plane.nodes,
-        etcd_quota_bytes=plane.etcd_quota_bytes,
-        terminated_pod_gc_threshold=plane.pod_gc_threshold,
-        extra_flags=flags,
-    )
+    control_plane = ControlPlane(kwok=plane.nodes > 0, nodes=plane.nodes, extra_flags=flags)
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(control_plane.start)
         stack.callback(control_plane.stop)

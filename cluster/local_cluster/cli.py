@@ -67,15 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--release", default="ingestion", help="the release's name (default %(default)s)")
     command.set_defaults(run=_prepare)
 
-    command = commands.add_parser("build-image", help="build a container image with docker or podman")
-    command.add_argument("--dockerfile", type=Path, required=True)
-    command.add_argument("--tag", required=True)
-    command.add_argument("--context", type=Path, default=Path("."))
-    command.add_argument("--target", help="the stage to build; the last one by default")
-    command.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
-    command.add_argument("--archive", type=Path, help="also save the image to this file")
-    command.set_defaults(run=_build_image)
-
     command = commands.add_parser("base-image", help="print the name of a Python base image, made if necessary")
     command.set_defaults(run=_base_image)
 
@@ -121,20 +112,6 @@ def _load(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     values = install.prepare(cluster=target(name=options.name), namespace=options.namespace, release=options.release)
     print(json.dumps(values, indent=1))
-
-
-def _build_image(options: argparse.Namespace) -> None:
-    pairs = [argument.partition("=") for argument in options.build_arg]
-    build_args = {name: value for name, _, value in pairs}
-    images.build(
-        dockerfile=options.dockerfile,
-        tag=options.tag,
-        context=options.context,
-        build_args=build_args,
-        target=options.target,
-    )
-    if options.archive:
-        images.save(tags=[options.tag], file=options.archive)
 
 
 def _base_image(options: argparse.Namespace) -> None:

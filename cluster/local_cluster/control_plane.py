@@ -36,6 +36,10 @@ _COMMAND_OF = {
     SCHEDULER: "kube-scheduler",
     KWOK: "kwok",
 }
+# Requests per second of the controllers and the scheduler: with Kubernetes' 20 and 30 the Job controller makes about 10
+# pods per second.
+_QPS = 1000
+_BURST = 2000
 
 
 class ControlPlane:
@@ -51,20 +55,14 @@ class ControlPlane:
         kwok: bool = False,
         nodes: int = 3,
         fsync: bool = False,
-        terminated_pod_gc_threshold: int = 200_000,
-        etcd_quota_bytes: int = 8 * 1024**3,
-        kube_api_qps: int = 1000,
-        kube_api_burst: int = 2000,
-        concurrent_job_syncs: int = 20,
         extra_flags: Mapping[str, Sequence[str]] | None = None,
         folder: Path | None = None,
     ) -> None:
         """Describe a control plane; nothing runs yet.
 
         `nodes` is the number of fake nodes when `kwok` is set. `fsync` makes etcd's writes durable, as in a real
-        cluster (slower). `kube_api_qps` (requests per second) and `kube_api_burst` are those of the controllers and
-        the scheduler: with the defaults of 20 and 30 the Job controller makes about 10 pods per second.
-        `extra_flags` maps component names to flags, appended last. `folder` is where the temporary folder goes.
+        cluster (slower). `extra_flags` maps component names to flags, appended last. `folder` is where the temporary
+        folder goes.
 
         Raises LocalClusterError for flags of an unknown component.
         """
@@ -74,10 +72,6 @@ class ControlPlane:
         self._kwok = kwok
         self._nodes = nodes
         self._fsync = fsync
-        self._gc_threshold = terminated_pod_gc_threshold
-        self._quota = etcd_quota_bytes
-        self._client_flags = [f"--kube-api-qps={kube_api_qps}", f"--kube-api-burst={kube_api_burst}"]
-        self._job_syncs = concurrent_job_syncs
         self._extra = {name: list(flags) for name, flags in (extra_flags or {}).items()}
         self._parent_folder = folder
         self._folder: Path | None = None
@@ -267,7 +261,7 @@ class ControlPlane:
                 f"--listen-peer-urls={peer}",
                 f"--initial-advertise-peer-urls={peer}",
                 f"--initial-cluster=local={peer}",
-                f"--quota-backend-bytes={self._quota}",
+                f"--quota-backend-bytes={8 * 1024**3}",
                 "--auto-compaction-mode=periodic",
                 "--auto-compaction-retention=5m",
                 *([] if self._fsync else ["--unsafe-no-fsync"]),
@@ -291,14 +285,15 @@ class ControlPlane:
             return [
                 *secure,
                 open_paths,
-                *self._client_flags,
+                f"--kube-api-qps={_QPS}",
+                f"--kube-api-burst={_BURST}",
                 f"--kubeconfig={folder / f'{name}.kubeconfig'}",
                 f"--service-account-private-key-file={folder / 'service-accounts.key'}",
                 f"--root-ca-file={folder / 'ca.crt'}",
                 "--use-service-account-credentials=true",
                 "--leader-elect=false",
-                f"--concurrent-job-syncs={self._job_syncs}",
-                f"--terminated-pod-gc-threshold={self._gc_threshold}",
+                "--concurrent-job-syncs=20",
+                "--terminated-pod-gc-threshold=200000",
             ]
         if name == SCHEDULER:
             return [*secure, open_paths, "--leader-elect=false", f"--config={self._scheduler_configuration()}"]
@@ -312,13 +307,12 @@ class ControlPlane:
         ]
 
     def _scheduler_configuration(self) -> Path:
-        qps, burst = (flag.partition("=")[2] for flag in self._client_flags)
-        file = self.folder / "scheduler.yaml"
+        file, kubeconfig = self.folder / "scheduler.yaml", self.folder / f"{SCHEDULER}.kubeconfig"
         file.write_text(
             "apiVersion: kubescheduler.config.k8s.io/v1\n"
             "kind: KubeSchedulerConfiguration\n"
             "leaderElection: {leaderElect: false}\n"
-            f"clientConnection: {{kubeconfig: {self.folder / f'{SCHEDULER}.kubeconfig'}, qps: {qps}, burst: {burst}}}\n"
+            f"clientConnection: {{kubeconfig: {kubeconfig}, qps: {_QPS}, burst: {_BURST}}}\n"
         )
         return file
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ingestion_crds.constants import PERMANENT_EXIT_CODES, TRANSIENT_EXIT_CODE, Stage
+from ingestion_crds.constants import TRANSIENT_EXIT_CODE, Stage
 
 ANY: Final = "any"
 
@@ -33,11 +33,6 @@ class ErrorCode:
     retryable: bool
     meaning: str
     remedy: str
-
-    @property
-    def permanent(self) -> bool:
-        """True when the exit code fails the index at once, without the cluster's own retries."""
-        return self.exit_code in PERMANENT_EXIT_CODES
 
 
 def _permanent(code: str, stage: str, exit_code: int, retryable: bool, meaning: str, remedy: str) -> ErrorCode:

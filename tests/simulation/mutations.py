@@ -566,7 +566,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="an attempt that raises no fence",
         part="worker",
         file="history.py",
-        changes=(("        if fence == generation or _settled(", "        if True or _settled("),),
+        changes=(("        if fence == generation or _superseded(", "        if True or _superseded("),),
     ),
     Mutation(
         name="a publish over a newer version",

@@ -75,7 +75,10 @@ def test_a_segmented_pdf_is_found_with_its_pages(any_store: Store, worker_on: An
     assert published["chunks"] == sum(counts)
     hit = find(any_store, "zebra purple lentil soup")[0]
     assert "zebra" in hit.content
-    assert hit.page_end == 5
+    assert hit.page == 4
+    rows = [row for data in outputs(any_store).values() for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    [row] = [row for row in rows if row["chunk_id"] == hit.chunk_id]
+    assert (row["segment"], row["page"], row["page_end"]) == (2, 4, 5)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) 
 
 
 def sequence_of(*, key: str) -> int:
-    """Return the sequence number in an entry's key; 0 for anything else that lies there."""
+    """Return the number that an entry's key ends with; 0 for anything else that lies there."""
     name = key.rpartition("/")[2].removesuffix(".json")
     return int(name) if name.isascii() and name.isdigit() else 0
 
@@ -146,7 +146,7 @@ def raise_fence(
         fence = state.fences.get(job_uid, 0)
         if fence > generation:
             raise _fenced(job_uid=job_uid, generation=generation, fence=fence)
-        if fence == generation or _settled(state=state, number=number):
+        if fence == generation or _superseded(state=state, number=number):
             return None
         return replace(state, fences={**state.fences, job_uid: generation}, numbers={**state.numbers, job_uid: number})
 
@@ -186,7 +186,7 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
     return state.live
 
 
-def _settled(*, state: State, number: int) -> bool:
+def _superseded(*, state: State, number: int) -> bool:
     # Numbers only grow, so nothing at or below the live number can be published any more: no fence is needed.
     return state.live is not None and state.live.number >= number
 

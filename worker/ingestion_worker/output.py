@@ -24,7 +24,7 @@ MAX_OUTPUT_BYTES: Final = 128 * 2**20
 # A few KB of Parquet can unpack to gigabytes.
 MAX_UNPACKED_BYTES: Final = 256 * 2**20
 # What is read of a chunk that is found; the vectors are read apart from it.
-HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "segment", "content", "start", "end", "page", "page_end")
+HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "content", "start", "end", "page")
 _FLOAT_BYTES: Final = 4
 
 
@@ -131,13 +131,8 @@ def find_output(*, store: Store, prefix: str, plan_hash: str, segment: int) -> i
     return None
 
 
-def list_outputs(*, store: Store, prefix: str, plan_hash: str) -> dict[int, int]:
-    """Return {segment: chunks} of every output under a plan, by listing (1,000 segments per request on S3)."""
-    return dict(iterate_outputs(store=store, prefix=prefix, plan_hash=plan_hash))
-
-
 def iterate_outputs(*, store: Store, prefix: str, plan_hash: str) -> Iterator[tuple[int, int]]:
-    """Yield (segment, chunks) of every output under a plan, as they are listed."""
+    """Yield (segment, chunks) of every output under a plan, as they are listed (1,000 per request on S3)."""
     for entry in store.list(prefix=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash)):
         with contextlib.suppress(ValueError):
             yield layout.parse_segment_key(key=entry.key)

@@ -74,13 +74,8 @@ class Plan:
         body["cuts"] = [[cut.start, cut.end, cut.character] for cut in self.cuts]
         return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
-    @property
-    def hash(self) -> str:
-        """The plan's hash: hex digits of its SHA-256."""
-        return plan_hash(data=self.encode())
 
-
-def plan_hash(*, data: bytes) -> str:
+def hash_of(*, data: bytes) -> str:
     """Return the hash of an encoded plan."""
     return hashlib.sha256(data).hexdigest()[:_HASH_DIGITS]
 
@@ -102,7 +97,7 @@ def fingerprint(*, attempt: Attempt) -> dict[str, Any]:
 def write_plan(*, store: Store, prefix: str, plan: Plan) -> str:
     """Write a plan under its hash and return the hash; writing it again changes nothing."""
     data = plan.encode()
-    digest = plan_hash(data=data)
+    digest = hash_of(data=data)
     store.put(key=layout.plan_key(prefix=prefix, plan_hash=digest), data=data)
     return digest
 
@@ -118,7 +113,7 @@ def read_plan(*, store: Store, prefix: str, plan_hash: str) -> Plan:
         data = store.get(key=key)
     except ObjectMissingError as error:
         raise WorkerError("SegmentsMissing", f"the plan {key} is not in the store") from error
-    if hashlib.sha256(data).hexdigest()[:_HASH_DIGITS] != plan_hash:
+    if hash_of(data=data) != plan_hash:
         raise WorkerError("SegmentsMissing", f"the plan {key} was changed after it was written")
     body: dict[str, Any] = json.loads(data)
     if body.pop("format") != FORMAT:

@@ -11,7 +11,7 @@ from ingestion_worker import history
 from ingestion_worker.context import Context
 from ingestion_worker.history import LiveVersion
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import list_outputs
+from ingestion_worker.output import iterate_outputs
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def commit(*, context: Context, version_id: str, number: int, plan_hash: str, se
         WorkerError: as `publish_version`.
     """
     attempt = context.attempt
-    found = list_outputs(store=context.store, prefix=context.version_prefix(version_id=version_id), plan_hash=plan_hash)
+    prefix = context.version_prefix(version_id=version_id)
+    found = dict(iterate_outputs(store=context.store, prefix=prefix, plan_hash=plan_hash))
     missing = IndexSet.of(index for index in range(segments) if index not in found)
     if len(missing):
         raise WorkerError(

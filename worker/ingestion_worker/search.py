@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
 
 LOG: Final = logging.getLogger(__name__)
-MAX_LIMIT: Final = 1000
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 _TEXTS: Final = ("chunk_id", "content")
@@ -69,21 +68,18 @@ class Hit:
     Args:
         score: cosine similarity, -1…1.
         start, end: characters, from the beginning of `page` where there are pages, else of the document's text.
-        page, page_end: counted from 1; None for documents without pages.
+        page: where it begins, counted from 1; None for documents without pages.
         (the rest as in the segment's output)
     """
 
     chunk_id: str
     chunk_index: int
-    segment: int
     document_id: str
     version_id: str
-    version_number: int
     title: str
     content: str
     score: float
     page: int | None
-    page_end: int | None
     start: int
     end: int
 
@@ -209,7 +205,7 @@ def search_text(
         store: the tenant's store.
         knowledge_base: its UUID.
         text: the query.
-        limit: hits at most.
+        limit: hits at most; at least 1.
         embedder_for: gives the embedder of a spec; versions of a spec without one are left out.
         cache: keep one between calls.
         budget: of the bytes that are read at the same time; share one between searches.
@@ -242,7 +238,7 @@ def search_text(
             budget=budget,
             deadline=deadline,
         )
-    return sorted(hits, key=_rank)[: _bounded(limit)]
+    return sorted(hits, key=_rank)[:limit]
 
 
 def _search(
@@ -289,7 +285,7 @@ def _search(
             except ObjectMissingError:
                 # Deleted from outside between the listing and now; the others still answer.
                 return key, version, []
-            return key, version, _top(vectors=vectors, query=query, limit=_bounded(limit))
+            return key, version, _top(vectors=vectors, query=query, limit=limit)
 
     def read(key: str) -> list[Hit]:
         try:
@@ -313,7 +309,7 @@ def _search(
                 for score, row in rows:
                     owners[key] = version
                     heapq.heappush(best, (score, key, -row))
-                    if len(best) > _bounded(limit):
+                    if len(best) > limit:
                         heapq.heappop(best)
         found: dict[str, dict[int, float]] = {}
         for score, key, negative_row in best:
@@ -324,10 +320,6 @@ def _search(
 def _check_time(deadline: float | None) -> None:
     if deadline is not None and time.monotonic() > deadline:
         raise TimeoutError("the search has no time left")
-
-
-def _bounded(limit: int) -> int:
-    return max(1, min(limit, MAX_LIMIT))
 
 
 def _rank(hit: Hit) -> tuple[float, str, int]:
@@ -493,7 +485,6 @@ def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[in
         Hit(
             document_id=version.document_id,
             version_id=version.version_id,
-            version_number=version.number,
             title=version.title,
             score=scores[row],
             **values,

@@ -337,7 +337,6 @@ async def put_upload(
     file_name: str,
     chunks: AsyncIterator[bytes],
     max_bytes: int,
-    upload_id: str | None = None,
 ) -> Upload:
     """Stream an upload into the tenant's bucket, hashing and counting on the way; memory stays at a few parts.
 
@@ -347,14 +346,12 @@ async def put_upload(
         file_name: the client's name for the file; made safe for a key.
         chunks: the body.
         max_bytes: the cap in bytes.
-        upload_id: part of the key; a fresh UUID when None, so that no upload overwrites another.
 
     Raises:
         WorkerError: DocumentTooLarge over the cap (nothing stays in the store), StoreUnavailable, StoreForbidden.
     """
-    key = layout.upload_key(
-        document_id=document_id, upload_id=upload_id or str(uuid.uuid4()), file_name=file_name or "document"
-    )
+    # Of a fresh UUID, so that no upload overwrites another.
+    key = layout.upload_key(document_id=document_id, upload_id=str(uuid.uuid4()), file_name=file_name or "document")
     digest = hashlib.sha256()
     size = 0
 

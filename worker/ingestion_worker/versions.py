@@ -6,6 +6,7 @@ import json
 from typing import Final
 
 from ingestion_worker import layout
+from ingestion_worker.history import sequence_of
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 
@@ -25,7 +26,7 @@ def claim_number(*, store: Store, knowledge_base: str, document_id: str, job_uid
         held = _held(store=store, claim=claim)
         if held is not None:
             return held
-        newest = max((_number(entry.key) for entry in store.list(prefix=prefix)), default=0)
+        newest = max((sequence_of(key=entry.key) for entry in store.list(prefix=prefix)), default=0)
         newest_key = layout.number_key(knowledge_base=knowledge_base, document_id=document_id, number=newest)
         number = newest
         if newest == 0 or store.get(key=newest_key) != owner:
@@ -46,8 +47,3 @@ def _held(*, store: Store, claim: str) -> int | None:
         return int(json.loads(store.get(key=claim))["number"])
     except ObjectMissingError:
         return None
-
-
-def _number(key: str) -> int:
-    name = key.rpartition("/")[2].removesuffix(".json")
-    return int(name) if name.isascii() and name.isdigit() else 0

@@ -147,5 +147,5 @@ for _k, _n, _pairs in (
         run=_run(_past),
         pairs=_pairs,
         on_request=_k >= 2_500,
-        plane=Plane(nodes=10, pod_gc_threshold=200_000),
+        plane=Plane(nodes=10),
     )
