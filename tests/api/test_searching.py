@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ingestion_api.options import Options
 from ingestion_api.problems import ProblemError
@@ -22,7 +24,7 @@ from ingestion_api.stores import TenantStores
 from ingestion_crds.config import Config
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
 from ingestion_worker.embedding import EmbeddingSpec, make_embedder
-from ingestion_worker.store import Store, StoreConfig
+from ingestion_worker.store import Body, Store, StoreConfig
 from support.worker_builders import KB, Worker, answer, http_server
 
 pytestmark = pytest.mark.controlplane
@@ -63,20 +65,22 @@ class Stand:
     folder: Path
     url: str
     endpoint: Endpoint
+    worker: Worker
 
     @contextmanager
-    def searches(self, *, secret: str | None = None, **options: Any) -> Iterator[Searches]:
+    def searches(self, *, secret: str | None = None, tenants: Sequence[str] = (), **options: Any) -> Iterator[Searches]:
         """Open the searches of an API process.
 
         Args:
             secret: with the provider's key.
+            tenants: their namespaces, which are their buckets too; one when left out.
             options: of the process.
         """
         config = Config.model_validate(
             {
                 "workerImage": "worker:test",
                 "store": {"endpoint": f"file://{self.folder}"},
-                "tenants": [{"namespace": self.namespace, "bucket": self.namespace}],
+                "tenants": [{"namespace": name, "bucket": name} for name in tenants or [self.namespace]],
                 "embeddingProviders": [{"name": "local", "url": self.url, "secretName": secret}],
             }
         )
@@ -127,14 +131,7 @@ def stand(kube: KubeClient, namespace: str, tmp_path: Path) -> Iterator[Stand]:
         remote = {"knowledgeBase": REMOTE, "job__uid": "remote", "pipeline__embedding": asdict(LOCAL)}
         worker.prepare(document__source__uri=uri, **remote)
         endpoint.keys.clear()
-        yield Stand(kube=kube, namespace=namespace, folder=tmp_path, url=url, endpoint=endpoint)
-
-
-async def come_true(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+        yield Stand(kube=kube, namespace=namespace, folder=tmp_path, url=url, endpoint=endpoint, worker=worker)
 
 
 async def test_both_embedders_find(stand: Stand) -> None:
@@ -173,14 +170,17 @@ async def test_a_search_out_of_time_has_its_slot_until_its_thread_ends(
         goes_on.wait(PATIENCE)
         raise RuntimeError("nobody hears this")
 
+    async def refused_until_free() -> None:
+        while (await stand.refused(searches, KB)).status == 429:
+            pass
+
     with stand.searches(searches=1, search_seconds=0.2) as searches, monkeypatch.context() as patched:
         patched.setattr("ingestion_worker.search.search_text", search_text)
         assert "longer than" in (await stand.refused(searches, KB)).message
         assert [(await stand.refused(searches, KB)).status for _ in range(3)] == [429] * 3
         goes_on.set()
-        await come_true(lambda: not searches._slots._free.locked())
-        with pytest.raises(RuntimeError):
-            await stand.found(searches, KB)
+        with pytest.raises(RuntimeError):  # a search comes through, once the slot is free
+            await asyncio.wait_for(refused_until_free(), PATIENCE)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
@@ -206,15 +206,64 @@ async def test_a_key_that_is_not_there_matters_to_those_who_need_it(stand: Stand
         assert await stand.found(searches, REMOTE) == 1
 
 
-async def test_only_so_many_embedders_are_kept(stand: Stand) -> None:
+async def test_only_so_many_embedders_are_kept(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last 32 that were used."""
+    bases = [f"2b1d0000-0000-4000-8000-0000000001{number:02}" for number in range(40)]
+    made = []
+
+    class Fixed:
+        def embed(self, texts: Sequence[str]) -> Any:
+            return np.array([[1.0, 2.0]] * len(texts), dtype=np.float32)
+
+        def close(self) -> None:
+            pass
+
+    stand.worker.more["make_embedder"] = Fixed
+    uri = stand.worker.upload(data=b"The lighthouse.", name="a.txt")
+    for base in bases:
+        embedding = {**asdict(LOCAL), "model": base}
+        stand.worker.prepare(
+            document__source__uri=uri, knowledgeBase=base, job__uid=base, pipeline__embedding=embedding
+        )
+
+    def making(*, spec: EmbeddingSpec, **_: Any) -> Any:
+        made.append(spec.model)
+        return Fixed()
+
+    monkeypatch.setattr("ingestion_worker.embedding.make_embedder", making)
     with stand.searches() as searches:
-        specs = [EmbeddingSpec(provider="local", model=f"m{number}", dimensions=2) for number in range(40)]
-        first = searches._embedder(specs[0], {})
-        for spec in specs:
-            assert searches._embedder(spec, {}) is searches._embedder(spec, {})
-            assert searches._embedder(specs[0], {}) is first
-        assert len(searches._embedders) == 32
-        assert specs[1] not in searches._embedders
+        for base in bases:
+            for wanted in (base, base, bases[0]):
+                assert await stand.found(searches, wanted) == 1
+        assert made == bases
+        for base in (*bases[9:], bases[0], bases[8]):
+            assert await stand.found(searches, base) == 1
+        assert made == [*bases, bases[8]]
+
+
+async def test_what_the_last_four_tenants_searched_is_kept(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an output that is kept, only the chunks that were found are read again."""
+    reads: list[str] = []
+    read = Body.read
+
+    def watched(body: Body) -> memoryview:
+        if body._key.endswith(".parquet"):
+            reads.append(body._key)
+        return read(body)
+
+    monkeypatch.setattr(Body, "read", watched)
+    first, *others = tenants = [stand.namespace, *(f"{stand.namespace}-{number}" for number in range(4))]
+    for other in others:
+        shutil.copytree(stand.folder / first, stand.folder / other)
+    with stand.searches(tenants=tenants) as searches:
+
+        async def reads_for(tenant: str) -> int:
+            reads.clear()
+            assert await searches.run(namespace=tenant, knowledge_base=KB, query="lighthouse", limit=9)
+            return len(reads)
+
+        assert [await reads_for(tenant) for tenant in (*tenants[:4], *tenants[:4])] == [2] * 4 + [1] * 4
+        assert [await reads_for(tenant) for tenant in (others[3], first, others[3], first)] == [2, 2, 1, 1]
 
 
 async def test_a_segment_over_the_bound_is_413(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
