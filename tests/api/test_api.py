@@ -7,6 +7,7 @@ import base64
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +15,9 @@ import pytest
 from ingestion_api import keys
 from ingestion_crds.kube import ingestion_path
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.store import Store
+from ingestion_worker.store import Store, StoreConfig
 from support.builders import DOCUMENT, KNOWLEDGE_BASE
+from support.worker_builders import KB, Worker
 
 from .conftest import Api, mint
 
@@ -344,6 +346,30 @@ async def test_one_connection_takes_more_than_a_head_of_requests(api: Api) -> No
         _, _, after = answer.partition(b"content-length: ")
         await reader.readexactly(int(after[: after.index(b"\r\n")]))
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("text/markdown", "text/markdown"), ("application/octet-stream", None), ("", None)]
+)
+async def test_the_type_of_a_file_counts_unless_it_says_nothing(api: Api, given: str, kept: str | None) -> None:
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
+    answer = await api.client.post(path, files={"file": ("notes.md", b"# Title", given)})
+    job = await api.live(answer.json()["ingestion_job_id"])
+    assert job["spec"]["document"]["source"].get("contentType") == kept
+
+
+async def test_alpha_changes_nothing(api: Api, tmp_path: Path) -> None:
+    worker = Worker(store=Store(config=StoreConfig(url=f"file://{api.store}")), folder=tmp_path / "scratch")
+    text = "The lighthouse.\n\nA harbour without lights.\n\nSoup of lentils.\n\n" * 20
+    worker.ingest(document__source__uri=worker.upload(data=text.encode(), name="a.txt"))
+    body = {"query": "lighthouse harbour", "kb_ids": [KB], "limit": 5}
+    answers = [
+        await api.client.post("/v1/knowledge-base/search", json={**body, **more})
+        for more in ({}, {"alpha": 0.1}, {"alpha": 0.5}, {"alpha": 1.0})
+    ]
+    found = [answer.json() for answer in answers]
+    assert found == [found[0]] * 4
+    assert len(found[0]["results"]) == 5
 
 
 async def test_a_search_of_an_empty_knowledge_base(api: Api) -> None:
