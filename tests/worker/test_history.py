@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -246,3 +248,44 @@ def test_what_is_written_of_the_longest_names_is_read_again(letter: str) -> None
     embedding = replace(BUILTIN, provider="p" * 63, model=letter * 128, dimensions=16_384)
     longest = replace(version(number=1), title=letter * 512, embedding=embedding)
     assert decode_state(data=encode_state(state=State(live=longest)), sequence=1).live == longest
+
+
+def test_a_copy_that_takes_history_first_lacks_nothing_whatever_is_written_meanwhile(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/operate.md: history is copied after each write of an ingest, the rest right after it, or at the end."""
+    bucket, history_of_it = tmp_path / "team-a", Path("kb") / KB / "history"
+    old = worker.ingest(document__source__uri=worker.upload(data=b"The old zebra.", name="a.txt"), job__uid="old")
+    uri = worker.upload(data=sentences(count=60, tag=" zebra").encode(), name="b.txt")
+    at_once: list[Path] = []
+    at_the_end: list[Path] = []
+    put = obstore.put
+
+    def copy_rest(copy: Path) -> None:
+        shutil.copytree(bucket, copy, ignore=shutil.ignore_patterns("history"), dirs_exist_ok=True)
+
+    def copied(*arguments: Any, **options: Any) -> Any:
+        done = put(*arguments, **options)
+        for copies in (at_once, at_the_end):
+            copies.append(tmp_path / f"copy-{len(at_once)}-{len(at_the_end)}")
+            shutil.copytree(bucket / history_of_it, copies[-1] / history_of_it)
+        copy_rest(at_once[-1])
+        return done
+
+    monkeypatch.setattr(obstore, "put", copied)
+    new = worker.ingest(document__source__uri=uri)
+    monkeypatch.undo()
+    assert new["version"]["id"] != old["version"]["id"]
+    for copy in at_the_end:
+        copy_rest(copy)
+
+    def live_in(copy: Path) -> str:
+        store = Store(config=StoreConfig(url=f"file://{copy}"))
+        (live,) = live_versions(store=store, knowledge_base=KB)
+        hits = search_text(store=store, knowledge_base=KB, text="zebra", limit=100, embedder_for=lambda _: builtin())
+        assert {hit.version_id for hit in hits} == {live.version_id}
+        assert len(hits) == live.chunks
+        return live.version_id
+
+    found = [live_in(copy) for copies in (at_once, at_the_end) for copy in copies]
+    assert set(found) == {old["version"]["id"], new["version"]["id"]}
