@@ -95,10 +95,11 @@ async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) ->
 
     async with services(tmp_path, server) as parts:
         parts.index.synced = True
-        shown = progress(await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=1)))
+        job = await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=1))
+        shown = progress(job)
         assert (shown.status, shown.error_message) == ("failed", "look")
-        await parts.retries.accept(caller=CALLER, wanted=uuid.UUID(int=1), key=None)
-    assert commands == ["GET", "GET", "PATCH"]
+        await parts.retries.accept(caller=CALLER, job=job, key=None)
+    assert commands == ["GET", "PATCH"]
 
 
 @pytest.mark.parametrize("problem", [busy("too many"), unavailable("away")])

@@ -295,7 +295,7 @@ def _search(
         except ObjectMissingError:
             return []  # deleted from outside since its vectors were read
         except _ForeignError as error:
-            warning("an output is left out of a search", key=key, error=str(error))
+            LOG.warning("an output is left out of a search", extra={"key": key, "error": str(error)})
             return []
 
     # Outputs are read in slices, so that a search that has no time left does not wait for many.
