@@ -46,6 +46,8 @@ _RESYNC_SECONDS: Final = 120.0
 _RESYNC_SECONDS_FOR_EACH: Final = 0.05
 _LONGEST_RESYNC_SECONDS: Final = 600.0
 _FIRST_RESYNC_AGAIN_SECONDS: Final = 2.0
+_FIRST_DISCOVERY_AGAIN_SECONDS: Final = 1.0
+_LONGEST_DISCOVERY_PAUSE_SECONDS: Final = 10.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
@@ -87,6 +89,7 @@ class Operator:
         self._client = client
         self._leadership = leadership
         self._leading = False
+        self._discovered = False
         self._open: set[str] = set()  # keys of jobs that were not settled when they were last seen
         self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
@@ -127,6 +130,23 @@ class Operator:
         if self._health is not None:
             await self._health.cleanup()
         await self._client.close()
+
+    async def discover(self) -> None:
+        """Return once the API server lists IngestionJobs among its resources: it may be there before their CRD is."""
+        wait = _FIRST_DISCOVERY_AGAIN_SECONDS
+        while not self._discovered:
+            try:
+                groups = (await self._client.request("GET", "/apis"))["groups"]
+                resources = (await self._client.request("GET", f"/apis/{names.GROUP}/{names.VERSION}"))["resources"]
+                group_there = any(item["name"] == names.GROUP for item in groups)
+                self._discovered = group_there and any(item["name"] == names.PLURAL for item in resources)
+                why = "its group and version do not show it"
+            except ApiError as error:
+                why = str(error)
+            if not self._discovered:
+                log.warning("the API server does not serve %s, look again in %.0f s: %s", names.PLURAL, wait, why)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _LONGEST_DISCOVERY_PAUSE_SECONDS)
 
     def _begin(self) -> None:
         """Start the work."""
@@ -341,7 +361,7 @@ class Operator:
 
     async def _readyz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
         """Ready means able to take over: a rolling update ends the old replica only then."""
-        ready = self._healthy and (self._leadership is None or self._leadership.reached)
+        ready = self._healthy and self._discovered and (self._leadership is None or self._leadership.reached)
         return aiohttp.web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _metrics(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
@@ -406,6 +426,8 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.login(registry=registry)
     async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
+        # With this kopf looks which resources there are, once: of those that come later it would never hear.
+        await holder[0].discover()
         return log_in(settings)
 
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)
