@@ -228,19 +228,25 @@ class Spec(Model):
     template: Template | None = Field(None, description="The part of the worker pods that a job may choose.")
     parallelism: int = Field(10, ge=1, le=10_000, description="Segments that run at the same time at most.")
     segment_backoff_limit: int = Field(
-        3, ge=0, le=20, description="How often the cluster runs a transiently failing segment again within one attempt."
+        3,
+        ge=0,
+        le=20,
+        description="How often the cluster runs a transiently failing segment again within one attempt; takes effect"
+        " with the next stage that begins.",
     )
     max_failed_segments: int | None = Field(
         None,
         ge=0,
         le=MAX_SEGMENTS,
-        description="The attempt stops early once more segments than this have failed; no limit when absent.",
+        description="The attempt stops early once more segments than this have failed; no limit when absent."
+        " Takes effect with the next stage that begins.",
     )
     active_deadline_seconds: int = Field(
         21_600,
         ge=1,
         le=INT32_MAX,
-        description="Seconds that one attempt may run, suspension not counted: after it a stage's time begins anew.",
+        description="Seconds that one attempt may run, suspension not counted: after it a stage's time begins anew."
+        " May be changed while it runs.",
     )
     suspend: bool = Field(False, description="True stops the pods and keeps what is done; false goes on.")
     retry_generation: int = Field(

@@ -444,27 +444,32 @@ def _dispatch(draft: _Draft) -> None:
 
 
 def _dispatch_of(draft: _Draft, stage: Stage) -> Dispatch:
-    job, config, attempt = draft.job, draft.snapshot.config, draft.attempt
+    job, config = draft.job, draft.snapshot.config
     tenant = config.tenant(job.metadata.namespace)
     assert tenant is not None
-    spent = sum(
-        (
-            record.completion_time - record.start_time
-            for record in attempt.jobs
-            if record.start_time and record.completion_time
-        ),
-        timedelta(),
-    )
     return Dispatch(
         job=job,
         stage=stage,
-        generation=attempt.generation,
+        generation=draft.attempt.generation,
         segments=_dispatched(draft, stage),
-        deadline_seconds=max(1, job.spec.active_deadline_seconds - int(spent.total_seconds())),
+        deadline_seconds=_deadline(draft),
         config=config,
         tenant=tenant,
         provider=config.provider(job.spec.pipeline.embedding.provider),
     )
+
+
+def _deadline(draft: _Draft) -> int:
+    """Return for how many seconds a stage may run: what the stages before it have left of the attempt's time."""
+    spent = sum(
+        (
+            record.completion_time - record.start_time
+            for record in draft.attempt.jobs
+            if record.start_time and record.completion_time
+        ),
+        timedelta(),
+    )
+    return max(1, draft.snapshot.job.spec.active_deadline_seconds - int(spent.total_seconds()))
 
 
 def _follow(draft: _Draft) -> None:
@@ -552,11 +557,13 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         if child.deadline_seconds != 0:
             wish["activeDeadlineSeconds"] = 0
     else:
-        parallelism = _parallelism(draft)
+        parallelism, deadline = _parallelism(draft), _deadline(draft)
         if child.suspended != job.spec.suspend and not child.queued:
             wish["suspend"] = job.spec.suspend
         if child.parallelism != parallelism:
             wish["parallelism"] = parallelism
+        if child.deadline_seconds != deadline:
+            wish["activeDeadlineSeconds"] = deadline
         if child.suspended and child.queued:
             draft.held = Waiting(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
         elif job.spec.suspend:

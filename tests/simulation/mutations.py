@@ -434,6 +434,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=((" and snapshot.rejection == rejection:\n", ":\n"),),
     ),
     Mutation(
+        name="a running Job keeps the deadline that it was made with",
+        file="plan.py",
+        changes=(("        if child.deadline_seconds != deadline:\n", "        if False:\n"),),
+    ),
+    Mutation(
         name="pods whose creation is refused are not spoken of",
         file="reconcile.py",
         changes=(("            if child.active:\n", "            if child.active >= 0:\n"),),

@@ -33,11 +33,11 @@ def stalled(cluster: SimulatedCluster, name: str = "handbook") -> JsonObject:
     return found
 
 
-def start(cluster: SimulatedCluster, *, first: Verdict = HANGS, seconds: float = 20) -> RunningOperator:
+def start(cluster: SimulatedCluster, *, first: Verdict = HANGS, seconds: float = 20, **spec: Any) -> RunningOperator:
     """Begin a job whose segments all hang, but perhaps for the first, and let it run for a while."""
     cluster.verdicts |= {(Stage.SEGMENTS, segment): HANGS for segment in range(SEGMENTS)}
     cluster.verdicts[Stage.SEGMENTS, 0] = first
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS, **spec))
     only = cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=seconds)
     assert live(cluster)["status"]["stage"] == Stage.SEGMENTS

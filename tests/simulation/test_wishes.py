@@ -201,6 +201,16 @@ def test_a_change_that_is_refused_does_not_keep_another_from_being_made(
     assert cluster.pass_until(lambda: "no more than that" in stalled(cluster)["message"], seconds=60)
 
 
+def test_a_running_attempt_is_given_more_time(cluster: SimulatedCluster) -> None:
+    start(cluster, activeDeadlineSeconds=600)
+    cluster.pass_until(lambda: False, seconds=300)
+    patch(cluster, activeDeadlineSeconds=7200)
+    cluster.pass_until(lambda: False, seconds=1000)
+    assert cluster.api.all("jobs")[-1]["spec"]["activeDeadlineSeconds"] == 7200
+    cluster.verdicts.clear()
+    reach(cluster, "completed")
+
+
 def test_a_namespace_that_is_no_tenant_any_more_is_a_reason_and_not_touched(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
