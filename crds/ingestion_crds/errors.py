@@ -264,7 +264,8 @@ _TABLE: Final = (
         "Fenced",
         ANY,
         "A newer attempt owns this version; this pod is a late one.",
-        "Nothing: the newer attempt's result stands.",
+        "Nothing: the newer attempt's result stands. After a restore of etcd, retry until the generation is the one"
+        " that the message names.",
     ),
     _transient(
         "SegmentsMissing",

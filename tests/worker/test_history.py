@@ -13,6 +13,7 @@ import obstore
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import version_id_of
 from ingestion_worker import history, layout
 from ingestion_worker.history import LiveVersion, State, decode_state, encode_state, read_state, sequence_of
@@ -88,6 +89,30 @@ def test_an_attempt_below_the_fence_publishes_nothing(store_config: StoreConfig)
     assert history.read_state(store=store, knowledge_base=KB, document_id=DOCUMENT).live is None
     retried = version(number=7, generation=1, plan="plan-1")
     assert history.publish(store=store, knowledge_base=KB, version=retried).generation == 1
+
+
+def test_attempts_that_a_restored_etcd_has_forgotten_are_caught_up_with(store_config: StoreConfig) -> None:
+    """Fences stay in the bucket. The message says up to where, and the error's page what it means."""
+    store = Store(config=store_config)
+    fenced: dict[str, Any] = {
+        "store": store,
+        "knowledge_base": KB,
+        "document_id": DOCUMENT,
+        "job_uid": "job-7",
+        "number": 7,
+    }
+    for generation in range(1, 6):
+        history.raise_fence(**fenced, generation=generation)
+    for generation in (3, 4):
+        with pytest.raises(WorkerError, match="attempt 5 has begun") as late:
+            history.raise_fence(**fenced, generation=generation)
+        assert late.value.code == "Fenced"
+    history.raise_fence(**fenced, generation=5)
+    assert (
+        outcome(lambda: history.publish(store=store, knowledge_base=KB, version=version(number=7, generation=5)))
+        == "live"
+    )
+    assert "etcd" in ERROR_CODES["Fenced"].remedy
 
 
 def test_racing_attempts_of_one_job_publish_once_and_none_below_a_fence(store_config: StoreConfig) -> None:
