@@ -85,8 +85,8 @@ class KubeCluster:
     async def create_config_map(self, *, body: JsonObject) -> JsonObject:
         return await self._client.request("POST", core_path("configmaps", body["metadata"]["namespace"]), body=body)
 
-    async def delete_config_map(self, *, namespace: str, name: str) -> None:
-        await self._delete(core_path("configmaps", namespace, name), None)
+    async def delete_config_map(self, *, namespace: str, name: str, uid: str | None = None) -> None:
+        await self._delete(core_path("configmaps", namespace, name), uid)
 
     async def list_pods(
         self, *, namespace: str, job_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]

@@ -629,17 +629,23 @@ class Reconciler:
         except ApiError as error:
             if not error.already_exists:
                 raise
-            await self._check_config_map(namespace, wanted)
+            await self._replace_config_map(namespace, wanted)
 
-    async def _check_config_map(self, namespace: str, wanted: JsonObject) -> None:
+    async def _replace_config_map(self, namespace: str, wanted: JsonObject) -> None:
+        """See to it that the ConfigMap that is there is the wanted one."""
         name = wanted["metadata"]["name"]
         found = await self._cluster.get_config_map(namespace=namespace, name=name)
-        if found.get("data") != wanted["data"]:
+        if found.get("data") == wanted["data"]:
+            return
+        if found["metadata"].get("ownerReferences") != wanted["metadata"]["ownerReferences"]:
             raise ApiError(
                 status=403,
                 reason="NameConflict",
                 message=f"the ConfigMap {name} exists with other content: delete it",
             )
+        # Another release wrote it, and made no Job: a pod of one that comes too late refuses a file it does not know.
+        await self._cluster.delete_config_map(namespace=namespace, name=name, uid=found["metadata"]["uid"])
+        await self._cluster.create_config_map(body=wanted)
 
     def _rejected(self, snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
         """Return what is known once the API server has refused something; raises any other error."""

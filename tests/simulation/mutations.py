@@ -317,7 +317,17 @@ def _dispatch_of(""",
     Mutation(
         name="a ConfigMap of other content taken for ours",
         file="reconcile.py",
-        changes=(("""        if found.get("data") != wanted["data"]:""", """        if not found:"""),),
+        changes=(("""        if found.get("data") == wanted["data"]:""", """        if found:"""),),
+    ),
+    Mutation(
+        name="a ConfigMap of another release is left to people",
+        file="reconcile.py",
+        changes=(
+            (
+                """        if found["metadata"].get("ownerReferences") != wanted["metadata"]["ownerReferences"]:""",
+                """        if found:""",
+            ),
+        ),
     ),
     Mutation(
         name="FailureTarget taken for the end",

@@ -9,6 +9,7 @@ import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
+from ingestion_operator import children
 from support.builders import ingestion_job
 
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
@@ -182,6 +183,23 @@ def test_a_refusal_that_no_deletion_cures_is_said_and_asked_again_in_a_while(
     assert asked < policy.refused < asked + 12
     policy.refuses = lambda _: False
     reach(cluster, "completed")
+
+
+def test_an_upgrade_while_a_job_is_refused_is_survived(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new release writes another file, and the ConfigMap of the old one cannot be changed."""
+    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    cluster.kill(only)
+    written = children.attempt_file
+    monkeypatch.setattr(children, "attempt_file", lambda **wanted: '{"more":1,' + written(**wanted)[1:])
+    cluster.start_operator()
+    policy.refuses = lambda _: False
+    reach(cluster, "completed")
+    assert {item["data"][names.ATTEMPT_KEY][:9] for item in cluster.api.all("configmaps")} == {'{"more":1'}
 
 
 def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
