@@ -73,6 +73,9 @@ def _without_counts(status: Status) -> Status:
 
 def why(status: Status) -> str:
     """Return in one line why a job failed: the end of the last attempt, with the codes by number."""
+    last = status.attempts[-1]
+    if last.reason is Reason.SEGMENTS_FAILED and last.segments == 0:
+        return "nothing was run: spec.retrySegments names no unfinished segment"
     codes = ", ".join(
         f"{code} {count}" for code, count in sorted(status.failure_summary.items(), key=lambda item: -item[1])
     )

@@ -143,6 +143,21 @@ def test_a_range_that_ends_before_it_begins_runs_nothing_and_says_so(cluster: Si
     reach(cluster, "completed", 2)
 
 
+def test_a_retry_that_is_still_narrowed_to_what_is_done_says_so(cluster: SimulatedCluster) -> None:
+    """Invariant 5: `retrySegments` stays until it is changed, and a plain patch does not change it."""
+    cluster.verdicts[Stage.SEGMENTS, 3] = Verdict(code="DocumentEncrypted")
+    fail_in_part(cluster)
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1, retrySegments="0")
+    assert reach(cluster, "partial_failure", 1)["segments"]["failed"] == "3"
+    assert why(cluster) == f"1 of {SEGMENTS} segments failed: DocumentEncrypted 1"
+    patch(cluster, retryGeneration=2)
+    reach(cluster, "partial_failure", 2)
+    assert why(cluster) == "nothing was run: spec.retrySegments names no unfinished segment"
+    patch(cluster, retryGeneration=3, retrySegments=None)
+    reach(cluster, "completed", 3)
+
+
 def test_a_document_that_is_prepared_anew_does_not_hang_on_such_a_range(cluster: SimulatedCluster) -> None:
     """Invariant 5."""
     cluster.verdicts[Stage.PREPARE, None] = Verdict(code="SourceUnavailable")
