@@ -230,7 +230,7 @@ def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, no
         now: the time.
     """
     for pod in pods:
-        status = pod.get("status", {})
+        status, created = pod.get("status", {}), pod["metadata"].get("creationTimestamp")
         deleted = pod["metadata"].get("deletionTimestamp")  # the time when it has to be gone
         if deleted is not None and now - datetime.fromisoformat(deleted) > _OVERDUE:
             node = pod.get("spec", {}).get("nodeName", "none")
@@ -259,6 +259,10 @@ def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, no
                     " a volume or the network is not ready; the pod's events say which"
                 )
                 return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+        unseen = not status.get("conditions") and "nodeName" not in pod.get("spec", {}) and created is not None
+        if unseen and now - datetime.fromisoformat(created) > _STARTING:
+            text = f"{pod['metadata']['name']} was created at {created}, and no scheduler has looked at it"
+            return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
     if creation_failure is not None:
         return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(creation_failure, limit=512))
     return None
