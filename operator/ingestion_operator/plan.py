@@ -269,10 +269,15 @@ def _annotation_path(name: str) -> str:
 def _advance(draft: _Draft) -> None:
     if not draft.status.attempts:
         _begin(draft)
-    elif draft.attempt.completion_time is None:
-        _follow(draft)
-    elif draft.snapshot.job.spec.retry_generation > draft.attempt.generation:
+        return
+    attempt = draft.attempt
+    if attempt.completion_time is not None and draft.snapshot.job.spec.retry_generation > attempt.generation:
         _begin(draft)
+        return
+    # A retry is admitted by these two, and not for ever by what somebody else has written there.
+    draft.set(phase=questions.phase_of(draft.status), observed_retry_generation=attempt.generation)
+    if attempt.completion_time is None:
+        _follow(draft)
 
 
 def _begin(draft: _Draft) -> None:
@@ -817,21 +822,12 @@ def _finish(draft: _Draft) -> None:
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
-    assert attempt.reason is not None
-    phase = _phase(draft.status, attempt.reason)
+    draft.set_attempt(completion_time=draft.now)
+    phase = questions.phase_of(draft.status)
     version = draft.status.version
     if version is not None and phase is not Phase.COMPLETED:
         version = version.model_copy(update={"state": VersionState.FAILED})
-    draft.set_attempt(completion_time=draft.now)
     draft.set(phase=phase, version=version, completion_time=draft.now)
-
-
-def _phase(status: Status, reason: Reason) -> Phase:
-    if reason is Reason.SUCCEEDED:
-        return Phase.COMPLETED
-    if reason is Reason.SEGMENTS_FAILED and status.segments is not None and status.segments.completed:
-        return Phase.PARTIAL_FAILURE
-    return Phase.FAILED
 
 
 # ── leftovers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -869,7 +865,8 @@ def _expire(draft: _Draft) -> None:
     """Delete a completed job when its time to live is over."""
     ttl, ended = draft.snapshot.job.spec.ttl_seconds_after_finished, draft.status.completion_time
     # Only by what is recorded already: a status that is still to be written may be refused.
-    if ttl is None or ended is None or draft.snapshot.job.status.phase is not Phase.COMPLETED:
+    phases = {draft.snapshot.job.status.phase, draft.status.phase}
+    if ttl is None or ended is None or phases != {Phase.COMPLETED}:
         return
     left = (ended + timedelta(seconds=ttl) - draft.now).total_seconds()
     if left <= 0:

@@ -23,12 +23,26 @@ def settled(job: IngestionJob) -> bool:
     token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
     handled = job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")
     return (
-        status.phase in names.TERMINAL_PHASES
+        at_rest(job)
+        and status.phase is phase_of(status)
+        and status.observed_retry_generation == status.attempts[-1].generation
         and not retry.pending(job)
         and status.observed_generation == job.metadata.generation
         and (not token or token == handled == status.last_handled_retry_request)
         and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
     )
+
+
+def phase_of(status: Status) -> Phase:
+    """Return the phase by what is recorded of the last attempt."""
+    last = status.attempts[-1]
+    if last.completion_time is None:
+        return Phase.PROCESSING
+    if last.reason is Reason.SUCCEEDED:
+        return Phase.COMPLETED
+    if last.reason is Reason.SEGMENTS_FAILED and status.segments is not None and status.segments.completed:
+        return Phase.PARTIAL_FAILURE
+    return Phase.FAILED
 
 
 def current(job: IngestionJob) -> AttemptJob | None:

@@ -449,6 +449,16 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("        if child.deadline_seconds != deadline:\n", "        if False:\n"),),
     ),
     Mutation(
+        name="the phase is whatever somebody has written there",
+        file="plan.py",
+        changes=(
+            (
+                "    draft.set(phase=questions.phase_of(draft.status), observed_retry_generation=attempt.generation)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutation(
         name="pods whose creation is refused are not spoken of",
         file="reconcile.py",
         changes=(("            if child.active:\n", "            if child.active >= 0:\n"),),

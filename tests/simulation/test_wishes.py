@@ -10,6 +10,7 @@ from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
 from support.builders import ingestion_job
 
+from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle
@@ -31,7 +32,7 @@ def reach(cluster: SimulatedCluster, phase: str, generation: int = 0, *, seconds
 
     def there() -> bool:
         status = live(cluster)["status"]
-        return status["phase"] == phase and status["observedRetryGeneration"] == generation
+        return status["phase"] == phase and status.get("observedRetryGeneration") == generation
 
     assert cluster.pass_until(there, seconds=seconds), live(cluster)["status"]
     status: JsonObject = live(cluster)["status"]
@@ -303,3 +304,33 @@ def test_to_suspend_what_a_queue_has_admitted_is_answered(cluster: SimulatedClus
     patch(cluster, suspend=True)
     assert cluster.pass_until(lambda: "its queue's to suspend" in why(cluster), seconds=30)
     assert not cluster.api.all("jobs")[-1]["spec"]["suspend"]
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"phase": "processing"},
+        {"phase": "completed"},
+        {"phase": "queued"},
+        {"observedRetryGeneration": None},
+        {"observedRetryGeneration": 5},
+    ],
+    ids=str,
+)
+def test_what_a_retry_is_admitted_by_is_put_right(cluster: SimulatedCluster, status: JsonObject) -> None:
+    """Invariant 5: `phase` is a projection, whoever has written another, and also if nobody has heard of that."""
+    only = fail_in_part(cluster)
+    patch(cluster, ttlSecondsAfterFinished=10)
+    cluster.pass_until(lambda: False, seconds=60)
+    cluster.api.request("PATCH", f"{PATH}/status", body={"status": status}, content_type=MERGE_PATCH)
+    cluster.deliver(only, INGESTION_JOBS, lose=True)
+    reach(cluster, "partial_failure", seconds=130)
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1, ttlSecondsAfterFinished=None)
+    reach(cluster, "completed", 1)
+
+
+def test_the_phase_of_an_attempt_that_runs_is_put_right(cluster: SimulatedCluster) -> None:
+    start(cluster)
+    cluster.api.request("PATCH", f"{PATH}/status", body={"status": {"phase": "failed"}}, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "processing", seconds=30)
