@@ -32,6 +32,11 @@ _STEP_SECONDS: Final = 5.0
 log = logging.getLogger(__name__)
 
 
+def boot_time() -> float:
+    """Return seconds that go on while the machine is suspended, as those of `time.monotonic` do not."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class LeaseLostError(Exception):
     """The Lease is another's, or could not be renewed in time: stop working at once."""
 
@@ -77,7 +82,7 @@ class Leadership:
         clock: seconds that only grow; for tests.
     """
 
-    def __init__(self, *, client: KubeClient, lease: Lease, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, client: KubeClient, lease: Lease, clock: Callable[[], float] = boot_time) -> None:
         self._client = client
         self._lease = lease
         self._path = lease_path(lease.namespace, lease.name)
@@ -89,7 +94,7 @@ class Leadership:
 
     @property
     def valid(self) -> bool:
-        """True while this replica leads for certain. It turns false by time alone, however long the process slept."""
+        """True while this replica leads for certain. It turns false by time alone, though process or machine slept."""
         return self._clock() < self._valid_until
 
     @property

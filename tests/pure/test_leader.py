@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import pytest
@@ -63,3 +64,19 @@ async def test_who_has_lost_the_lease_writes_nothing(monkeypatch: pytest.MonkeyP
         await client.request("PATCH", "/x")
     assert sent == ["PATCH", "GET"]
     assert len(left) == 1
+
+
+async def test_the_clock_goes_on_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = 0.0
+    gettime = time.clock_gettime
+
+    def suspended(clock: int) -> float:
+        return gettime(clock) + (slept if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    monkeypatch.setattr(time, "clock_gettime", suspended)
+    lease = Lease(namespace="system", name="operator", identity="first")
+    leadership = Leadership(client=cast(KubeClient, Leases()), lease=lease)
+    assert await leadership._step(1)
+    assert leadership.valid
+    slept = 11.0
+    assert not leadership.valid
