@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.parsing.html import parse_html
+from ingestion_worker.parsing.html import html_text, parse_html
 from ingestion_worker.parsing.text import decode
 
 WESTERN = {
@@ -179,3 +179,48 @@ def test_a_page_with_half_a_letter_keeps_all_others(tmp_path: Path) -> None:
     written: list[str] = []
     parse_html(path=file, name="page.html", write=written.append)
     assert "".join(written).count("Größe") == 200
+
+
+DECLARED = {
+    "windows-1250": OTHERS["cp1250 Polish"],
+    "windows-1251": OTHERS["cp1251 Russian"],
+    "windows-1253": OTHERS["cp1253 Greek"],
+    "windows-1254": OTHERS["cp1254 Turkish"],
+    "windows-1257": "Latvijas galvaspilsēta ir Rīga, kurā dzīvo ļoti daudz cilvēku. Šeit ķēniņš ēda žāvētas zivis.",
+    "iso-8859-1": WESTERN["German"],
+    "iso-8859-2": "Žluťoučký kůň příliš úpěl ďábelské ódy. Šťastný člověk žije v Praze a ráno jí housku.",
+    "iso-8859-3": "Ĉu vi parolas Esperanton? Ŝi ĝojas kaj ĵus aĉetis ĥoron, ankaŭ la eĥoŝanĝoj ĉiuĵaŭde.",
+    "iso-8859-4": "Lietuvos Respublika yra valstybė Šiaurės Europoje, žmonės čia gyvena nuo seno.",
+    "iso-8859-6": "اللغة العربية هي لغة جميلة ويتحدث بها الملايين من الناس",
+    "iso-8859-8": "שלום עולם, זוהי פסקה בעברית",
+    "iso-8859-13": "Lietuvos sostinė yra Vilnius, žmonės čia gyvena nuo seno ir šnekasi lietuviškai, ąžuolų giriose.",
+    "iso-8859-15": "Le prix est de 25 € par mois pour l'Œuvre complète; cœur, sœur, Žižek.",
+    "macintosh": "Übergrößenträger äußern sich häufig fröhlich über süße Brötchen.",
+    "koi8-u": "Київ є столицею України. Їжак їсть ґрунт.",
+    "tis-620": "ภาษาไทยเป็นภาษาราชการของประเทศไทย และเป็นภาษาแม่ของชาวไทย",
+    "shift_jis": OTHERS["shift_jis Japanese"],
+    "euc-jp": OTHERS["shift_jis Japanese"],
+    "iso-2022-jp": OTHERS["shift_jis Japanese"],
+    "gb2312": OTHERS["gb18030 Chinese"],
+    "big5": "繁體中文是使用於臺灣、香港與澳門的文字。這是一個比較長的段落。",
+    "euc-kr": "이것은 조금 긴 한국어 문장입니다. 문자 인코딩 감지가 올바르게 되는지 확인합니다.",
+}
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    ['<?xml version="1.0" encoding="{}"?>\n', "\n<?xml version='1.0' encoding = '{}' standalone='yes'?>"],
+)
+@pytest.mark.parametrize("charset", DECLARED)
+def test_the_encoding_of_an_xhtml_page_may_stand_in_its_declaration_alone(charset: str, declaration: str) -> None:
+    page = f"{declaration.format(charset)}<html><head><title/></head><body><p>{DECLARED[charset]}</p></body></html>"
+    assert html_text(data=page.encode(charset), name="page.html") == f"{DECLARED[charset]}\n"
+
+
+def test_a_declaration_counts_for_less_than_what_is_stated_or_cannot_be_so() -> None:
+    page = '<?xml version="1.0" encoding="{}"?><meta charset="{}"/><p>Größe</p>'
+    assert html_text(data=page.format("koi8-r", "latin1").encode("latin-1"), name="page.html") == "Größe\n"
+    for charset in ("utf-16", "UTF-32", "utf-8"):
+        page = f'<?xml version="1.0" encoding="{charset}"?><p>Größe</p>'
+        assert html_text(data=page.encode(), name="page.html") == "Größe\n"
+        assert html_text(data=page.encode("utf-16"), name="page.html") == "Größe\n"

@@ -19,6 +19,11 @@ MAX_HTML_BYTES: Final = 64 * 2**20
 _META: Final = re.compile(
     rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*(?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE
 )
+# XHTML's own place for it.
+_DECLARATION: Final = re.compile(
+    rb"""\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*["'](?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""",
+    re.IGNORECASE,
+)
 _INVISIBLE: Final = ["script", "style", "noscript", "template", "head", "svg", "iframe", "object"]
 # XML may close any element by `/>`. HTML takes that for a start, which swallows what follows, but for those that never
 # hold anything; and it takes CDATA for a comment.
@@ -69,7 +74,7 @@ def html_text(*, data: bytes, name: str, charset: str | None = None, xml: bool =
     Raises:
         WorkerError: DocumentUnreadable, DocumentTruncated.
     """
-    found = _META.search(data[:4096])
+    found = _META.search(data[:4096]) or _DECLARATION.match(data[:1024])
     text = decode(data=data, name=name, charset=charset or (found.group(1).decode("ascii") if found else None))
     if xml or text.lstrip().startswith("<?xml"):
         text = _CLOSED.sub(_opened_and_closed, _without_cdata(text=text))
