@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,33 @@ def test_time_grows_with_the_text_alone(monkeypatch: pytest.MonkeyPatch, text: s
     split(text=text, chunk_size=1000, overlap=overlap)
     assert max(given) <= 16_000
     assert sum(given) < len(text) * 1.25
+
+
+@pytest.mark.parametrize("size", [1000, 32_768])
+@pytest.mark.parametrize("blank", ["\n \n", " \n", "\t\n", "\u3000\n", "\u2028"])
+def test_blank_lines_take_no_more_time_than_text(blank: str, size: int) -> None:
+    run = (blank * 512)[:512]
+    for line in (blank, f"word{run}"):
+
+        def seconds(characters: int, line: str = line) -> float:
+            text = f"Title{line * (characters // len(line))}End"
+            began = time.process_time()
+            assert [content[-3:] for _, content in split(text=text, chunk_size=size, overlap=100)][-1] == "End"
+            return time.process_time() - began
+
+        seconds(10)  # loads what it needs
+        assert seconds(16_000) < 8 * max(0.02, seconds(4_000))
+
+
+@pytest.mark.parametrize("size", [200, 1000])
+def test_white_space_that_no_chunk_spans_is_all_that_is_between_chunks(size: int) -> None:
+    for white in (512, 513, 100_000):
+        text = f"{'One. ' * 90}{chr(10) * white}{'Two. ' * 90}"
+        found = split(text=text, chunk_size=size, overlap=50)
+        assert all(text[offset : offset + len(content)] == content for offset, content in found)
+        covered = {position for offset, content in found for position in range(offset, offset + len(content))}
+        assert all(position in covered for position in range(len(text)) if not text[position].isspace())
+        assert (found == TextSplitter(size, overlap=50).chunk_indices(text)) or white > 512
 
 
 def test_a_sentence_over_a_border_is_found_whole() -> None:

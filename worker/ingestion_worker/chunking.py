@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from semantic_text_splitter import TextSplitter
 
 # A segment has at most 16 Mi characters and a chunk takes at least one, so a chunk's index stays unique.
 CHUNKS_PER_SEGMENT = 2**24
 # The splitter looks for each chunk's end in all that follows up to the next line end: it is given so much at a time.
 _WINDOW_CHUNKS = 16
 _WINDOW_CHARACTERS = 4096
+# In white space the splitter takes time with the square of its length: no chunk spans more of it.
+_GAP: Final = re.compile(r"(?<!\s)\s{513,}")
 _PAGE_BREAK = "\n\n"
 
 
@@ -35,13 +42,23 @@ class Chunk:
 def split(*, text: str, chunk_size: int, overlap: int) -> list[tuple[int, str]]:
     """Cut text at the largest units that fit (paragraphs, sentences, words); return (offset, chunk) in characters.
 
-    Takes time in proportion to the text, whatever is in it, and makes the chunks that the splitter makes of the whole.
+    Takes time in proportion to the text, whatever is in it, and makes the chunks that the splitter makes of the whole:
+    of the whole on each side where there are more than 512 characters of white space.
 
     Source: https://docs.rs/text-splitter
     """
     from semantic_text_splitter import TextSplitter
 
     splitter = TextSplitter(chunk_size, overlap=overlap)
+    edges = [0, *(edge for gap in _GAP.finditer(text) for edge in gap.span()), len(text)]
+    return [
+        (first + offset, content)
+        for first, last in zip(edges[::2], edges[1::2], strict=True)
+        for offset, content in _in_windows(splitter=splitter, text=text[first:last], chunk_size=chunk_size)
+    ]
+
+
+def _in_windows(*, splitter: TextSplitter, text: str, chunk_size: int) -> list[tuple[int, str]]:
     window = max(_WINDOW_CHARACTERS, _WINDOW_CHUNKS * chunk_size)
     chunks: list[tuple[int, str]] = []
     start = 0
