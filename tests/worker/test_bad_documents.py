@@ -334,6 +334,23 @@ def test_html_elements_do_not_glue_words_together(worker: Worker, element: str) 
     assert canonical(worker, page, "a.html").split() == [b"one", b"two"]
 
 
+@pytest.mark.parametrize(
+    ("page", "wanted"),
+    [
+        (
+            "<p>a    b</p><pre>\ndef f(x):\n    if <b>x</b>:\n\n\n\n&nbsp;       return 1</pre><p>c \n d</p>",
+            "a b\n\ndef f(x):\n    if x:\n\n\n\n        return 1\n\nc \n d\n",
+        ),
+        ("<pre>    first\n\tsecond\r\n</pre>", "    first\n\tsecond\n"),
+        ("<form>a  b<textarea>  x\n    <y></textarea>c  d</form>", "a b  x\n    <y>c d\n"),
+        ("<p>\ue000 \ue001</p><pre>\ue000  \uf8ff</pre>", "\ue000 \ue001\n\n\ue000  \uf8ff\n"),
+        ("<p>a&#1;  b&#2;  c</p><pre>d&#2;  e&#1;  f", "a  b c\n\nd e  f\n"),
+    ],
+)
+def test_a_listing_keeps_its_indentation(worker: Worker, page: str, wanted: str) -> None:
+    assert canonical(worker, f"<body>{page}".encode(), "a.html").decode() == wanted
+
+
 XHTML_BODY = """<head><title/><script src="a.js"/></head><body><p>one<a id="x"/> two</p><br/><img src="/" alt='>'/>
 <textarea name="a/b" /><div class='"'/><p>th&nbsp;ree</p><![CDATA[4 < <b>5</b> & <i/>]]>
 <iframe src=""/><svg><path/></svg>

@@ -39,6 +39,8 @@ _BLOCKS: Final = (
     "address,article,aside,blockquote,br,button,caption,center,dd,details,div,dl,dt,fieldset,figcaption,figure,footer,form,"
     "h1,h2,h3,h4,h5,h6,header,hr,label,legend,li,main,nav,ol,option,p,pre,section,shadow-root,summary,table,tr,ul"
 )
+# Control characters, so that none of them is published, whoever wrote it.
+_KEPT: Final = re.compile("\x01([^\x01\x02]*)\x02")
 _SPACES: Final = re.compile(r"[ \t\u00a0]+")
 _LINES: Final = re.compile(r" ?\n[ \n]*\n ?")
 
@@ -88,8 +90,14 @@ def html_text(*, data: bytes, name: str, charset: str | None = None, xml: bool =
         node.insert_after("\n")
     for node in body.css("td,th"):
         node.insert_after("\t")
-    plain = normal_lines(text=body.text() or "")
-    return _LINES.sub("\n\n", _SPACES.sub(" ", plain)).strip() + "\n"
+    for node in body.css("pre,textarea"):
+        node.insert_before("\x01")
+        node.insert_after("\x02")
+    parts = [normal_lines(text=part) for part in _KEPT.split(body.text() or "")]
+    parts[::2] = [_LINES.sub("\n\n", _SPACES.sub(" ", part)) for part in parts[::2]]
+    parts[1::2] = [part.replace("\u00a0", " ") for part in parts[1::2]]
+    parts[0] = parts[0].lstrip()
+    return "".join(parts).rstrip() + "\n"
 
 
 def _opened_and_closed(found: re.Match[str]) -> str:
