@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import time
 import tracemalloc
 import zipfile
@@ -475,14 +476,35 @@ def test_an_archive_without_a_type_is_not_opened_outside_of_the_guarded_parser(t
             tracemalloc.stop()
 
 
-def test_docx_notes_come_after_the_text(worker: Worker) -> None:
+RELATIONSHIP = '<Relationship Id="{}" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/{}"'
+
+
+@pytest.mark.parametrize(
+    ("main", "footnotes", "endnotes"),
+    [
+        ("word/document.xml", None, None),
+        ("word/document2.xml", "/word/footnotes2.xml", "endnotes2.xml"),
+        ("word/document.xml", "notes/foot.xml", "../other/footnotes.xml"),
+    ],
+)
+def test_docx_notes_come_after_the_text(worker: Worker, main: str, footnotes: str | None, endnotes: str | None) -> None:
     note = '<w:footnote w:id="{}"><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:footnote>'
-    buffer = io.BytesIO(docx(paragraphs=["The fee is due monthly."]))
+    namespace = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    buffer = io.BytesIO(docx(paragraphs=["The fee is due monthly."], main=main))
+    targets = ""
     with zipfile.ZipFile(buffer, "a") as archive:
-        for part, text in (("endnotes", "As decided in May."), ("footnotes", "Except in August.")):
+        for kind, target, text in (
+            ("endnotes", endnotes, "As decided in May."),
+            ("footnotes", footnotes, "Except in August."),
+        ):
+            part = posixpath.normpath(posixpath.join("/word", target or f"{kind}.xml")).lstrip("/")
             notes = note.format(-1, "") + note.format(1, text)
-            namespace = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
-            archive.writestr(f"word/{part}.xml", f'<w:{part} xmlns:w="{namespace}">{notes}</w:{part}>')
+            archive.writestr(part, f'<w:{kind} xmlns:w="{namespace}">{notes}</w:{kind}>')
+            targets += f'{RELATIONSHIP.format(kind, kind)} Target="{target}"/>' if target else ""
+        of_package = f'{RELATIONSHIP.format("r1", "officeDocument")} Target="{main}"/>'
+        archive.writestr("_rels/.rels", f"<Relationships>{of_package}</Relationships>")
+        if targets:
+            archive.writestr(f"word/_rels/{posixpath.basename(main)}.rels", f"<Relationships>{targets}</Relationships>")
     wanted = b"The fee is due monthly.\nExcept in August.\nAs decided in May.\n"
     assert canonical(worker, buffer.getvalue(), "a.docx") == wanted
 

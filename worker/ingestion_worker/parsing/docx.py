@@ -24,7 +24,7 @@ MAX_ENTRIES: Final = 20_000
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _RELATIONSHIP: Final = "/officeDocument"
 _MAIN: Final = "word/document.xml"
-_NOTES: Final = ("footnotes.xml", "endnotes.xml")
+_NOTES: Final = ("footnotes", "endnotes")
 
 
 def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
@@ -88,7 +88,10 @@ class _Package:
         _check_sizes(archive=self._archive, name=self._name)
         main = _main_part(archive=self._archive, name=self._name)
         self._read_part(part=main, write=self._write)
-        for notes in (posixpath.join(posixpath.dirname(main), file) for file in _NOTES):
+        targets = self._targets(main).values() or [
+            (notes, posixpath.join(posixpath.dirname(main), f"{notes}.xml")) for notes in _NOTES
+        ]
+        for notes in (part for wanted in _NOTES for kind, part in targets if kind == wanted):
             if notes in self._archive.namelist():
                 # The lines that separate them from the text are notes without any.
                 self._read_part(part=notes, write=lambda text: self._write(text) if text.strip() else None)
@@ -99,7 +102,7 @@ class _Package:
 
     def _include(self, owner: str, relationship: str) -> None:
         """Write a file that stands whole in the archive and that Word shows in its place in the text."""
-        part = self._targets(owner).get(relationship, relationship)
+        _, part = self._targets(owner).get(relationship, ("", relationship))
         if part not in self._archive.namelist():
             raise WorkerError("DocumentUnreadable", f"{self._name} is damaged: it includes {part}, which is not there")
         label = f"{part} of {self._name}"
@@ -122,14 +125,18 @@ class _Package:
         else:
             raise WorkerError("UnsupportedType", f"{label}: of what a DOCX includes, HTML, text and DOCX are read")
 
-    def _read_targets(self, owner: str) -> dict[str, str]:
-        """Return the names of the parts that a part refers to."""
+    def _read_targets(self, owner: str) -> dict[str, tuple[str, str]]:
+        """Return what kind of part a part refers to, and its name."""
         folder, file = posixpath.split(owner)
-        with self._archive.open(f"{folder}/_rels/{file}.rels") as part:
+        relationships = f"{folder}/_rels/{file}.rels"
+        if relationships not in self._archive.namelist():
+            return {}
+        with self._archive.open(relationships) as part:
             return {
-                str(element.get("Id")): posixpath.normpath(
-                    posixpath.join("/", folder, str(element.get("Target", "")))
-                ).lstrip("/")
+                str(element.get("Id")): (
+                    str(element.get("Type", "")).rpartition("/")[2],
+                    posixpath.normpath(posixpath.join("/", folder, str(element.get("Target", "")))).lstrip("/"),
+                )
                 for event, element in _events(part)
                 if event == "end"
             }
