@@ -224,6 +224,48 @@ def test_docx_text_keeps_order_and_skips_what_is_no_text(worker: Worker) -> None
     assert canonical(worker, docx(body=body), "a.docx") == b"One\ttwo\ncell\nchoice\nend\n"
 
 
+def field(instruction: str, result: str) -> str:
+    """Return a field's runs; `instruction` and `result` are runs."""
+    begin, separate, end = (f'<w:r><w:fldChar w:fldCharType="{kind}"/></w:r>' for kind in ("begin", "separate", "end"))
+    return f"{begin}{instruction}{separate}{result}{end}"
+
+
+def said(text: str) -> str:
+    return f"<w:r><w:t>{text}</w:t></w:r>"
+
+
+SEX = field("<w:r><w:instrText>MERGEFIELD Sex</w:instrText></w:r>", said("M"))
+CHOICE = '<mc:AlternateContent xmlns:mc="urn:mc">{}{}</mc:AlternateContent>'
+HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
+
+
+@pytest.mark.parametrize(
+    ("runs", "wanted"),
+    [
+        (f"{said('Dear ')}{field(SEX, said('Mr.'))}{said(' Smith')}", "Dear Mr. Smith"),
+        (f"{field('', field('', said('linked')) + said(' twice'))}{SEX}", "linked twiceM"),
+        (f"<w:r><w:fldChar w:fldCharType='begin'/></w:r>{said('no end')}</w:p><w:p>{SEX}", "no end\nM"),
+        (f"<w:r><w:fldChar w:fldCharType='end'/><w:fldChar w:fldCharType='separate'/></w:r>{SEX}", "M"),
+        (
+            f"<w:r><w:ruby><w:rt>{said('とうきょう')}</w:rt><w:rubyBase>{said('東京')}</w:rubyBase></w:ruby></w:r>",
+            "東京",
+        ),
+        (HIDDEN.format("<w:b/><w:vanish/>") + said("shown"), "shown"),
+        (HIDDEN.format('<w:vanish w:val="1"/>') + said("shown"), "shown"),
+        (HIDDEN.format('<w:vanish w:val="false"/>') + said("shown"), "hidden\tshown"),
+        (HIDDEN.format("<w:rPrChange><w:rPr><w:vanish/></w:rPr></w:rPrChange>") + said("shown"), "hidden\tshown"),
+        (CHOICE.format(f"<mc:Choice>{said('one')}</mc:Choice>", f"<mc:Choice>{said('two')}</mc:Choice>") * 2, "oneone"),
+    ],
+)
+def test_docx_text_that_no_reader_sees_or_sees_once_is_published_so(worker: Worker, runs: str, wanted: str) -> None:
+    body = f"<w:p>{runs}</w:p><w:p>{said('end')}</w:p>"
+    assert canonical(worker, docx(body=body), "a.docx").decode() == f"{wanted}\nend\n"
+
+
+def test_docx_text_that_stands_in_nothing_is_text(worker: Worker) -> None:
+    assert canonical(worker, archive({"word/document.xml": b"<t>text</t>"}), "a.docx") == b"text"
+
+
 def canonical(worker: Worker, data: bytes, name: str) -> bytes:
     """Return the text that a document is published as."""
     worker.prepare(document__source__uri=worker.upload(data=data, name=name))

@@ -197,38 +197,51 @@ def _events(part: IO[bytes]) -> Any:
     )
 
 
-# Inside these nothing is text: a Fallback repeats content for older readers, properties hold tab stops, and what was
-# moved stands where it was moved to as well.
-_SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "sectPr"})
+# Inside these nothing is text: a Fallback repeats content for older readers, properties hold tab stops, what was moved
+# stands where it was moved to as well, and above a word in Chinese or Japanese stands how it is read.
+_SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "rt", "sectPr"})
 _MARKS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+_OFF: Final = frozenset({"0", "false", "off"})
 
 
 def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Callable[[str], None]) -> None:
     pieces: list[str] = []
     skipping = 0
+    fields: list[bool] = []  # of each that is open in this paragraph, whether what follows still says how to make it
     for event, element in _events(part):
         tag = element.tag
         local = tag.rpartition("}")[2] if isinstance(tag, str) else ""
+        # A second Choice repeats the first one for other readers.
+        skipped = local in _SKIPPED or (local == "Choice" and element.getprevious() is not None)
         if event == "start":
-            skipping += local in _SKIPPED
+            skipping += skipped
             if local == "p" and pieces and not skipping:
                 # A text box's paragraph, inside the one that it is anchored to.
                 write("".join(pieces) + "\n")
                 pieces.clear()
             continue
-        if local in _SKIPPED:
+        if skipped:
             skipping -= 1
         elif skipping:
             continue
-        elif local == "t":
-            pieces.append(element.text or "")
-        elif local in _MARKS:
-            pieces.append(_MARKS[local])
+        elif local == "t" or local in _MARKS:
+            # What a field gives is no text where another is made of it.
+            if not any(fields[:-1]) and not _is_hidden(run=element.getparent()):
+                pieces.append(_MARKS.get(local) or element.text or "")
+        elif local == "fldChar":
+            kind = _attribute(element=element, name="fldCharType")
+            if kind == "begin":
+                fields.append(True)
+            elif fields and kind == "separate":
+                fields[-1] = False
+            elif fields and kind == "end":
+                fields.pop()
         elif local == "p":
             write("".join(pieces) + "\n")
             pieces.clear()
+            fields.clear()
         elif local == "altChunk":
-            include(next((value for key, value in element.attrib.items() if key.endswith("}id")), ""))
+            include(_attribute(element=element, name="id"))
         if local in ("p", "tbl"):
             # Free what was read: a document of 5 million characters stays at a few MiB.
             element.clear()
@@ -236,3 +249,13 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
                 del element.getparent()[0]
     if pieces:
         write("".join(pieces))
+
+
+def _attribute(*, element: Any, name: str) -> str:
+    return next((value for key, value in element.attrib.items() if key.endswith(f"}}{name}")), "")
+
+
+def _is_hidden(*, run: Any) -> bool:
+    # Its properties come first. To look for them would take time with the square of what is in it.
+    found = () if run is None else run[0].iterchildren("{*}vanish")
+    return any(_OFF.isdisjoint(vanish.attrib.values()) for vanish in found)
