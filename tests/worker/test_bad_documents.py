@@ -75,12 +75,13 @@ def declared_bomb() -> bytes:
     return bytes(data)
 
 
-def pdf_with(*, annotations: list[bytes], catalog: bytes = b"") -> bytes:
+def pdf_with(*, annotations: list[bytes], catalog: bytes = b"", page: bytes = b"") -> bytes:
     """Return a PDF of two pages that say `Body`, each with an appearance that says `Drawn`.
 
     Args:
         annotations: of each page, in PDF's own words; `%s` in them is a reference to the appearance.
         catalog: what else it says; `%s` in it is references to all annotations.
+        page: what else each page says.
     """
     count = len(annotations)
     numbers = range(7, 7 + 2 * count)
@@ -91,8 +92,8 @@ def pdf_with(*, annotations: list[bytes], catalog: bytes = b"") -> bytes:
     ]
     for own in (numbers[:count], numbers[count:]):
         references = b" ".join(b"%d 0 R" % at for at in own)
-        page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] %s /Contents %d 0 R /Annots [%s] >>"
-        objects.append(page % (fonts, 7 + 2 * count, references))
+        kid = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] %s /Contents %d 0 R /Annots [%s] %s >>"
+        objects.append(kid % (fonts, 7 + 2 * count, references, page))
     objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     drawn = b"BT /F1 12 Tf 2 10 Td (Drawn) Tj ET"
     form = b"<< /Type /XObject /Subtype /Form /BBox [0 0 300 20] %s /Length %d >>\nstream\n%s\nendstream"
@@ -599,6 +600,8 @@ DRAWN = b"/AP << /N %s >>"
             b"",
             ["Body", "Drawn"],
         ),
+        ([b"/Subtype /Stamp /F 36" + DRAWN], b"", ["Body"]),
+        ([FIELD + b"/F 36", b"/Subtype /Stamp" + DRAWN], FORM, ["Body", "Drawn"]),
     ],
 )
 def test_what_lies_visibly_on_a_page_is_text_and_nothing_else(
@@ -608,6 +611,25 @@ def test_what_lies_visibly_on_a_page_is_text_and_nothing_else(
     file.write_bytes(pdf_with(annotations=annotations, catalog=catalog))
     pages = read_pages(path=file, name="a.pdf", first=0, last=2, before=False)
     assert [page.split() for page in pages] == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("page", "wanted"),
+    [
+        (b"/CropBox [0 650 600 800]", ["Body"]),
+        (b"/CropBox [0 0 600 650]", ["Drawn"]),
+        (b"/CropBox [0 0 600 650] /Rotate 90", ["Drawn"]),
+        (b"/CropBox [0 0 600 800]", ["Body", "Drawn"]),
+        (b"/CropBox [-9 -9 999 999]", ["Body", "Drawn"]),
+        (b"/CropBox [1000 0 2000 800]", ["Body", "Drawn"]),  # nothing would be left of the page
+        (b"/MediaBox [0 0 50 800]", ["Body", "Drawn"]),
+    ],
+)
+def test_what_is_cropped_off_a_page_is_no_text_of_it(tmp_path: Path, page: bytes, wanted: list[str]) -> None:
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdf_with(annotations=[b"/Subtype /Stamp" + DRAWN], page=page))
+    pages = read_pages(path=file, name="a.pdf", first=0, last=2, before=False)
+    assert [text.split() for text in pages] == [wanted, wanted]
 
 
 def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> None:

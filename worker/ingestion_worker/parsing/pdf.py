@@ -124,12 +124,18 @@ def _open(*, path: Path, name: str) -> Any:
 def _page_text(*, document: Any, index: int) -> str:
     page = document[index]
     try:
+        # Asked before anything is made part of the page, which gives it other boxes.
+        cropped = page.get_cropbox(fallback_ok=False) not in (None, page.get_mediabox(fallback_ok=False))
+        left, bottom, right, top = page.get_bbox()
         # What is filled into a form, or lies on top of a page, is no text of it before it is made part of it.
         if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
             page = document[index]
         text_page = page.get_textpage()
         try:
+            # Of other pages, what sticks out over an edge is kept.
+            if cropped and left < right and bottom < top:
+                return clean_text(text=text_page.get_text_bounded(left, bottom, right, top))
             return clean_text(text=text_page.get_text_range())
         finally:
             text_page.close()
@@ -138,15 +144,16 @@ def _page_text(*, document: Any, index: int) -> str:
 
 
 def _lies_on_top(*, page: Any) -> bool:
-    """Return True if there is something on a page that may hold text, and take off what never does."""
-    kinds = []
+    """Return True if there is something on a page that may hold text, and take off what never does or is not shown."""
+    silent = []
     for index in range(raw.FPDFPage_GetAnnotCount(page)):
         annotation = raw.FPDFPage_GetAnnot(page, index)
-        kinds.append(raw.FPDFAnnot_GetSubtype(annotation))
+        unseen = raw.FPDFAnnot_GetFlags(annotation) & raw.FPDF_ANNOT_FLAG_NOVIEW
+        silent.append(bool(unseen) or raw.FPDFAnnot_GetSubtype(annotation) in _SILENT)
         raw.FPDFPage_CloseAnnot(annotation)
-    if _SILENT.issuperset(kinds):
+    if all(silent):
         return False
-    for index in reversed(range(len(kinds))):
-        if kinds[index] in _SILENT:
+    for index in reversed(range(len(silent))):
+        if silent[index]:
             raw.FPDFPage_RemoveAnnot(page, index)
     return True
