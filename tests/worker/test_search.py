@@ -328,6 +328,21 @@ def test_the_cache_counts_entries_and_listings_too_and_gives_vectors_up_first() 
     assert 0 < len(kept) < 100
 
 
+def test_the_cache_counts_what_an_output_without_vectors_takes() -> None:
+    cache = SegmentCache(max_bytes=100_000)
+    for number in range(10_000):
+        cache.vectors(bucket="b", key=str(number), load=lambda: np.zeros((0, 8), dtype=np.float32))
+    missing: list[int] = []
+
+    def load(number: int) -> np.ndarray:
+        missing.append(number)
+        return np.zeros((0, 8), dtype=np.float32)
+
+    for number in reversed(range(10_000)):
+        cache.vectors(bucket="b", key=str(number), load=lambda number=number: load(number))
+    assert 150 <= 10_000 - len(missing) <= 170
+
+
 def test_a_listing_without_end_is_left_at_the_deadline(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = worker.upload(data=pdf(pages=["The lighthouse."] * 70))
     worker.ingest(document__source__uri=uri, mode="Segmented")

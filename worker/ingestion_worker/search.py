@@ -53,6 +53,8 @@ _MAX_TEXT_BYTES: Final = 4 * 32_768
 _FACT_BYTES: Final = 1500
 _CHARACTER_BYTES: Final = 4
 _PAIR_BYTES: Final = 128
+# What an output's vectors take besides themselves, with its key.
+_ARRAY_BYTES: Final = 600
 # What Parquet adds to values.
 _OVERHEAD_BYTES: Final = 2**20
 
@@ -107,9 +109,9 @@ class SegmentCache:
                 return found
         made = load()
         with self._lock:
-            if (bucket, key) not in self._vectors and made.nbytes <= self._max_bytes:
+            if (bucket, key) not in self._vectors and made.nbytes + _ARRAY_BYTES <= self._max_bytes:
                 self._vectors[(bucket, key)] = made
-                self._bytes += made.nbytes
+                self._bytes += made.nbytes + _ARRAY_BYTES
                 self._shrink()
         return made
 
@@ -130,7 +132,7 @@ class SegmentCache:
     def _shrink(self) -> None:
         while self._bytes > self._max_bytes and self._vectors:
             _, dropped = self._vectors.popitem(last=False)
-            self._bytes -= dropped.nbytes
+            self._bytes -= dropped.nbytes + _ARRAY_BYTES
         while self._bytes > self._max_bytes and self._facts:
             self._bytes -= _fact_bytes(self._facts.popitem(last=False)[1])
 
