@@ -246,7 +246,7 @@ class HttpEmbedder:
         for batch in batches(texts=texts):
             result[row : row + len(batch)] = self._embed_batch(batch)
             row += len(batch)
-        return _unit(result)
+        return result
 
     def _embed_batch(self, batch: list[str]) -> NDArray[np.float32]:
         if len(batch) > self._most_texts:
@@ -340,11 +340,16 @@ class HttpEmbedder:
             if len(rows) != count:
                 raise ValueError(f"{len(rows)} vectors for {count} texts")
             vectors = np.asarray(ordered, dtype=np.float32)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is not usable: {_text(error)}") from error
         if vectors.ndim != 2 or not np.isfinite(vectors).all():
             raise WorkerError("EmbeddingInvalid", "the endpoint's vectors hold something that is no finite number")
-        return vectors
+        # In four bytes the squares of honest numbers are 0 or infinite.
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        if not lengths.all():
+            raise WorkerError("EmbeddingInvalid", "one of the endpoint's vectors has no length, and so no direction")
+        result: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+        return result
 
 
 def _refusal(*, status: int, content: bytes) -> WorkerError:
