@@ -284,7 +284,6 @@ MANGLED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "not a number": lambda body: {"data": [{**row, "embedding": [float("nan"), 0, 0]} for row in body["data"]]},
     "infinite": lambda body: {"data": [{**row, "embedding": [1e300, 0, 0]} for row in body["data"]]},
     "an integer of 401 digits": lambda body: {"data": [{**row, "embedding": [10**400, 0, 0]} for row in body["data"]]},
-    "of no length": lambda body: {"data": [{**row, "embedding": [0, 0, row["index"]]} for row in body["data"]]},
     "text": lambda body: {"data": [{**row, "embedding": ["x", "y", "z"]} for row in body["data"]]},
     "no data": lambda body: {"object": "list"},
     "a list": lambda body: [1, 2],
@@ -302,7 +301,7 @@ def test_vectors_that_cannot_be_right_are_refused(case: str) -> None:
         assert failure(lambda: embedder(url).embed(["a", "bb"])).code == "EmbeddingInvalid"
 
 
-@pytest.mark.parametrize("number", [1e30, 1e-30, 1, -3e38])
+@pytest.mark.parametrize("number", [1e30, 1e-30, 1, -3e38, 0])
 def test_a_vector_has_length_1_however_long_it_comes(number: float) -> None:
     endpoint = Endpoint()
     endpoint.mangle = lambda body: {"data": [{**row, "embedding": [number, number, 0]} for row in body["data"]]}

@@ -171,7 +171,8 @@ def _load_builtin() -> tuple[Any, NDArray[np.float16]]:
     return tokenizer, weights
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return vectors of length 1; that of a text of which the model knows nothing stays 0, and is found by nothing."""
     import numpy as np
 
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -344,12 +345,7 @@ class HttpEmbedder:
             raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is not usable: {_text(error)}") from error
         if vectors.ndim != 2 or not np.isfinite(vectors).all():
             raise WorkerError("EmbeddingInvalid", "the endpoint's vectors hold something that is no finite number")
-        # In four bytes the squares of honest numbers are 0 or infinite.
-        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-        if not lengths.all():
-            raise WorkerError("EmbeddingInvalid", "one of the endpoint's vectors has no length, and so no direction")
-        result: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
-        return result
+        return _unit(vectors.astype(np.float64))  # in four bytes the squares of honest numbers are 0 or infinite
 
 
 def _refusal(*, status: int, content: bytes) -> WorkerError:
