@@ -11,14 +11,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from ingestion_crds import JsonObject
 from local_cluster import versions
 
 from ingestion_bench.case import CASES, Budget
 from ingestion_bench.result import EXPONENT_AT_MOST, Growth, Result, growths
-
-JsonObject = dict[str, Any]
 
 _HEAD = ("case", "what", "runs", "ours", "baseline", "ratio: min", "median", "max", "budget", "")
 _GROWTH_HEAD = ("grows", "with", "sizes", "ours", "baseline", "last step", "baseline", "budget", "")

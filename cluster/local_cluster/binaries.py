@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_cluster import paths, versions
+from local_cluster import host, paths, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
 from local_cluster.go import go, run_go
@@ -148,6 +148,7 @@ def _patch(*, binary: Binary, folder: Path) -> Path:
 
     As images/store.Dockerfile does.
     """
+    host.require(programs=["git"])
     there, sources, module = paths.GO_MODULES / binary.module, folder / "sources", folder / "go.mod"
     found = json.loads(run_go("mod", "download", "-json", binary.patched, module=binary.module))["Dir"]
     run(["cp", "-r", found, sources])

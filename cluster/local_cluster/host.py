@@ -20,6 +20,7 @@ PACKAGE_OF = {
     "debootstrap": "debootstrap",
     "iptables": "iptables",
     "nft": "nftables",
+    "git": "git",
 }
 """Programs and the Debian packages they come in."""
 

@@ -47,7 +47,8 @@ class JsonFormatter(logging.Formatter):
         }
         # What libraries give is for formatters of their own: kopf gives its settings, uvicorn a text in colours.
         if record.name.startswith("ingestion_"):
-            line |= {name: value for name, value in vars(record).items() if name not in _RECORD}
+            given = {name: value for name, value in vars(record).items() if name not in _RECORD}
+            line |= {name: redact(value) if isinstance(value, str) else value for name, value in given.items()}
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)

@@ -141,8 +141,8 @@ class Operator:
                 group_there = any(item["name"] == names.GROUP for item in groups)
                 self._discovered = group_there and any(item["name"] == names.PLURAL for item in resources)
                 why = "its group and version do not show it"
-            except ApiError as error:
-                why = str(error)
+            except (ApiError, KeyError, TypeError) as error:  # a proxy may answer in the API server's place
+                why = repr(error)
             if not self._discovered:
                 log.warning("the API server does not serve %s, look again in %.0f s: %s", names.PLURAL, wait, why)
                 await asyncio.sleep(wait)

@@ -262,7 +262,7 @@ def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, no
         unseen = not status.get("conditions") and "nodeName" not in pod.get("spec", {}) and created is not None
         if unseen and now - datetime.fromisoformat(created) > _STARTING:
             text = f"{pod['metadata']['name']} was created at {created}, and no scheduler has looked at it"
-            return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+            return Waiting(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
     if creation_failure is not None:
         return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(creation_failure, limit=512))
     return None

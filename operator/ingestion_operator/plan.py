@@ -501,6 +501,12 @@ def _follow(draft: _Draft) -> None:
         if child is None:
             _launch(draft, record)
             return
+        if other and child.owner_uid == draft.job.metadata.uid:
+            # Another release sent it, and died: it came after all, for a file that is no more.
+            if not child.deleting:
+                _delete(draft, child)
+            draft.look_within(_LOOK_AT_STARTING_SECONDS)
+            return
         if other:
             draft.block(
                 Reason.NAME_CONFLICT,

@@ -735,12 +735,12 @@ def _transitions(before: Status, after: Status) -> list[Event]:
             text = f"Attempt {attempt.generation} begins at {stage} ({attempt.trigger.value})"
             events.append(Event(reason=Reason.ATTEMPT_STARTED, message=text))
         if attempt.completion_time is not None and (earlier is None or earlier.completion_time is None):
-            reason = attempt.reason or Reason.SUCCEEDED
-            metrics.ATTEMPTS_ENDED.labels(reason=reason.value).inc()
+            assert attempt.reason is not None
+            metrics.ATTEMPTS_ENDED.labels(reason=attempt.reason.value).inc()
             for code, count in (attempt.codes or {}).items():
                 metrics.FAILURES.labels(code=code).inc(count)
             text = f"Attempt {attempt.generation}: {ready.message if ready else after.phase.value}"
-            events.append(Event(reason=reason, message=text, warning=after.phase in RETRYABLE_PHASES))
+            events.append(Event(reason=attempt.reason, message=text, warning=after.phase in RETRYABLE_PHASES))
     if after.phase in TERMINAL_PHASES:
         return events
     said, was = stalled(after), stalled(before)

@@ -121,13 +121,13 @@ def test_a_pod_that_somebody_holds_back_is_a_reason() -> None:
 
 
 def test_a_pod_that_no_scheduler_looks_at_is_a_reason() -> None:
-    """Without a scheduler a pod has no condition at all."""
+    """Without a scheduler, or where that is behind, a pod has no condition. While others run, the job goes on."""
     unseen = {"metadata": {"name": "p-0", "creationTimestamp": "2026-01-01T11:56:00Z"}, "spec": {}}
     pod = {**unseen, "status": {"phase": "Pending"}}
     assert read_waiting(pods=[pod], creation_failure=None, now=NOW - timedelta(minutes=2)) is None
     found = read_waiting(pods=[pod], creation_failure=None, now=NOW)
     assert found is not None
-    assert found.reason == Reason.POD_PENDING
+    assert found.reason == Reason.POD_UNSCHEDULABLE
     assert found.message == "p-0 was created at 2026-01-01T11:56:00Z, and no scheduler has looked at it"
 
 

@@ -202,6 +202,29 @@ def test_an_upgrade_while_a_job_is_refused_is_survived(
     assert {item["data"][names.ATTEMPT_KEY][:9] for item in cluster.api.all("configmaps")} == {'{"more":1'}
 
 
+def test_a_job_of_the_release_before_that_comes_after_all_holds_nothing_up(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old operator died with its request under way, and the new one has replaced the ConfigMap since."""
+
+    def held(call: Call) -> bool:
+        return call.method == "POST" and call.path == job_path(NAMESPACE)
+
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    only = cluster.start_operator()
+    cluster.settle_down(held=held)
+    late = [call for call in cluster.kill(only) if held(call)]
+    written = children.attempt_file
+    monkeypatch.setattr(children, "attempt_file", lambda **wanted: '{"more":1,' + written(**wanted)[1:])
+    cluster.start_operator()
+    cluster.settle_down(held=held)
+    assert [item["data"][names.ATTEMPT_KEY][:9] for item in cluster.api.all("configmaps")] == ['{"more":1']
+    for call in late:
+        cluster.commit(call)
+    reach(cluster, "completed")
+    assert len(late) == 1
+
+
 def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
     cluster: SimulatedCluster, policy: Policy
 ) -> None:

@@ -386,6 +386,7 @@ def test_html_elements_do_not_glue_words_together(worker: Worker, element: str) 
             "a b\n\ndef f(x):\n    if x:\n\n\n\n        return 1\n\nc \n d\n",
         ),
         ("<pre>    first\n\tsecond\r\n</pre>", "    first\n\tsecond\n"),
+        ("<pre></pre><pre></pre><pre>\n    first</pre>", "    first\n"),
         ("<form>a  b<textarea>  x\n    <y></textarea>c  d</form>", "a b  x\n    <y>c d\n"),
         ("<p>\ue000 \ue001</p><pre>\ue000  \uf8ff</pre>", "\ue000 \ue001\n\n\ue000  \uf8ff\n"),
         ("<p>a&#1;  b&#2;  c</p><pre>d&#2;  e&#1;  f", "a  b c\n\nd e  f\n"),
@@ -630,6 +631,41 @@ def test_what_is_cropped_off_a_page_is_no_text_of_it(tmp_path: Path, page: bytes
     file.write_bytes(pdf_with(annotations=[b"/Subtype /Stamp" + DRAWN], page=page))
     pages = read_pages(path=file, name="a.pdf", first=0, last=2, before=False)
     assert [text.split() for text in pages] == [wanted, wanted]
+
+
+OWN, CROP = "/MediaBox [0 0 600 800]", "/CropBox [0 100 600 800]"
+
+
+@pytest.mark.parametrize(
+    ("page", "inherited", "cropped"),
+    [
+        (OWN + CROP, "", True),
+        (OWN, CROP, True),
+        (CROP, OWN, True),
+        ("", OWN + CROP, True),
+        ("", OWN, False),
+        ("/CropBox [0 0 600 800]", OWN, False),
+        (OWN + "/CropBox [-100 -100 700 900]", "", False),
+    ],
+)
+def test_boxes_that_pages_inherit_count(tmp_path: Path, page: str, inherited: str, cropped: bool) -> None:
+    """Of a page that is not cropped, what sticks out over an edge is kept."""
+    text = b"BT /F1 12 Tf 560 700 Td (sticks out) Tj ET BT /F1 12 Tf 40 50 Td (below) Tj ET"
+    file = tmp_path / "a.pdf"
+    file.write_bytes(
+        assembled(
+            [
+                b"<< /Type /Catalog /Pages 2 0 R >>",
+                b"<< /Type /Pages /Kids [3 0 R] /Count 1 %s >>" % inherited.encode(),
+                b"<< /Type /Page /Parent 2 0 R /Resources << /Font << /F1 4 0 R >> >> /Contents 5 0 R %s >>"
+                % page.encode(),
+                b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+                b"<< /Length %d >>\nstream\n%s\nendstream" % (len(text), text),
+            ]
+        )
+    )
+    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    assert ("sticks out" in found, "below" in found) == (not cropped, not cropped)
 
 
 def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> None:

@@ -233,10 +233,10 @@ def test_log_lines_are_json_and_hold_no_secrets() -> None:
     logger = logging.getLogger("ingestion_test")
     logger.addHandler(handler)
     try:
-        logger.error("GET http://me:hunter2@host/ with Bearer sk-hidden failed", extra={"code": "X"})
+        logger.error("GET http://me:hunter2@host/ with Bearer sk-hidden failed", extra={"code": "X", "error": "at http://me:hunter3@host"})
     finally:
         logger.removeHandler(handler)
     line = json.loads(stream.getvalue())
     assert (line["job_uid"], line["code"], line["level"]) == ("u", "X", "error")
-    assert "hunter2" not in stream.getvalue()
+    assert "hunter" not in stream.getvalue()
     assert "sk-hidden" not in stream.getvalue()

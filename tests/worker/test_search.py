@@ -304,6 +304,23 @@ def test_an_output_of_values_that_none_of_ours_has_is_passed_over(worker: Worker
     assert all(math.isfinite(hit.score) for hit in hits)
 
 
+def test_a_damaged_output_fails_no_search(worker: Worker) -> None:
+    """Its end, which is read first, is whole, and the rest of it is not; or a text is no UTF-8."""
+    ingest(worker, documents=2)
+    key = next(key for key in outputs(worker.store) if "/doc-0/" in key)
+    others_hits = [hit for hit in find(worker.store) if hit.document_id == "doc-1"]
+    written = worker.store.get(key=key)
+    table = pq.read_table(io.BytesIO(written))
+    place = table.schema.get_field_index("content")
+    texts = [*(text.encode() for text in table.column(place).to_pylist()[:-1]), b"\xff"]
+    odd = io.BytesIO()
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(texts, pa.binary()).view("string")), odd)
+    pages = bytes(byte ^ 255 for byte in written[40:140])
+    for data in (odd.getvalue(), written[:40] + pages + written[140:]):
+        worker.store.put(key=key, data=data)
+        assert find(worker.store) == others_hits
+
+
 def test_an_output_that_is_changed_into_none_of_ours_while_it_is_searched_is_passed_over(worker: Worker) -> None:
     ingest(worker)
     cache = SegmentCache()

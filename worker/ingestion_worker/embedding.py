@@ -172,7 +172,7 @@ def _load_builtin() -> tuple[Any, NDArray[np.float16]]:
 
 
 def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return vectors of length 1; that of a text of which the model knows nothing stays 0, and is found by nothing."""
+    """Return vectors of length 1; that of a text of which the model knows nothing stays 0, and has score 0."""
     import numpy as np
 
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

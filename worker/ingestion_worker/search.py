@@ -46,7 +46,6 @@ LOG: Final = logging.getLogger(__name__)
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 _TEXTS: Final = ("chunk_id", "content")
-_NULLABLE: Final = ("page", "page_end")
 # A column of one long text, repeated, is small in the file: its values are made only once each, and looked at first.
 _MAX_TEXT_BYTES: Final = 4 * 32_768
 # What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
@@ -461,11 +460,23 @@ def _check_types(*, file: pq.ParquetFile) -> None:
             raise _ForeignError(f"its {name} is {found}, not {wanted}")
 
 
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Damage that shows only when values are read is said as `_ForeignError`: the other outputs still answer."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _ForeignError(str(error)) from error
+
+
+@_whole()
 def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
     """Return an output's vectors, and never more than its name promises; none if they have other dimensions.
 
     Raises:
-        _ForeignError: a row has none.
+        _ForeignError: a row has none, or they are damaged.
     """
     import numpy as np
 
@@ -482,6 +493,7 @@ def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDAr
     return vectors[:row]
 
 
+@_whole()
 def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[int, float]) -> list[Hit]:
     return [
         Hit(
@@ -516,7 +528,7 @@ def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[in
             if first <= row < first + batch.num_rows:
                 values = batch.slice(row - first, 1).to_pylist()[0]
                 for name, value in values.items():
-                    if (value is None and name not in _NULLABLE) or (isinstance(value, int) and value < 0):
+                    if (value is None and name != "page") or (isinstance(value, int) and value < 0):
                         raise _ForeignError(f"its {name} is {'null' if value is None else value} somewhere")
                 yield row, values
         first += batch.num_rows

@@ -208,6 +208,8 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
     pieces: list[str] = []
     skipping = 0
     fields: list[bool] = []  # of each that is open in this paragraph, whether what follows still says how to make it
+    around = 0  # of these, how many another is inside of and says how to make
+    hidden: tuple[Any, bool] = (None, False)  # the last run that was asked
     for event, element in _events(part):
         tag = element.tag
         local = tag.rpartition("}")[2] if isinstance(tag, str) else ""
@@ -225,21 +227,27 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
         elif skipping:
             continue
         elif local == "t" or local in _MARKS:
+            run = element.getparent()
+            if run is not hidden[0]:
+                hidden = run, _is_hidden(run=run)
             # What a field gives is no text where another is made of it.
-            if not any(fields[:-1]) and not _is_hidden(run=element.getparent()):
+            if not around and not hidden[1]:
                 pieces.append(_MARKS.get(local) or element.text or "")
         elif local == "fldChar":
             kind = _attribute(element=element, name="fldCharType")
             if kind == "begin":
+                around += bool(fields) and fields[-1]
                 fields.append(True)
             elif fields and kind == "separate":
                 fields[-1] = False
             elif fields and kind == "end":
                 fields.pop()
+                around -= bool(fields) and fields[-1]
         elif local == "p":
             write("".join(pieces) + "\n")
             pieces.clear()
             fields.clear()
+            around = 0
         elif local == "altChunk":
             include(_attribute(element=element, name="id"))
         if local in ("p", "tbl"):
@@ -256,6 +264,6 @@ def _attribute(*, element: Any, name: str) -> str:
 
 
 def _is_hidden(*, run: Any) -> bool:
-    # Its properties come first. To look for them would take time with the square of what is in it.
+    # Its properties come first.
     found = () if run is None else run[0].iterchildren("{*}vanish")
     return any(_OFF.isdisjoint(vanish.attrib.values()) for vanish in found)

@@ -97,7 +97,7 @@ def html_text(*, data: bytes, name: str, charset: str | None = None, xml: bool =
     parts[::2] = [_LINES.sub("\n\n", _SPACES.sub(" ", part)) for part in parts[::2]]
     parts[1::2] = [part.replace("\u00a0", " ") for part in parts[1::2]]
     parts[0] = parts[0].lstrip()
-    return "".join(parts).rstrip() + "\n"
+    return "".join(parts).lstrip("\n").rstrip() + "\n"
 
 
 def _opened_and_closed(found: re.Match[str]) -> str:

@@ -30,6 +30,7 @@ _SILENT: Final = frozenset(
         raw.FPDF_ANNOT_STRIKEOUT,
     }
 )
+_FAR: Final = 1e6  # points: no page is so large
 _HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
 _CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\uffff]")
 
@@ -122,11 +123,10 @@ def _open(*, path: Path, name: str) -> Any:
 
 
 def _page_text(*, document: Any, index: int) -> str:
+    # Asked before anything is made part of the page, which gives it other boxes.
+    left, bottom, right, top = _cropped_to(document=document, index=index)
     page = document[index]
     try:
-        # Asked before anything is made part of the page, which gives it other boxes.
-        cropped = page.get_cropbox(fallback_ok=False) not in (None, page.get_mediabox(fallback_ok=False))
-        left, bottom, right, top = page.get_bbox()
         # What is filled into a form, or lies on top of a page, is no text of it before it is made part of it.
         if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
@@ -134,11 +134,28 @@ def _page_text(*, document: Any, index: int) -> str:
         text_page = page.get_textpage()
         try:
             # Of other pages, what sticks out over an edge is kept.
-            if cropped and left < right and bottom < top:
+            if left < right and bottom < top:
                 return clean_text(text=text_page.get_text_bounded(left, bottom, right, top))
             return clean_text(text=text_page.get_text_range())
         finally:
             text_page.close()
+    finally:
+        page.close()
+
+
+def _cropped_to(*, document: Any, index: int) -> tuple[float, float, float, float]:
+    """Return what is left of a page that is cropped, and an empty box for any other."""
+    page = document[index]
+    try:
+        seen, media = page.get_bbox(), page.get_mediabox(fallback_ok=False)
+        if media is None:
+            # It is inherited. pdfium says then only what is seen of it: here with nothing cropped off.
+            page.set_cropbox(-_FAR, -_FAR, _FAR, _FAR)
+            page.close()
+            page = document[index]
+            media = page.get_bbox()
+            page.set_cropbox(*seen)
+        return (0, 0, 0, 0) if seen == media else seen
     finally:
         page.close()
 
