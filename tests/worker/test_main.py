@@ -233,7 +233,10 @@ def test_log_lines_are_json_and_hold_no_secrets() -> None:
     logger = logging.getLogger("ingestion_test")
     logger.addHandler(handler)
     try:
-        logger.error("GET http://me:hunter2@host/ with Bearer sk-hidden failed", extra={"code": "X", "error": "at http://me:hunter3@host"})
+        logger.error(
+            "GET http://me:hunter2@host/ with Bearer sk-hidden failed",
+            extra={"code": "X", "error": "at http://me:hunter3@host"},
+        )
     finally:
         logger.removeHandler(handler)
     line = json.loads(stream.getvalue())
