@@ -330,6 +330,16 @@ def _dispatch_of(""",
         ),
     ),
     Mutation(
+        name="a Job of another release is left to people",
+        file="plan.py",
+        changes=(
+            (
+                """        if other and child.owner_uid == draft.job.metadata.uid:""",
+                """        if other and child.owner_uid is None:""",
+            ),
+        ),
+    ),
+    Mutation(
         name="FailureTarget taken for the end",
         file="children.py",
         changes=(
