@@ -179,7 +179,7 @@ for _few, _many in ((10, 100), (100, 1_000)):
             Measure(what=_cpu(_many), unit="s", budget=Budget(at_most=0.002) if _budgeted else None),
             Measure(what=_beside(_many), unit=""),
             Measure(what=_FALLING, unit="", budget=Budget(at_most=1.0) if _budgeted else None),
-            Measure(what=_FALLING_BESIDE, unit=""),
+            Measure(what=_FALLING_BESIDE, unit="", budget=Budget(at_most=1.0) if _budgeted else None),
             Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
             Measure(what=_LONGEST, unit="s"),
             Measure(what=_LATEST, unit="s"),
