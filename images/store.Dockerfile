@@ -8,9 +8,9 @@ ARG VERSITYGW=compiled
 FROM ${GO_BASE} AS compiled
 WORKDIR /src
 COPY cluster/go/versitygw/ ./
-# With keys.patch: of what a client names, 1.8.0 takes two things for paths unseen (docs/decisions/0003-dependencies.md).
+# Patched: 1.8.0 takes names for paths unseen, and bodies into memory unmeasured (docs/decisions/0003-dependencies.md).
 RUN go mod download && cp -r "$(go list -m -f '{{.Dir}}' github.com/versity/versitygw)" /versitygw-sources && \
-    chmod -R u+w /versitygw-sources && cd /versitygw-sources && git apply /src/keys.patch && cd /src && \
+    chmod -R u+w /versitygw-sources && cd /versitygw-sources && git apply /src/*.patch && cd /src && \
     go mod edit -replace=github.com/versity/versitygw=/versitygw-sources && \
     CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags='-s -w' \
     -o /versitygw github.com/versity/versitygw/cmd/versitygw

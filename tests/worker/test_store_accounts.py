@@ -7,9 +7,10 @@ import hashlib
 import hmac
 import re
 import secrets
+import socket
 import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,10 +41,16 @@ class Embedded:
         self._command = ["sh", "-c", _command(folder=folder, program=self._program, address=self._address)]
         self._secret = secrets.token_hex(20)
 
-    def started(self) -> AbstractContextManager[None]:
-        """Run it while the block runs."""
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, port = self._address.split(":")
+        return host, int(port)
+
+    def started(self, **environment: str) -> AbstractContextManager[None]:
+        """Run it while the block runs, with more of an environment."""
         root = {"ROOT_ACCESS_KEY_ID": "root", "ROOT_SECRET_ACCESS_KEY": self._secret, "REGION": REGION}
-        return started(self._command, address=self._address, environment=root)
+        return started(self._command, address=self._address, environment=root | environment)
 
     def admin(self, *arguments: str) -> None:
         """Call its admin command, as the chart's set-up Job does."""
@@ -108,6 +115,54 @@ ATTACKS = [
     _upload("list what is there", "GET", there="../../../../team-b/kb"),
     _upload("complete what is there", "POST", there="../../../../team-b/kb"),
 ]
+
+
+SELECT = b"""<SelectObjectContentRequest><Expression>x</Expression><ExpressionType>SQL</ExpressionType>
+<RequestProgress></RequestProgress></SelectObjectContentRequest>"""
+SPACES = b" " * (3 << 20)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "body", "wanted"),
+    [
+        ("POST", "/team-a/mine", "select=&select-type=2", SELECT, 200),  # it ended the process
+        ("POST", "/team-a", "delete=", b"<Delete><Object><Key>other</Key></Object></Delete>" + SPACES, 400),
+        ("PUT", "/team-a/mine", "tagging=", b"<Tagging><TagSet></TagSet></Tagging>" + SPACES, 400),
+    ],
+)
+def test_no_tenant_takes_the_store_from_the_others(
+    tmp_path: Path, method: str, path: str, query: str, body: bytes, wanted: int
+) -> None:
+    """What is no object was read into memory whole, however large."""
+    store = Embedded(tmp_path / "data")
+    secret = secrets.token_hex(20)
+    with store.started():
+        store.admin("create-user", "--access", "team-a", "--secret", secret, "--role", "user")
+        store.admin("create-bucket", "--bucket", "team-a", "--owner", "team-a")
+        config = store.tenant("team-a", secret=secret)
+        own = Store(config=config)
+        own.put(key="mine", data=SPACES)
+        assert _signed(config)(method, path, query, body).status_code == wanted
+        assert own.get(key="mine") == SPACES
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/nosuchbucket"), ("PUT", "/healthz")])
+def test_a_form_of_a_stranger_is_not_kept(tmp_path: Path, method: str, path: str) -> None:
+    """Without a key: forms were kept before anything was looked at, in memory or in files of /tmp."""
+    store = Embedded(tmp_path / "data")
+    kept = tmp_path / "tmp"
+    kept.mkdir()
+    head = f"{method} {path} HTTP/1.1\r\nHost: s\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    part = '--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    with (
+        store.started(TMPDIR=str(kept)),
+        socket.create_connection(store.address, timeout=20) as connection,
+    ):
+        connection.sendall(f"{head}Content-Length: {100 << 20}\r\n\r\n{part}".encode())
+        with suppress(OSError):  # it may be hung up on
+            for _ in range(16):
+                connection.sendall(SPACES)
+        assert not list(kept.iterdir())
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
