@@ -123,10 +123,11 @@ def _open(*, path: Path, name: str) -> Any:
 
 
 def _page_text(*, document: Any, index: int) -> str:
-    # Asked before anything is made part of the page, which gives it other boxes.
-    left, bottom, right, top = _cropped_to(document=document, index=index)
     page = document[index]
     try:
+        # Asked before anything is made part of the page, which gives it other boxes.
+        left, bottom, right, top = seen = page.get_bbox()
+        cropped = seen != _media_box(document=document, index=index, page=page)
         # What is filled into a form, or lies on top of a page, is no text of it before it is made part of it.
         if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
@@ -134,7 +135,7 @@ def _page_text(*, document: Any, index: int) -> str:
         text_page = page.get_textpage()
         try:
             # Of other pages, what sticks out over an edge is kept.
-            if left < right and bottom < top:
+            if cropped and left < right and bottom < top:
                 return clean_text(text=text_page.get_text_bounded(left, bottom, right, top))
             return clean_text(text=text_page.get_text_range())
         finally:
@@ -143,21 +144,20 @@ def _page_text(*, document: Any, index: int) -> str:
         page.close()
 
 
-def _cropped_to(*, document: Any, index: int) -> tuple[float, float, float, float]:
-    """Return what is left of a page that is cropped, and an empty box for any other."""
-    page = document[index]
+def _media_box(*, document: Any, index: int, page: Any) -> tuple[float, float, float, float]:
+    """Return the box of a whole page, also where it is inherited: pdfium says that only if nothing is cropped off."""
+    own: tuple[float, float, float, float] | None = page.get_mediabox(fallback_ok=False)
+    if own is not None:
+        return own
+    seen = page.get_bbox()
+    page.set_cropbox(-_FAR, -_FAR, _FAR, _FAR)
+    whole = document[index]
     try:
-        seen, media = page.get_bbox(), page.get_mediabox(fallback_ok=False)
-        if media is None:
-            # It is inherited. pdfium says then only what is seen of it: here with nothing cropped off.
-            page.set_cropbox(-_FAR, -_FAR, _FAR, _FAR)
-            page.close()
-            page = document[index]
-            media = page.get_bbox()
-            page.set_cropbox(*seen)
-        return (0, 0, 0, 0) if seen == media else seen
+        media: tuple[float, float, float, float] = whole.get_bbox()
+        return media
     finally:
-        page.close()
+        whole.close()
+        page.set_cropbox(*seen)
 
 
 def _lies_on_top(*, page: Any) -> bool:
