@@ -23,6 +23,7 @@ from ingestion_worker.store import Store
 
 KB = "2b1d0000-0000-4000-8000-000000000001"
 DOCUMENT = "8d0a0000-0000-4000-8000-000000000002"
+DOCUMENTS = [f"8d0a0000-0000-4000-8000-{number:012}" for number in range(100)]
 JOB = "5c0e0000-0000-4000-8000-000000000003"
 BUILTIN = EmbeddingSpec(provider="builtin", model="wordllama-l2-256", dimensions=256)
 DOCX_TYPE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"

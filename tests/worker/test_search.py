@@ -26,7 +26,7 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, column_types, encode_segment
 from ingestion_worker.search import Hit, SegmentCache, search_text
 from ingestion_worker.store import Body, Store
-from support.worker_builders import BUILTIN, KB, Worker, builtin, pdf, sentences
+from support.worker_builders import BUILTIN, DOCUMENTS, KB, Worker, builtin, pdf, sentences
 
 # Far beyond what any of this takes.
 PATIENCE = 30.0
@@ -43,7 +43,7 @@ def ingest(worker: Worker, *, documents: int = 1, sentences_each: int = 100) -> 
         text = sentences(count=sentences_each, tag=f" of document {number}")
         uri = worker.upload(data=text.encode(), name=f"{number}.txt")
         worker.ingest(
-            document__source__uri=uri, document__id=f"doc-{number}", job__uid=f"job-{number}", mode="SinglePass"
+            document__source__uri=uri, document__id=DOCUMENTS[number], job__uid=f"job-{number}", mode="SinglePass"
         )
 
 
@@ -213,7 +213,7 @@ def test_an_output_is_read_again_with_room_for_what_it_unpacks_to(
 @pytest.mark.parametrize(("field", "length"), [("title", 513), ("published_at", 257), ("model", 257)])
 def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker, field: str, length: int) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
     entry = json.loads(worker.store.get(key=key))
     owner = entry["live"]["embedding"] if field == "model" else entry["live"]
     owner[field] = "x" * length
@@ -226,7 +226,7 @@ def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker,
 @pytest.mark.parametrize("field", ["segments", "chunks", "number", "dimensions"])
 def test_a_history_entry_of_other_kinds_than_ours_is_refused(worker: Worker, field: str, value: Any) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
     entry = json.loads(worker.store.get(key=key))
     owner = entry["live"]["embedding"] if field == "dimensions" else entry["live"]
     owner[field] = value
@@ -235,10 +235,29 @@ def test_a_history_entry_of_other_kinds_than_ours_is_refused(worker: Worker, fie
         find(worker.store)
 
 
+def test_a_history_entry_of_another_document_is_refused(worker: Worker) -> None:
+    ingest(worker, documents=2)
+    keys = [layout.history_key(knowledge_base=KB, document_id=document, sequence=1) for document in DOCUMENTS[:2]]
+    worker.store.put(key=keys[0], data=worker.store.get(key=keys[1]))
+    with pytest.raises(WorkerError, match="DocumentUnreadable: .*another document"):
+        find(worker.store)
+
+
+def test_what_lies_beside_the_documents_is_passed_over(worker: Worker) -> None:
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
+    entry = json.loads(worker.store.get(key=key))
+    entry["live"]["document_id"] = "copy"
+    stray = layout.history_key(knowledge_base=KB, document_id="copy", sequence=1)
+    before = find(worker.store)
+    worker.store.put(key=stray, data=json.dumps(entry).encode())
+    assert find(worker.store) == before
+
+
 @pytest.mark.parametrize("data", [b"[]", b"nothing", b'{"format": 1}', b'{"format": 1, "live": {"title": ["x"]}}'])
 def test_a_history_entry_that_is_none_of_ours_is_said(worker: Worker, data: bytes) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
     if b"title" in data:
         entry = json.loads(worker.store.get(key=key))
         entry["live"]["title"] = ["x" * 1_000_000]
@@ -254,8 +273,8 @@ def test_an_output_of_other_columns_than_ours_is_not_read(
 ) -> None:
     """A number that is a long text would be made once for each row. The others are found, as if it were not there."""
     ingest(worker, documents=2)
-    key = next(key for key in outputs(worker.store) if "/doc-0/" in key)
-    others_hits = [hit for hit in find(worker.store) if hit.document_id == "doc-1"]
+    key = next(key for key in outputs(worker.store) if f"/{DOCUMENTS[0]}/" in key)
+    others_hits = [hit for hit in find(worker.store) if hit.document_id == DOCUMENTS[1]]
     table = pq.read_table(io.BytesIO(worker.store.get(key=key)))
     index = table.schema.get_field_index(column)
     assert table.schema.types == list(column_types(dimensions=256).values())
@@ -288,7 +307,7 @@ def test_an_output_of_other_columns_than_ours_is_not_read(
 def test_an_output_of_values_that_none_of_ours_has_is_passed_over(worker: Worker, column: str, value: Any) -> None:
     """Wherever in it they are; the other document is found."""
     ingest(worker, documents=2)
-    key = next(key for key in outputs(worker.store) if "/doc-0/" in key)
+    key = next(key for key in outputs(worker.store) if f"/{DOCUMENTS[0]}/" in key)
     table = pq.read_table(io.BytesIO(worker.store.get(key=key)))
     place = table.schema.get_field_index(column)
     values = [*table.column(place).to_pylist()[:-1], value]
@@ -299,16 +318,16 @@ def test_an_output_of_values_that_none_of_ours_has_is_passed_over(worker: Worker
     worker.store.put(key=key, data=buffer.getvalue())
     hits = find(worker.store)
     left = len(table) - 1 if isinstance(value, list) else 0
-    assert [hit for hit in hits if hit.document_id == "doc-1"] == [hit for hit in before if hit.document_id == "doc-1"]
-    assert len([hit for hit in hits if hit.document_id == "doc-0"]) == left
+    assert [hit for hit in hits if hit.document_id == DOCUMENTS[1]] == [hit for hit in before if hit.document_id == DOCUMENTS[1]]
+    assert len([hit for hit in hits if hit.document_id == DOCUMENTS[0]]) == left
     assert all(math.isfinite(hit.score) for hit in hits)
 
 
 def test_a_damaged_output_fails_no_search(worker: Worker) -> None:
     """Its end, which is read first, is whole, and the rest of it is not; or a text is no UTF-8."""
     ingest(worker, documents=2)
-    key = next(key for key in outputs(worker.store) if "/doc-0/" in key)
-    others_hits = [hit for hit in find(worker.store) if hit.document_id == "doc-1"]
+    key = next(key for key in outputs(worker.store) if f"/{DOCUMENTS[0]}/" in key)
+    others_hits = [hit for hit in find(worker.store) if hit.document_id == DOCUMENTS[1]]
     written = worker.store.get(key=key)
     table = pq.read_table(io.BytesIO(written))
     place = table.schema.get_field_index("content")
@@ -376,7 +395,7 @@ def test_a_listing_without_end_is_left_at_the_deadline(worker: Worker, monkeypat
 
 def test_a_history_entry_over_the_bound_is_refused(worker: Worker) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id="doc-0", sequence=1)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
     worker.store.put(key=key, data=b"[" * (2**20 + 1))
     assert key in refused(lambda: find(worker.store))
 
@@ -480,7 +499,9 @@ def test_a_search_ends_between_embeddings(worker: Worker, monkeypatch: pytest.Mo
     ingest(worker)
     other = EmbeddingSpec(provider="local", model="m", dimensions=256)
     uri = worker.upload(data=b"The other lighthouse.", name="other.txt")
-    worker.ingest(document__source__uri=uri, document__id="other", job__uid="other", pipeline__embedding=asdict(other))
+    worker.ingest(
+        document__source__uri=uri, document__id=DOCUMENTS[1], job__uid="other", pipeline__embedding=asdict(other)
+    )
     asked: list[EmbeddingSpec] = []
 
     class Watching:

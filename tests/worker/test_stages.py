@@ -19,6 +19,7 @@ from ingestion_worker.search import SegmentCache, live_versions, search_text
 from ingestion_worker.store import Store
 from support.worker_builders import (
     BUILTIN,
+    DOCUMENTS,
     DOCX_TYPE,
     KB,
     CountingEmbedder,
@@ -377,7 +378,7 @@ def test_search_is_exact_over_segments_documents_and_a_tiny_cache(worker: Worker
     for number in range(4):
         text = sentences(count=60, tag=f" document {number}") + f"\nA rare walrus number {number} sings."
         uri = worker.upload(data=text.encode(), name=f"{number}.txt")
-        worker.ingest(document__source__uri=uri, document__id=f"doc-{number}", job__uid=f"job-{number}")
+        worker.ingest(document__source__uri=uri, document__id=DOCUMENTS[number], job__uid=f"job-{number}")
     cache = SegmentCache(max_bytes=1)
     hits = search_text(
         store=worker.store,
@@ -387,7 +388,7 @@ def test_search_is_exact_over_segments_documents_and_a_tiny_cache(worker: Worker
         embedder_for=lambda _: builtin(),
         cache=cache,
     )
-    assert {hit.document_id for hit in hits} == {f"doc-{number}" for number in range(4)}
+    assert {hit.document_id for hit in hits} == set(DOCUMENTS[:4])
     assert all("walrus" in hit.content for hit in hits)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from ingestion_crds.job import UUID_PATTERN
 
 from ingestion_worker import layout
 from ingestion_worker.attempt import EmbeddingSpec
@@ -165,6 +168,8 @@ def live_versions(
     for entry in store.list(prefix=root):
         _check_time(deadline)
         document_id, _, _ = entry.key.removeprefix(f"{root}/").partition("/")
+        if not re.fullmatch(UUID_PATTERN, document_id):
+            continue  # whatever lies there, it is none of ours
         newest[document_id] = max(newest.get(document_id, 0), sequence_of(key=entry.key))
 
     def read(document_id: str) -> LiveVersion | None:
@@ -175,7 +180,10 @@ def live_versions(
 
         def load() -> LiveVersion | None:
             _check_time(deadline)
-            return decode_state(data=store.get(key=key, max_bytes=MAX_ENTRY_BYTES), sequence=sequence).live
+            live = decode_state(data=store.get(key=key, max_bytes=MAX_ENTRY_BYTES), sequence=sequence).live
+            if live is not None and live.document_id != document_id:
+                raise WorkerError("DocumentUnreadable", f"{key} is the entry of another document")
+            return live
 
         try:
             found: LiveVersion | None = cache.fact(bucket=store.bucket, key=key, load=load)
