@@ -118,7 +118,7 @@ class Jobs:
 
 def _refusal(namespace: str, error: ApiError) -> Exception:
     """Return what a refused job means to a client."""
-    if error.status in (400, 422):
+    if error.status in (400, 422) or error.denied:
         return bad_request(error.message, error="invalid_job")
     if error.status == 403 and "exceeded quota" in error.message:
         return busy("the namespace's quota of ingestion jobs is used up")

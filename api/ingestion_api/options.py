@@ -29,7 +29,7 @@ class Options:
         shutdown_seconds: how long requests under way may go on after SIGTERM.
         uploads, searches: how many of each run at the same time; more are answered 429.
         search_seconds: how long a search may take.
-        stall_seconds: how long a body may send nothing.
+        stall_seconds: how long is waited for the next 64 KiB of an upload.
         cache_bytes: what is kept in memory for searches, of one tenant; of at most 4 tenants.
     """
 

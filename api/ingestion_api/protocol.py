@@ -17,6 +17,8 @@ from ingestion_api.problems import bad_request, unavailable
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
 # Beside the one that is being answered. Few clients send any; the parser makes kilobytes of each that takes 18 bytes.
 _MOST_WAITING: Final = 8
+# An answer stays in memory until it is read.
+_UNREAD_SECONDS: Final = 30.0
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -64,6 +66,7 @@ class BoundedHttp(HttpToolsProtocol):
       last piece of a body that was answered before it had come.
     - Over `limit_concurrency` connections: 503 and hung up, but for probes.
     - Over 8 requests that wait for the answer to the one before: hung up.
+    - Nothing of an answer taken for 30 seconds: hung up.
 
     Trailers are dropped (RFC 9110, 6.5.1): they would count as headers, without having been checked as such.
     """
@@ -78,6 +81,7 @@ class BoundedHttp(HttpToolsProtocol):
         """That came since a head began, or since the last piece of a body."""
         self._in_head = True
         self._no_head: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -87,7 +91,18 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the client takes at the moment."""
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        super().resume_writing()
+        self._watch_sending()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes."""
@@ -143,6 +158,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is sent."""
         super().on_response_complete()
+        self._watch_sending()
         if self.cycle.response_complete and not self.transport.is_closing():
             self._wait_for_head()
 
@@ -164,3 +180,20 @@ class BoundedHttp(HttpToolsProtocol):
         if self._no_head is not None:
             self._no_head.cancel()
             self._no_head = None
+
+    def _watch_sending(self) -> None:
+        self._stop_watching()
+        if left := self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(_UNREAD_SECONDS, self._look_at_sending, left)
+
+    def _look_at_sending(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._watch_sending()
+        else:
+            self.logger.warning("an answer is not read")
+            self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None

@@ -103,7 +103,7 @@ class Retries:
             ApiError: the API server does not answer.
         """
         # Fixed at the first read: whoever raises the generation to this one did it for this request too.
-        target = job.spec.retry_generation + 1
+        target = job.spec.retry_generation + (0 if retry_waiting(job) else 1)
         if key is None:
             await self._reach(caller, job, target, key)
             return
@@ -126,7 +126,7 @@ class Retries:
             except ApiError as error:
                 if error.not_found:
                     raise not_found(f"the ingestion job {job_id(job)} was deleted") from error
-                if error.status == 422 and tries == MAX_TRIES - 1:
+                if error.denied or (error.status == 422 and tries == MAX_TRIES - 1):
                     raise bad_request(error.message, error="not_retryable") from error
                 # 409 and 422: the job changed since the look. 0 and 5xx: the write may have happened.
                 if error.status not in (0, 409, 422) and error.status < 500:

@@ -6,6 +6,7 @@ Source: RFC 7578.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,8 @@ from ingestion_api.problems import ProblemError, bad_request
 MAX_FIELDS: Final = 16
 MAX_FIELD_BYTES: Final = 16 * 1024
 MAX_PART_HEADER_BYTES: Final = 4096
+# Of a slower client, or one that keeps an upload open with a byte now and then, the place is another's.
+_LEAST_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class MultipartReader:
 
     Args:
         request: with content-type multipart/form-data.
-        stall_seconds: how long the client may send nothing.
+        stall_seconds: how long is waited for the next 64 KiB.
 
     Raises:
         ProblemError: 400 when the body is no multipart form.
@@ -53,6 +56,8 @@ class MultipartReader:
             raise bad_request("content-type: send multipart/form-data with a boundary")
         self._stream = request.stream()
         self._stall = stall_seconds
+        self._waited = 0.0
+        self._arrived = 0
         self._events: list[tuple[str, bytes]] = []
         self._parser = MultipartParser(boundary, self._callbacks())
         self._head = b""
@@ -77,17 +82,24 @@ class MultipartReader:
 
     async def _next(self) -> tuple[str, bytes]:
         while not self._events:
+            begun = time.monotonic()
             try:
-                async with asyncio.timeout(self._stall):
+                async with asyncio.timeout(self._stall - self._waited):
                     block = await anext(self._stream, b"")
             except TimeoutError:
                 raise ProblemError(
-                    status=408, error="timeout", message=f"nothing arrived for {self._stall:.0f} s"
+                    status=408,
+                    error="timeout",
+                    message=f"less than {_LEAST_BYTES} bytes arrived in {self._stall:.0f} s",
                 ) from None
             except ClientDisconnect:
                 raise bad_request("the connection ended before the body did") from None
             if not block:
                 raise bad_request("the body ends before its last boundary")
+            self._waited += time.monotonic() - begun
+            self._arrived += len(block)
+            if self._arrived >= _LEAST_BYTES:
+                self._waited, self._arrived = 0.0, 0
             try:
                 self._parser.write(block)
             except FormParserError as error:

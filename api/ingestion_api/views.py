@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from ingestion_crds.constants import ConditionType, Mode, Phase, Stage, VersionState
-from ingestion_crds.job import Condition, Failure, IngestionJob, Model, Status, Version, job_id_of
+from ingestion_crds.constants import TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
+from ingestion_crds.job import Failure, IngestionJob, Model, Status, Version, job_id_of
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -208,7 +208,7 @@ def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
         item_title=job.spec.document.title or None,
         total_documents=1,
         processed_count=int(phase is Phase.COMPLETED),
-        error_message=None if waiting else _complaint(status.conditions),
+        error_message=_complaint(job),
         progress_pct=0.0 if reset else float(status.progress_percent),
         created_at=job.metadata.creation_timestamp,
         updated_at=_updated(job),
@@ -241,7 +241,7 @@ def progress(job: IngestionJob) -> IngestionJobResponse:
         partial_failure=int(phase is Phase.PARTIAL_FAILURE),
         processing=int(phase is Phase.PROCESSING),
         queued=int(phase is Phase.QUEUED),
-        segment_count=segments.total if segments else None,
+        segment_count=(segments.total or None) if segments else None,
         processed_segments=segments.completed_count if segments else 0,
         progress_pct=0.0 if reset else float(status.progress_percent),
         created_at=job.metadata.creation_timestamp,
@@ -250,7 +250,7 @@ def progress(job: IngestionJob) -> IngestionJobResponse:
         completed_at=None if waiting else status.completion_time,
         stage=None if waiting else status.stage,
         version=_version(status.version, waiting=waiting),
-        error_message=None if waiting else _complaint(status.conditions),
+        error_message=_complaint(job),
         failure_summary={} if waiting else status.failure_summary,
         failures=[] if waiting else [FailureView.of(failure) for failure in status.failures],
         retry_generation=job.spec.retry_generation,
@@ -264,12 +264,13 @@ def _version(version: Version | None, *, waiting: bool) -> VersionView | None:
     return VersionView(id=version.id, number=version.number, state=state)
 
 
-def _complaint(conditions: list[_NarrowCondition] | list[Condition]) -> str | None:
-    """Return the message of Stalled, which says what needs a person, or of Failed."""
-    for wanted in (ConditionType.STALLED, ConditionType.FAILED):
-        for condition in conditions:
-            if condition.type == wanted and condition.status == "True":
-                return condition.message or None
+def _complaint(job: AnyJob) -> str | None:
+    """Return the message of Stalled, which says what needs a person; None of an attempt that is to be retried."""
+    if retry_waiting(job) and job.status.phase in TERMINAL_PHASES:
+        return None  # the operator has not looked at the retry yet
+    for condition in job.status.conditions:
+        if condition.type == ConditionType.STALLED and condition.status == "True":
+            return condition.message or None
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
@@ -27,6 +28,8 @@ REQUEST_TIMEOUT_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 120
 _WATCH_GRACE_SECONDS: Final = 30
 _TLS_SHUTDOWN_SECONDS: Final = 0.1
+# How the API server tells of webhooks, and of policies (ValidatingAdmissionPolicy).
+_DENIED: Final = re.compile(r"\bdenied (the )?request\b")
 
 
 class ApiError(Exception):
@@ -52,6 +55,11 @@ class ApiError(Exception):
     def conflict(self) -> bool:
         """True for a lost race: a stale resourceVersion, or a failed `test` of a JSON patch."""
         return self.status == 409 and self.reason != "AlreadyExists"
+
+    @property
+    def denied(self) -> bool:
+        """True when an admission webhook or policy does not want it, whoever asks; False for a lack of access."""
+        return self.status == 403 and _DENIED.search(self.message) is not None
 
     @property
     def already_exists(self) -> bool:

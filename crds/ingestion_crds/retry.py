@@ -17,6 +17,8 @@ def why_not(job: IngestionJob) -> str | None:
 
     A retry is admitted from `failed` and `partial_failure`, with the recorded generation observed.
     """
+    if job.metadata.deletion_timestamp is not None:
+        return "the job is being deleted"
     if pending(job):
         return f"generation {job.spec.retry_generation} is recorded and has not begun yet"
     return wrong_phase(job)

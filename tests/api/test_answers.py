@@ -27,11 +27,12 @@ from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import MAX_HEADERS, MAX_QUERY_BYTES, Limits
 from ingestion_api.options import Options
 from ingestion_api.problems import ProblemError, busy, unavailable
+from ingestion_api.retry import key_digest
 from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.search import SearchRequest, search_knowledge_base
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
-from ingestion_api.views import page_json, progress
+from ingestion_api.views import NarrowJob, page_json, progress, summary
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient
@@ -74,6 +75,89 @@ def test_progress_says_what_failed_and_why() -> None:
         (3, "PageUnreadable", "page 4", 74)
     ]
     assert shown.error_message == "1 of 9 failed"
+
+
+@pytest.mark.parametrize(("phase", "told"), [("queued", "no such provider"), ("failed", None)])
+def test_what_a_retry_waits_for_is_told_once_the_operator_has_looked_at_it(phase: str, told: str | None) -> None:
+    """Until then it is the complaint of the attempt before."""
+    body = stored(uid="11111111-1111-4111-8111-111111111111")
+    body["spec"]["retryGeneration"] = 1
+    stalled = {"type": "Stalled", "status": "True", "reason": "UnknownProvider", "message": "no such provider"}
+    body["status"] = {"phase": phase, "observedRetryGeneration": 0, "conditions": [stalled]}
+    for shown in (progress(IngestionJob.model_validate(body)), summary(NarrowJob.model_validate(body))):
+        assert (shown.status, shown.error_message) == ("queued", told)
+
+
+def test_how_many_segments_there_are_is_not_told_before_it_is_known() -> None:
+    body = stored(uid="11111111-1111-4111-8111-111111111111")
+    body["status"] = {"phase": "processing", "observedRetryGeneration": 0, "segments": {"total": 0}}
+    assert progress(IngestionJob.model_validate(body)).segment_count is None
+
+
+def retryable(generation: int = 0, **metadata: Any) -> JsonObject:
+    """A failed job, with a generation that the operator has yet to take up where it is above 0."""
+    body = stored(uid="11111111-1111-4111-8111-111111111111", **metadata)
+    body["spec"]["retryGeneration"] = generation
+    body["status"] = {"phase": "failed", "observedRetryGeneration": 0}
+    return body
+
+
+class RetriedJob:
+    """One job at an API server: what is read, and how a PATCH is answered, one after the other."""
+
+    def __init__(self, *patches: tuple[int, JsonObject], read: JsonObject) -> None:
+        self.patches, self.read = list(patches), read
+        self.sent: list[JsonObject] = []
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        if request.command == "GET":
+            answer(request, 200, json.dumps(self.read).encode())
+            return
+        self.sent.append(json.loads(request.rfile.read(int(request.headers["Content-Length"]))))
+        status, body = self.patches.pop(0)
+        answer(request, status, json.dumps(body).encode())
+
+
+async def test_a_key_is_kept_by_a_retry_that_others_asked_for_although_it_begins_meanwhile(tmp_path: Path) -> None:
+    begun = retryable(1, resourceVersion="2")
+    begun["status"] = {"phase": "processing", "observedRetryGeneration": 1}
+    conflict = {"kind": "Status", "reason": "Conflict", "message": "it has changed"}
+    cluster = RetriedJob((409, conflict), (200, begun), read=begun)
+    async with services(tmp_path, cluster) as parts:
+        waiting = IngestionJob.model_validate(retryable(1))
+        await parts.retries.accept(caller=CALLER, job=waiting, key=key_digest("monday"))
+    (kept,) = json.loads(cluster.sent[-1]["metadata"]["annotations"]["ingestion-operator.io/idempotency-keys"])
+    assert kept["generation"] == 1
+    assert "spec" not in cluster.sent[-1]
+
+
+async def test_a_job_that_is_being_deleted_is_not_retried(tmp_path: Path) -> None:
+    cluster = RetriedJob(read={})
+    async with services(tmp_path, cluster) as parts:
+        job = IngestionJob.model_validate(retryable(deletionTimestamp="2026-01-01T00:00:00Z"))
+        with pytest.raises(ProblemError, match="is being deleted") as refused:
+            await parts.retries.accept(caller=CALLER, job=job, key=None)
+    assert (refused.value.status, refused.value.error, cluster.sent) == (400, "not_retryable", [])
+
+
+DENIALS = [
+    'admission webhook "policy.example.com" denied the request: no retries on Mondays',
+    "ValidatingAdmissionPolicy 'mondays' with binding 'all' denied request: no retries on Mondays",
+]
+
+
+@pytest.mark.parametrize("message", DENIALS)
+async def test_what_a_policy_denies_is_told_in_its_words(tmp_path: Path, message: str) -> None:
+    """With 403, as some do, which is the status of a lack of access too."""
+    denied = {"kind": "Status", "reason": "Forbidden", "message": message}
+    async with services(tmp_path, RetriedJob((403, denied), (403, denied), read={})) as parts:
+        with pytest.raises(ProblemError, match="no retries on Mondays") as refused:
+            await parts.retries.accept(caller=CALLER, job=IngestionJob.model_validate(retryable()), key=None)
+        assert (refused.value.error, refused.value.retry_after) == ("not_retryable", None)
+        with pytest.raises(ProblemError, match="no retries on Mondays") as refused:
+            await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
+        assert (refused.value.error, refused.value.retry_after) == ("invalid_job", None)
+    assert bucket(tmp_path) == []
 
 
 async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) -> None:
@@ -271,6 +355,22 @@ async def test_an_upload_that_stalls_is_given_up(tmp_path: Path) -> None:
             with pytest.raises(ProblemError) as refused:
                 await bulk_ingest(request(parts, body=FILE, ends=False), uuid.UUID(KB), CALLER)
             assert refused.value.status == 408
+    assert bucket(tmp_path) == []
+
+
+async def test_an_upload_that_trickles_is_given_up(tmp_path: Path) -> None:
+    """A byte now and then would keep its place for ever."""
+
+    async def trickle() -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": pieces.pop(0) if pieces else b"x", "more_body": True}
+
+    async with services(tmp_path, ApiServer(), stall_seconds=0.2) as parts:
+        pieces = [HEAD + FILE, *[b"x" * 64 * 1024] * 20]  # longer than that, but not slower
+        with pytest.raises(ProblemError, match="less than 65536 bytes arrived in") as refused:
+            await asyncio.wait_for(bulk_ingest(Request(request(parts).scope, trickle), uuid.UUID(KB), CALLER), 30)
+        assert refused.value.status == 408
+        assert pieces == []
     assert bucket(tmp_path) == []
 
 

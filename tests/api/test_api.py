@@ -224,7 +224,11 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
         ({"options": '{"segment_backoff_limit": 0}'}, "options.segment_backoff_limit"),
         ({"mode": "Fast"}, "mode"),
         ({"colour": "red"}, "colour"),
-        ({"options": '{"pipeline": {"chunkSize": 100, "chunkOverlap": 200}}'}, "chunkOverlap must be less"),
+        (
+            {"options": '{"pipeline": {"chunkSize": 100, "chunkOverlap": 200}}'},
+            "options.pipeline: chunkOverlap (200) must",
+        ),
+        ({"options": '{"pipeline": {"chunkSize": 100}}'}, "chunkOverlap (100) must be less than chunkSize (100)"),
     ],
 )
 async def test_a_wrong_form_is_refused_and_leaves_nothing(api: Api, fields: dict[str, str], words: str) -> None:

@@ -20,6 +20,8 @@ from .conftest import serve
 
 HEAD_BYTES = 16 * 1024
 SECONDS = 1
+# More than kernels keep of a connection.
+LARGE = 32 * 2**20
 # Bytes are sent on by the kernel: what hangs up is seen some of them later.
 WITHOUT_END = 400
 UPGRADES = {
@@ -46,6 +48,10 @@ def served(*, connections: int = 100) -> Iterator[int]:
     @app.api_route("/body", methods=["GET", "POST"])
     async def body(request: Request) -> str:
         return (await request.body()).decode()
+
+    @app.get("/large")
+    async def large() -> str:
+        return "x" * LARGE
 
     (port,) = ports.free(count=1)
     options = Options(connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
@@ -288,3 +294,32 @@ async def test_what_is_no_request_gets_an_error_like_any_other() -> None:
             status, body = await answer_of(reader)
             assert (status, json.loads(body)["error"]) == (400, "bad_request")
             assert await reader.read() == b""
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its connection, and the memory that it takes."""
+    monkeypatch.setattr("ingestion_api.protocol._UNREAD_SECONDS", 0.2)
+    with served(connections=2) as port:
+        async with client(port) as (_, stalled):
+            stalled.transport.pause_reading()  # type: ignore[attr-defined]
+            stalled.write(b"GET /large HTTP/1.1\r\nhost: api\r\n\r\n")
+            status, deadline = 503, time.monotonic() + 30
+            while status == 503 and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+                async with client(port) as (reader, writer):
+                    writer.write(b"POST /echo HTTP/1.1\r\nhost: api\r\ncontent-length: 0\r\n\r\n")
+                    status, _ = await answer_of(reader)
+            assert status == 200
+
+
+async def test_an_answer_that_is_read_slowly_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingestion_api.protocol._UNREAD_SECONDS", 0.5)
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"GET /large HTTP/1.1\r\nhost: api\r\n\r\n")
+            left = LARGE
+            begun = time.monotonic()
+            while left > 0:
+                left -= len(await reader.readexactly(min(left, 2**20)))
+                await asyncio.sleep(0.1)
+            assert time.monotonic() - begun > 5 * 0.5

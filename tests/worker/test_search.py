@@ -123,6 +123,24 @@ def replace_output(store: Store, *, rows: int = 1, dimensions: int = 256) -> tup
     return key, chunks
 
 
+def test_outputs_that_are_brought_back_from_a_backup_are_found_again(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = worker.upload(data=sentences(count=300, tag=" lighthouse").encode(), name="a.txt")
+    worker.ingest(document__source__uri=uri, mode="Segmented", segmentation__charactersPerSegment=1_024)
+    cache = SegmentCache()
+    key, *others = outputs(worker.store)
+    assert others
+    lost = worker.store.get(key=key)
+    worker.store.delete(key=key)
+    some = find(worker.store, cache=cache)
+    assert f"{len(others)} of {len(others) + 1} outputs are there" in caplog.text
+    worker.store.put(key=key, data=lost)
+    every = find(worker.store, cache=cache)
+    assert len(every) > len(some) > 0
+    assert every == find(worker.store)
+
+
 def test_vectors_of_other_dimensions_than_the_version_says_are_passed_over(worker: Worker) -> None:
     ingest(worker)
     replace_output(worker.store, dimensions=8)
@@ -318,7 +336,9 @@ def test_an_output_of_values_that_none_of_ours_has_is_passed_over(worker: Worker
     worker.store.put(key=key, data=buffer.getvalue())
     hits = find(worker.store)
     left = len(table) - 1 if isinstance(value, list) else 0
-    assert [hit for hit in hits if hit.document_id == DOCUMENTS[1]] == [hit for hit in before if hit.document_id == DOCUMENTS[1]]
+    assert [hit for hit in hits if hit.document_id == DOCUMENTS[1]] == [
+        hit for hit in before if hit.document_id == DOCUMENTS[1]
+    ]
     assert len([hit for hit in hits if hit.document_id == DOCUMENTS[0]]) == left
     assert all(math.isfinite(hit.score) for hit in hits)
 

@@ -117,13 +117,23 @@ class SegmentCache:
                 self._shrink()
         return made
 
-    def fact(self, *, bucket: str, key: str, load: Callable[[], Any]) -> Any:
-        """Return something small and immutable, reading it at most once while it stays in the cache."""
+    def fact(
+        self, *, bucket: str, key: str, load: Callable[[], Any], settled: Callable[[Any], bool] = lambda _: True
+    ) -> Any:
+        """Return something small, reading it at most once while it stays in the cache.
+
+        Args:
+            bucket, key: where it is.
+            load: reads it.
+            settled: whether what was read will not change any more; nothing else is kept.
+        """
         with self._lock:
             if (bucket, key) in self._facts:
                 self._facts.move_to_end((bucket, key))
                 return self._facts[(bucket, key)]
         made = load()
+        if not settled(made):
+            return made
         with self._lock:
             if (bucket, key) not in self._facts:
                 self._facts[(bucket, key)] = made
@@ -371,7 +381,12 @@ def _counts(
         return sorted(found.items())
 
     key = layout.segments_prefix(prefix=prefix, plan_hash=version.plan_hash)
-    counts: list[tuple[int, int]] = cache.fact(bucket=store.bucket, key=key, load=load)
+    # All were there when it was published: what is missing may be on its way back from a backup.
+    counts: list[tuple[int, int]] = cache.fact(
+        bucket=store.bucket, key=key, load=load, settled=lambda found: len(found) == version.segments
+    )
+    if len(counts) < version.segments:
+        LOG.warning("%s: %d of %d outputs are there", key, len(counts), version.segments)
     return counts
 
 

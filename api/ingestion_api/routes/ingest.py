@@ -13,7 +13,8 @@ from ingestion_crds.constants import MAX_SEGMENTS, Mode
 from ingestion_crds.job import INT32_MAX, Document, Model, Pipeline, Segmentation, Source, Spec
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import put_upload
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from ingestion_api.auth import Caller
 from ingestion_api.jobs import JobUnknownError
@@ -46,6 +47,15 @@ class IngestOptions(Model):
     max_failed_segments: int | None = Field(None, ge=0, le=MAX_SEGMENTS)
     active_deadline_seconds: int | None = Field(None, ge=1, le=INT32_MAX)
     ttl_seconds_after_finished: int | None = Field(None, ge=0, le=INT32_MAX)
+
+    @field_validator("pipeline")
+    @classmethod
+    def overlap_is_smaller(cls, pipeline: Pipeline | None) -> Pipeline | None:
+        """Refuse, before a file is sent, what the CRD's own rule refuses after it."""
+        if pipeline is not None and pipeline.chunk_overlap >= pipeline.chunk_size:
+            told = f"chunkOverlap ({pipeline.chunk_overlap}) must be less than chunkSize ({pipeline.chunk_size})"
+            raise PydanticCustomError("overlap", told)  # type: ignore[arg-type]
+        return pipeline
 
 
 class IngestForm(BaseModel):
