@@ -257,7 +257,7 @@ def test_a_history_entry_of_another_document_is_refused(worker: Worker) -> None:
     ingest(worker, documents=2)
     keys = [layout.history_key(knowledge_base=KB, document_id=document, sequence=1) for document in DOCUMENTS[:2]]
     worker.store.put(key=keys[0], data=worker.store.get(key=keys[1]))
-    with pytest.raises(WorkerError, match="DocumentUnreadable: .*another document"):
+    with pytest.raises(WorkerError, match=r"DocumentUnreadable: .*another document"):
         find(worker.store)
 
 
