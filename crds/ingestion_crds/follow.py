@@ -8,18 +8,52 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NoReturn
 
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, no_answer
 
 PAGE: Final = 500
-"""Objects of one answer: all in one would take tens of KB of memory for each, where there may be thousands."""
+"""Objects of one answer at most: all in one would take tens of KB of memory for each, where there may be thousands."""
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
 Take = Callable[[JsonObject, bool], None]
 """Is told of an object, and whether it was deleted."""
+
+
+async def pages(
+    kube: KubeClient, path: str, *, query: Mapping[str, Any] | None = None
+) -> AsyncIterator[tuple[list[JsonObject], JsonObject]]:
+    """Yield a collection page by page: its objects, and the page's metadata.
+
+    Where objects are so large that a page would be too large to read, fewer are asked for.
+
+    Args:
+        kube: the API server.
+        path: the collection's.
+        query: parameters such as `labelSelector`.
+
+    Raises:
+        ApiError: when a page cannot be had.
+    """
+    limit, following = PAGE, ""
+    while True:
+        wanted = {**(query or {}), "limit": limit, **({"continue": following} if following else {})}
+        try:
+            answer = await kube.request("GET", path, query=wanted)
+        except ApiError as error:
+            if not error.too_large or limit == 1:
+                raise
+            limit = max(1, limit // 4)
+            continue
+        if "items" not in answer:
+            raise no_answer(f"not a list of {path}")
+        following = answer["metadata"].get("continue", "")
+        yield answer["items"], answer["metadata"]
+        if not following:
+            return
+        limit = min(PAGE, 2 * limit)
 
 
 async def follow(
@@ -70,19 +104,12 @@ async def _list(
 ) -> str:
     """List page by page; return the version to watch from."""
     seen: set[str] = set()
-    following = ""
-    while True:
-        page = {"limit": PAGE, **query, **({"continue": following} if following else {})}
-        answer = await kube.request("GET", path, query=page)
-        if "items" not in answer:
-            raise no_answer(f"not a list of {path}")
-        for item in answer["items"]:
+    version = ""
+    async for items, metadata in pages(kube, path, query=query):
+        for item in items:
             seen.add(item["metadata"]["uid"])
             take(item, False)
-        following = answer["metadata"].get("continue", "")
-        if not following:
-            break
-    version: str = answer["metadata"]["resourceVersion"]
+        version = metadata["resourceVersion"]
     if listed is not None:
         listed(frozenset(seen), int(version))
     return version

@@ -28,6 +28,10 @@ REQUEST_TIMEOUT_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 120
 _WATCH_GRACE_SECONDS: Final = 30
 _TLS_SHUTDOWN_SECONDS: Final = 0.1
+# Of one answer: in Python it takes several times as much memory. No object of a cluster has more than 3 MiB.
+_MOST_BYTES: Final = 16 * 2**20
+_FIELDS: Final = b'"fieldsV1":'
+_BRACES: Final = re.compile(rb'[{}]|"(?:[^"\\]|\\.)*"')
 # How the API server tells of webhooks, and of policies (ValidatingAdmissionPolicy).
 _DENIED: Final = re.compile(r"\bdenied (the )?request\b")
 
@@ -50,6 +54,11 @@ class ApiError(Exception):
     @property
     def not_found(self) -> bool:
         return self.status == 404
+
+    @property
+    def too_large(self) -> bool:
+        """True for an answer that was not read to its end: fewer objects are to be asked for at once."""
+        return self.status == 0 and self.reason == "TooLarge"
 
     @property
     def conflict(self) -> bool:
@@ -162,11 +171,12 @@ class KubeClient:
             timeout: seconds for the whole request.
 
         Raises:
-            ApiError: on any status of 400 or more, and with status 0 when no answer came, or none that is JSON.
+            ApiError: on any status of 400 or more, and with status 0 when no answer came, none that is JSON, or one of
+                more than 16 MiB.
         """
         response = await self._send(method, path, query, body, content_type, aiohttp.ClientTimeout(total=timeout))
         try:
-            raw = await response.read()
+            raw = await _read(response.response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _no_answer(error) from error
         if response.status >= 400:
@@ -236,15 +246,54 @@ class KubeClient:
             raise _no_answer(error) from error
 
 
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Read an answer.
+
+    Raises:
+        ApiError: TooLarge.
+    """
+    raw = bytearray()
+    async for block in response.content.iter_any():
+        raw += block
+        if len(raw) > _MOST_BYTES:
+            response.close()
+            raise ApiError(status=0, reason="TooLarge", message=f"the answer has more than {_MOST_BYTES} bytes")
+    return bytes(raw)
+
+
 def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
     """Return the JSON that the API server has sent; what stands in front of it may answer anything in its place."""
     try:
         answer = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise _no_answer(error) from error
+    except orjson.JSONDecodeError:
+        try:
+            answer = orjson.loads(_without_fields(bytes(raw)))
+        except orjson.JSONDecodeError as error:
+            raise _no_answer(error) from error
     if not isinstance(answer, dict) or (wanted and wanted not in answer):
         raise no_answer("JSON, but not of the API server")
     return answer
+
+
+def _without_fields(raw: bytes) -> str:
+    """Return the answer's text without the fields that managedFields name.
+
+    Who may write any object may nest these thousands of levels deep, and fill them with bytes that are no text: the
+    API server keeps both. One such object must not hide all others.
+    """
+    kept: list[bytes] = []
+    position = 0
+    while (start := raw.find(_FIELDS, position)) >= 0:
+        start += len(_FIELDS)
+        kept += [raw[position:start], b"{}"]
+        position, depth = len(raw), 0
+        for token in _BRACES.finditer(raw, start):
+            depth += {b"{": 1, b"}": -1}.get(token[0], 0)
+            if depth == 0:
+                position = token.end()
+                break
+    kept.append(raw[position:])
+    return b"".join(kept).decode(errors="replace")
 
 
 def no_answer(why: str) -> ApiError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, Final
 
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
-from ingestion_crds.follow import PAGE
+from ingestion_crds.follow import pages
 from ingestion_crds.kube import (
     JSON_PATCH,
     MERGE_PATCH,
@@ -20,7 +20,8 @@ from ingestion_crds.kube import (
     job_path,
 )
 
-_PAGES: Final = 4
+# A page of 500 has some 3.5 MB. What is not among so many is said to be unknown.
+_MOST_PODS: Final = 2_000
 # Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
 _SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
@@ -42,9 +43,11 @@ class KubeCluster:
     async def get_ingestion_job(self, *, namespace: str, name: str) -> JsonObject:
         return await self._client.request("GET", ingestion_path(namespace, name))
 
-    async def list_ingestion_jobs(self, *, page: str = "") -> tuple[list[JsonObject], str]:
-        """Return one page of all IngestionJobs, and the token of the next (empty at the end)."""
-        return await self._page(ingestion_path(), {}, page)
+    async def list_ingestion_jobs(self) -> AsyncIterator[JsonObject]:
+        """Yield all IngestionJobs, read page by page."""
+        async for items, _ in pages(self._client, ingestion_path()):
+            for item in items:
+                yield item
 
     async def patch_ingestion_job(self, *, namespace: str, name: str, operations: list[JsonObject]) -> JsonObject:
         return await self._client.request(
@@ -61,10 +64,12 @@ class KubeCluster:
     async def delete_ingestion_job(self, *, namespace: str, name: str, uid: str) -> None:
         await self._delete(ingestion_path(namespace, name), uid)
 
-    async def list_jobs(self, *, namespace: str, owner_uid: str) -> list[JsonObject]:
+    async def list_jobs(self, *, namespace: str, owner_uid: str) -> AsyncIterator[JsonObject]:
+        """Yield all Jobs that carry an IngestionJob's UID, read page by page."""
         query = {"labelSelector": f"{names.LABEL_JOB_UID}={owner_uid}"}
-        answer = await self._client.request("GET", job_path(namespace), query=query)
-        return list(answer["items"])
+        async for items, _ in pages(self._client, job_path(namespace), query=query):
+            for item in items:
+                yield item
 
     async def get_job(self, *, namespace: str, name: str) -> JsonObject:
         return await self._client.request("GET", job_path(namespace, name))
@@ -91,17 +96,17 @@ class KubeCluster:
     async def list_pods(
         self, *, namespace: str, job_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
     ) -> bool:
-        """Hand out a Job's pods, at most four pages, one after the other; return whether there are more."""
+        """Hand out a Job's pods page by page, some 2,000 at most; return whether there are more."""
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
-        page = ""
-        for _ in range(_PAGES):
-            pods, page = await self._page(core_path("pods", namespace), query, page)
+        taken = 0
+        async for pods, metadata in pages(self._client, core_path("pods", namespace), query=query):
             take(pods)
-            if not page:
-                return False
-        return True
+            taken += len(pods)
+            if taken >= _MOST_PODS and metadata.get("continue"):
+                return True
+        return False
 
     async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
         """Return some of a Job's pods that are Pending."""
@@ -119,17 +124,14 @@ class KubeCluster:
         """Return what the newest Event since then says of pods that could not be created, by the UID of their Job."""
         query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
         newest: dict[str, tuple[str, str]] = {}
-        page = ""
-        while True:
-            events, page = await self._page(core_path("events", namespace), query, page)
+        async for events, _ in pages(self._client, core_path("events", namespace), query=query):
             for event in events:
                 told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
                 uid = event["involvedObject"].get("uid")
                 if uid is None or datetime.fromisoformat(told) < since:
                     continue  # anybody may write an Event, and few of its fields are asked for
                 newest[uid] = max(newest.get(uid, ("", "")), (told, event.get("message", "")))
-            if not page:
-                return {uid: message for uid, (_, message) in newest.items()}
+        return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
         selector = f"{_CONTROLLER_UID}={job_uid}"
@@ -138,12 +140,6 @@ class KubeCluster:
         query = {"labelSelector": selector}
         body = {"propagationPolicy": "Background"}
         await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
-
-    async def _page(self, path: str, query: JsonObject, page: str) -> tuple[list[JsonObject], str]:
-        """Return one page of a list, and the token of the next (empty at the end)."""
-        wanted = {**query, "limit": PAGE, **({"continue": page} if page else {})}
-        answer = await self._client.request("GET", path, query=wanted)
-        return answer["items"], answer["metadata"].get("continue", "")
 
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
         metadata = job["metadata"]

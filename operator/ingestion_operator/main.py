@@ -24,7 +24,7 @@ import uvloop
 from ingestion_crds import constants as names
 from ingestion_crds import logs
 from ingestion_crds.config import Config, ConfigError
-from ingestion_crds.follow import PAGE, follow
+from ingestion_crds.follow import follow
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, job_path
 
@@ -52,6 +52,7 @@ _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
+_KOPF_PAGE: Final = 20
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -216,15 +217,11 @@ class Operator:
         if self._leadership is None:
             await asyncio.sleep(_RESYNC_SECONDS)
         while True:
-            listed, page = 0, ""
+            listed = 0
             try:
-                while True:
-                    items, page = await self._cluster.list_ingestion_jobs(page=page)
-                    listed += len(items)
-                    for item in items:
-                        self.see(item, listed=True)
-                    if not page:
-                        break
+                async for item in self._cluster.list_ingestion_jobs():
+                    listed += 1
+                    self.see(item, listed=True)
             except ApiError as error:
                 pause, again = again, min(again * 2, _RESYNC_SECONDS)
                 log.warning("resync failed, again in %.0f s: %s", pause, error)
@@ -401,8 +398,9 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 600
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 60
-        # All objects in one answer would be the most memory that is ever needed, tens of KB for each.
-        settings.watching.chunk_size = PAGE
+        # All objects in one answer would be the most memory that is ever needed: tens of KB for each, and a megabyte
+        # for one that somebody has filled with annotations.
+        settings.watching.chunk_size = _KOPF_PAGE
         # So long a task and the body of each object seen are kept: with thousands of them, most of the memory.
         settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
         settings.persistence.diffbase_storage = NoDiff()

@@ -410,8 +410,8 @@ class Reconciler:
     async def _read_all_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:
         """Read the Jobs that carry the job's UID, and the one of the running stage."""
         namespace = job.metadata.namespace
-        raw = await self._cluster.list_jobs(namespace=namespace, owner_uid=job.metadata.uid)
-        children = [read_job(item) for item in raw]
+        listed = self._cluster.list_jobs(namespace=namespace, owner_uid=job.metadata.uid)
+        children = [read_job(item) async for item in listed]
         record = current(job)
         if record is not None and all(child.uid != record.uid and child.name != record.name for child in children):
             # Not in the list by its label: gone, not made yet, somebody took the label off, or it is another's.

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import httpx
 import pytest
 from faults.proxy import Answer, Call, Forward, Proxy
 from faults.watch_faults import Ended, Failing, WatchFault
@@ -87,6 +88,49 @@ async def test_it_lists_page_by_page_and_goes_on_with_each_change(
     old = {(f"old-{number}", False) for number in range(5)}
     assert set(view.told) == {*old, ("new", False), ("old-2", True)}
     assert len(view.told) == 7
+
+
+async def post(proxy: Proxy, path: str, body: bytes) -> None:
+    """Create an object of which no Python client can write the JSON."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        made = await client.post(proxy.url + path, content=body, headers={"content-type": "application/json"})
+    assert made.status_code == 201, made.text
+
+
+@pytest.mark.parametrize(
+    "fields", [b'{"f:a":' * 1_100 + b"{}" + b"}" * 1_100, b'{"f:\xff}":{}}'], ids=["nested deeply", "no text"]
+)
+async def test_an_object_with_odd_managed_fields_hides_no_other(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, fields: bytes
+) -> None:
+    """Whoever may write one chooses them, and the API server keeps what Python's parsers refuse."""
+    entry = b'"manager":"m","operation":"Update","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":' + fields
+    odd = b'{"metadata":{"name":"odd","labels":{"seen":"yes"},"managedFields":[{%s}]}}' % entry
+    for folder in (tmp_path / "watched", tmp_path / "listed"):
+        folder.mkdir()
+        async with viewing(control_plane=control_plane, folder=folder, namespace=namespace) as (view, proxy):
+            if folder.name == "watched":
+                await post(proxy, core_path("configmaps", namespace), odd)
+                await create(kube, namespace, "new")
+            await view.until("odd")
+            await view.until("new")
+        assert view.failures == []
+
+
+async def test_of_large_objects_fewer_are_asked_for_at_once(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "_MOST_BYTES", 64 * 1024)
+    names = [f"large-{number}" for number in range(10)]
+    for name in names:
+        metadata = {"name": name, "labels": {"seen": "yes"}, "annotations": {"note": "x" * 20_000}}
+        await kube.request("POST", core_path("configmaps", namespace), body={"metadata": metadata})
+    async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace) as (view, _):
+        await view.until(names[-1])
+    assert [name for name, _ in view.told] == names
+    assert view.failures == []
+    with pytest.raises(ApiError, match="more than 65536 bytes"):
+        await kube.request("GET", core_path("configmaps", namespace))
 
 
 async def test_after_an_error_in_the_stream_it_lists_again(
