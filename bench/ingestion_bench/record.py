@@ -67,7 +67,7 @@ async def record(stand: Stand, job: IngestionJob) -> Script:
     async with await Recorder.connect(kubeconfig=str(stand.control_plane.kubeconfig)) as recorder:
         recorder.sent = []
         reconciler = Reconciler(cluster=KubeCluster(recorder), config=stand.config)
-        reconciler.show(job.key, Kept(raw, IngestionJob.model_validate(raw)))
+        reconciler.on_attempt_wanted(job.key, Kept(raw, IngestionJob.model_validate(raw)))
         await reconciler.reconcile(job.key)
     return Script(requests=recorder.sent, job=job, last_job=_last_job(job))
 

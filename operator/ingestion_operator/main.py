@@ -156,7 +156,7 @@ class Operator:
         self._leading = True
         for key in self._unfinished.values():
             # The list passes over settled parents, and one of them may have a Job that came too late.
-            self._reconciler.suspect(key)
+            self._reconciler.list_at_next_look(key)
             self.queue.add(key)
         self._unfinished.clear()
         self._work = [
@@ -221,7 +221,7 @@ class Operator:
             try:
                 async for item in self._cluster.list_ingestion_jobs():
                     listed += 1
-                    self.see(item, listed=True)
+                    self.on_job_seen(item, listed=True)
             except ApiError as error:
                 pause, again = again, min(again * 2, _RESYNC_SECONDS)
                 log.warning("resync failed, again in %.0f s: %s", pause, error)
@@ -239,7 +239,7 @@ class Operator:
 
         def take(body: JsonObject, deleted: bool) -> None:
             events.inc()
-            self.see_job(body, deleted=deleted)
+            self.on_child_seen(body, deleted=deleted)
 
         def failed(error: ApiError, pause: float) -> None:
             log.warning("the watch of Jobs ended, it begins again in %.1f s: %s", pause, error)
@@ -252,22 +252,21 @@ class Operator:
         if self._leading:
             self.queue.add(key)
 
-    def see(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
-        """Queue an IngestionJob unless its body alone shows that it is settled, or an event tells what is known.
+    def on_job_seen(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
+        """Take in a state of an IngestionJob, and queue its key where there is something to do.
 
-        Settled: nothing, and its own Jobs are no news any more. A state that no look has read or written, or a listed
-        job that is not followed: at once. A known state in a list: if it is time, its next look lists all its Jobs,
-        for events of Jobs that were lost.
+        That is at once if the state was neither read nor written here, unless the body alone shows that the job is
+        settled. If the full list shows a known state, it is later, and only where it is time to list the job's Jobs.
 
         Args:
             body: the IngestionJob.
-            listed: it comes from the full list, which is there for lost events: of its Jobs too.
+            listed: the full list has brought it, which is there for lost events: for those of Jobs too.
         """
         if not self._leading:
             return
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         followed, due = self._reconciler.follows(key), listed and self._reconciler.listing_due(key)
-        news = self._reconciler.hear(key, body["metadata"]["resourceVersion"])
+        news = self._reconciler.on_job_seen(key, body["metadata"]["resourceVersion"])
         # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
         news = news or (listed and not followed)
         if not news and not due:
@@ -287,27 +286,27 @@ class Operator:
         self._open.add(key)
         due = due and job.status.phase not in names.TERMINAL_PHASES
         if due:
-            self._reconciler.suspect(key)
+            self._reconciler.list_at_next_look(key)
         if news:
             if begins(job):
-                self._reconciler.show(key, Kept(dict(body), job))
+                self._reconciler.on_attempt_wanted(key, Kept(dict(body), job))
             self.wake(key)
         elif due:
-            self.queue.add_after(key, self._reconciler.rest(key))
+            self.queue.add_after(key, self._reconciler.remaining_rest(key))
 
-    def forget(self, body: Mapping[str, Any]) -> None:
+    def on_job_deleted(self, body: Mapping[str, Any]) -> None:
         """Take in that an IngestionJob is gone."""
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         self._open.discard(key)
         if self._reconciler.follows(key):
-            self._reconciler.hear_of_deletion(key)
+            self._reconciler.on_job_deleted(key)
             self.wake(key)
 
-    def see_job(self, body: Mapping[str, Any], *, deleted: bool) -> None:
-        """Queue the IngestionJob that a Job was made for; one that runs is looked at even if its parent is settled.
+    def on_child_seen(self, body: Mapping[str, Any], *, deleted: bool) -> None:
+        """Take in a state of a Job, and queue the key of its parent, the IngestionJob that it was made for.
 
-        That a recorded Job runs on is not urgent: its parent is looked at so often that counts are fresh, and no
-        oftener. One that is not recorded is.
+        That is at once if the Job has ended or is gone, or if it was not expected. One that runs is looked for even if
+        its parent is settled. That an expected one runs on is not urgent: its parent rests between two looks.
         """
         try:
             child = read_job(dict(body))
@@ -326,17 +325,18 @@ class Operator:
             if runs:
                 self._unfinished[child.uid] = key
             return
-        if not (gone or self._reconciler.expects(key, child)) and (runs or key in self._open):
-            self._reconciler.suspect(key)
+        reconciler = self._reconciler
+        if not (gone or reconciler.expects(key, child)) and (runs or key in self._open):
+            reconciler.list_at_next_look(key)
             self.wake(key)
         elif runs:
-            wait = self._reconciler.hear_of_change(key, child)
+            wait = reconciler.on_child_changed(key, child)
             if wait is not None:
                 self.queue.add_after(key, wait)
-        elif (key in self._open or self._reconciler.follows(key)) and self._reconciler.hear_of_end(
-            key, child, gone=gone
-        ):
-            self.wake(key)
+        elif key in self._open or reconciler.follows(key):
+            awaited = reconciler.on_child_gone(key, child) if gone else reconciler.on_child_ended(key, child)
+            if awaited:
+                self.wake(key)
         # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and
         # will be looked at then.
 
@@ -432,9 +432,9 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
         events.inc()
         if type == "DELETED":
-            holder[0].forget(body)
+            holder[0].on_job_deleted(body)
         else:
-            holder[0].see(body)
+            holder[0].on_job_seen(body)
 
     return registry
 

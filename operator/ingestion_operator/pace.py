@@ -1,6 +1,25 @@
-"""How often a job is looked at: what is remembered of it from one look to the next.
+"""How often a job is looked at, and what one look leaves to the next. To lose any of it costs requests, nothing else.
 
-To lose any of it costs requests, and nothing else.
+A look plans from an IngestionJob and its Jobs, writes the status under the IngestionJob's resourceVersion, and acts.
+There are four kinds, and what happened decides which one it is (`Reconciler.reconcile`):
+
+    what happened                          look at    what it reads              what it may write
+    ─────────────────────────────────────  ─────────  ─────────────────────────  ──────────────────────────────────
+    An attempt is to begin: the watch has  beginning  the Jobs, but for one      all, once it has recorded the
+    shown an IngestionJob that says so.               that is known to be over   attempt
+    The Job that runs has ended.           end        that Job's pods            all, once it has recorded the end
+    The Job that runs has changed in what  counts     now and then, the pods     counts, and conditions that say why
+    the status says of it; or its pods                that do not start          pods do not start
+    are to be asked why they do not start.
+    Anything else.                         full       IngestionJob, Jobs, pods   all
+
+The first three take the IngestionJob, and two of them the Job, as the watch has shown it or the look before has left
+it. That may be outdated, and then the API server refuses the write. Where such a look has nothing to write, or wants
+to do more than it may, a full look is taken in its place.
+
+"Anything else" is: the watch has shown a state of the IngestionJob that was neither read nor written here, such as a
+cancellation; one of its Jobs is gone, or there is one that nobody recorded; the look before failed or left nothing; or
+nothing was read or written for a while, and the watch may have lost something.
 """
 
 from __future__ import annotations
@@ -15,24 +34,26 @@ from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
 
 from ingestion_operator.children import ChildJob
-from ingestion_operator.questions import is_news, wants_diagnosis
+from ingestion_operator.questions import is_news, recorded, wants_diagnosis
 
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2
-# A thousand that run must not keep the operator from those that begin and end. Twice as many, each of which then gets
-# half as far in a second, are looked at 2.4 times as rarely: so that a job costs less, the more there are.
+# Jobs at the same point share the looks, or a thousand that run would keep the operator from those that begin and end.
+# Twice as many rest 2.4 times as long, as each of them gets half as far in a second: all of them together take 10 looks
+# a second when they are a hundred, and 6 when they are a thousand.
 _REST_OF_A_HUNDRED_SECONDS: Final = 10.0
 _REST_GROWTH: Final = 1.25
 _LOOK_AT_LEAST_EVERY_SECONDS: Final = 300.0
 # More than the tick by which the queue may be early: a key that is due is not put off again.
 _SOON_SECONDS: Final = 0.01
 _COUNTS_EVERY_SECONDS: Final = 1.0
-# While none of its pods ends; while some do, others that start are ordinary.
+# How often pods are asked why they do not start: while none of the Job's pods ends, and while some do. In the second
+# case it is ordinary that others are starting.
 _DIAGNOSE_EVERY_SECONDS: Final = 5.0
 _DIAGNOSE_AT_LEAST_EVERY_SECONDS: Final = 600.0
 _DIAGNOSE_MOVING_SECONDS: Final = 30.0
 _CONFIRM_EVERY_SECONDS: Final = 30.0
-# Where many jobs share the looks: for so many rests nothing of this is done twice, as it costs more than to count.
+# The same in rests, where jobs rest long because they are many: each of these costs more than a look at counts.
 _DIAGNOSE_RESTS: Final = 4
 _DIAGNOSE_MOVING_RESTS: Final = 10
 _CONFIRM_RESTS: Final = 5
@@ -48,121 +69,151 @@ class Kept(NamedTuple):
     job: IngestionJob
 
 
-@dataclass(slots=True)
-class Pace:
-    """The memory of one job that is not settled; all times are seconds of a monotonic clock.
+class LastLook(NamedTuple):
+    """What a look leaves to the next one while a Job runs.
 
     Args:
-        looked, diagnosed, counted: when it was looked at, its pods were diagnosed, its counts were written.
-        done, moved: how many of its Job's indexes had ended, and since when.
-        versions: the resourceVersions that were last read or written: a watch may lag behind several writes.
-        heard: the one that the watch has shown since the last look, unless it was one of them then.
-        kept: the IngestionJob as it was last read or written, while its Job runs.
-        confirmed: when that was.
-        gone: one of its Jobs is gone since the last look, or it is gone itself.
-        seen: the one that runs, as it was at the last look; None during a look.
-        changed: that one as the watch has shown it since, if it has.
-        unwritten: its counts came too soon to be written.
-        every: how long it rests after a look while nothing happens to it; see `rest_for`.
-        uid, recorded: the IngestionJob's UID, and the names of the Jobs that a look at it reads.
-        listed: there are no others, as far as is known; since when.
+        kept: the IngestionJob, as it was last read or written.
+        child: the Job that runs, as the look took it.
+        unwritten: its counts are not written yet, as they came too soon after the last ones.
+    """
+
+    kept: Kept
+    child: ChildJob
+    unwritten: bool = False
+
+
+@dataclass(slots=True)
+class Heard:
+    """What the watch has shown since the last look began.
+
+    Args:
+        version: the newest resourceVersion of the IngestionJob that was neither read nor written before; else empty.
+        child: the Job that runs, or has just ended, if it is in a later state than the one that the look took.
+        gone: one of its Jobs is gone, or the IngestionJob itself.
+    """
+
+    version: str = ""
+    child: ChildJob | None = None
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class Pace:
+    """What is remembered of one job that is not settled. All times are seconds of a monotonic clock.
+
+    Args:
+        looked: when the last look began.
+        diagnosed: when its pods were last asked why they do not start.
+        counted: when running counts were last written.
+        ends: how many indexes of its Job had ended at the last look.
+        moved: when that number was last seen to change.
+        rest: how many seconds it rests after a look, if nothing but counts is to be done; see `rest_for`.
+        uid: the UID of the IngestionJob.
+        expected: the names of the Jobs that a look reads.
+        versions: the resourceVersions that were last read or written. The watch may lag several writes behind.
+        confirmed: when the last of them was read or written.
+        listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
+        last: what the last look left; None during a look, and while no Job runs.
+        heard: what the watch has shown since the last look began.
     """
 
     looked: float
     diagnosed: float
     counted: float = 0.0
-    done: int = 0
+    ends: int = 0
     moved: float = 0.0
-    versions: deque[str] = field(default_factory=partial(deque, maxlen=_VERSIONS))
-    heard: str = ""
-    kept: Kept | None = None
-    confirmed: float = 0.0
-    gone: bool = False
-    seen: ChildJob | None = None
-    changed: ChildJob | None = None
-    unwritten: bool = False
-    every: float = _LOOK_EVERY_SECONDS
+    rest: float = _LOOK_EVERY_SECONDS
+
     uid: str = ""
-    recorded: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
+    versions: deque[str] = field(default_factory=partial(deque, maxlen=_VERSIONS))
+    confirmed: float = 0.0
     listed: float | None = None
 
-    def hear(self, resource_version: str) -> bool:
+    last: LastLook | None = None
+    heard: Heard = field(default_factory=Heard)
+
+    # ── what the watch shows ──────────────────────────────────────────────────────────────────────────────────────
+
+    def on_job_seen(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written."""
         if resource_version in self.versions:
             return False
-        self.heard = resource_version  # it may still be the answer to a write that is under way
+        self.heard.version = resource_version  # it may still be the answer to a write that is under way
         return True
 
-    def rest(self, now: float) -> float:
-        """Return for how many seconds it need not be looked at that the Job runs on."""
-        return self._remaining(self.every, now)
-
-    def change(self, child: ChildJob, now: float) -> float | None:
+    def on_child_changed(self, child: ChildJob, now: float) -> float | None:
         """Take in that the watch shows a Job that runs on.
 
         Returns:
             For how many seconds that need not be looked at; None when the status says nothing of what is new.
         """
-        known = self.changed or self.seen
+        known = self._child
         if known is not None and not _is_later(child, known):
             return None
-        self.changed = child
-        return self.rest(now) if self.stirred else None
+        self.heard.child = child
+        return self.remaining_rest(now) if self.child_has_news else None
 
-    def end(self, child: ChildJob) -> None:
-        """Take in that one of its Jobs has ended, as the watch shows it."""
-        self.changed = child
+    def on_child_ended(self, child: ChildJob) -> None:
+        """Take in that the watch shows that one of its Jobs has ended."""
+        self.heard.child = child
 
-    def lose(self) -> None:
-        """Take in that one of its Jobs is gone, or it is itself."""
-        self.gone = True
+    def on_gone(self) -> None:
+        """Take in that one of its Jobs is gone, or the IngestionJob itself."""
+        self.heard.gone = True
 
-    def end_look(self, kept: Kept | None, child: ChildJob | None, *, unwritten: bool) -> None:
-        """End a look.
-
-        Args:
-            kept: the IngestionJob as it is now; None unless its Job runs.
-            child: the Job that runs.
-            unwritten: its counts came too soon after the last ones.
-        """
-        self.kept, self.seen, self.unwritten = kept, child, unwritten
-        if self.changed is None or child is None or not _is_later(self.changed, child):
-            self.changed = child if unwritten else None
-
-    def idle(self, now: float) -> float:
-        """Return for how many seconds there is nothing to look at: the key is due, or woken by what the look wrote."""
-        if self.kept is None or self._news or self._ended:
-            return 0.0
-        return self._remaining(self.every if self.stirred else self._diagnose_every(moving=False), now)
+    # ── looks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin_look(self, now: float) -> tuple[Kept, ChildJob] | None:
-        """Begin a look; return what a look at counts, or at an end, decides from, None when a full look is due.
+        """Begin a look.
 
-        That is the IngestionJob, and the Job that ran, as it was last read or the watch has shown it since.
+        Returns:
+            What a look at counts, or at an end, is taken from: the IngestionJob as the last look left it, and the Job
+            as the watch has shown it since, or else as it was left. None when a full look is due.
         """
-        fresh = now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.every)
-        enough = fresh or self._ended  # the write that records an end confirms it
-        child, known = self.changed or self.seen, None
-        if enough and self.kept is not None and child is not None and not self._news:
-            known = self.kept, child
-        self.looked, self.kept, self.heard, self.gone = now, None, "", False
-        self.seen, self.changed, self.unwritten = None, None, False
+        fresh = now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.rest)
+        enough = fresh or self._child_ended  # the write that records an end confirms it
+        last, child, known = self.last, self._child, None
+        if enough and last is not None and child is not None and not self._full_look_due:
+            known = last.kept, child
+        self.looked, self.last, self.heard = now, None, Heard()
         return known
 
-    def remember(self, raw: JsonObject, now: float) -> None:
-        """Take in what the API server has just answered."""
-        self.versions.append(raw["metadata"]["resourceVersion"])
+    def remember(self, kept: Kept, now: float) -> None:
+        """Take in the IngestionJob as it was just read or written."""
+        self.uid, self.expected = kept.job.metadata.uid, recorded(kept.job)
+        self.versions.append(kept.raw["metadata"]["resourceVersion"])
         self.confirmed = now
+
+    def end_look(self, last: LastLook | None) -> None:
+        """End a look, and take what it leaves: None unless a Job runs."""
+        self.last = last
+        child = self.heard.child
+        if child is not None and (last is None or not _is_later(child, last.child)):
+            self.heard.child = None
 
     def distrust(self) -> None:
         """Take in that a look failed: the next one reads everything, as what was to be deleted may still be there."""
-        self.kept, self.listed = None, None
+        self.last, self.listed = None, None
+
+    # ── when to look, and at what ─────────────────────────────────────────────────────────────────────────────────
+
+    def idle(self, now: float) -> float:
+        """Return for how many seconds there is nothing to look at; 0 when there is, or no Job runs."""
+        if self.last is None or self._full_look_due or self._child_ended:
+            return 0.0
+        return self._remaining(self.rest if self.child_has_news else self._diagnose_every(moving=False), now)
+
+    def remaining_rest(self, now: float) -> float:
+        """Return for how many seconds it still rests, if nothing but counts is to be done."""
+        return self._remaining(self.rest, now)
 
     def diagnosis_due(self, child: ChildJob, now: float) -> bool:
         """True when it is time to ask why pods do not start: often while none ends, now and then while others do."""
-        done = child.succeeded + len(child.failed)
-        if done != self.done:
-            self.done, self.moved = done, now
+        ends = child.succeeded + len(child.failed)
+        if ends != self.ends:
+            self.ends, self.moved = ends, now
         moving = now - self.moved < _DIAGNOSE_EVERY_SECONDS
         return wants_diagnosis(child) and now - self.diagnosed >= self._diagnose_every(moving=moving)
 
@@ -171,7 +222,7 @@ class Pace:
 
         Args:
             now: seconds.
-            rest: how long a job would rest if all that are not at rest were at the same point.
+            rest: how many seconds a job would rest if all that are not at rest were at the same point.
         """
         return self.listed is None or now - self.listed >= _LIST_RESTS * rest
 
@@ -183,37 +234,48 @@ class Pace:
         self.counted = now
         return 0.0
 
+    @property
+    def outdated(self) -> bool:
+        """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
+        return self.heard.version != "" and self.heard.version not in self.versions
+
+    @property
+    def child_has_news(self) -> bool:
+        """True when the Job that runs has something that its parent's status does not say yet."""
+        last, child = self.last, self.heard.child
+        if last is not None and last.unwritten:
+            return True
+        if child is None:
+            return False
+        if last is None or child.uid != last.child.uid:
+            return True
+        return is_news(last.kept.job.status, before=last.child, after=child)
+
+    @property
+    def _child(self) -> ChildJob | None:
+        """The Job that runs, or has just ended, in the latest state that is known."""
+        if self.heard.child is not None:
+            return self.heard.child
+        return self.last.child if self.last is not None else None
+
+    @property
+    def _child_ended(self) -> bool:
+        return self.heard.child is not None and self.heard.child.finished
+
+    @property
+    def _full_look_due(self) -> bool:
+        """True when what was heard is more than a look at counts, or at an end, may decide."""
+        return self.heard.gone or self.outdated
+
     def _remaining(self, seconds: float, now: float) -> float:
         left = self.looked + seconds - now
         return left if left > _SOON_SECONDS else 0.0
 
     def _diagnose_every(self, *, moving: bool) -> float:
         if moving:
-            return max(_DIAGNOSE_MOVING_SECONDS, _DIAGNOSE_MOVING_RESTS * self.every)
-        rests = min(_DIAGNOSE_AT_LEAST_EVERY_SECONDS, _DIAGNOSE_RESTS * self.every)
+            return max(_DIAGNOSE_MOVING_SECONDS, _DIAGNOSE_MOVING_RESTS * self.rest)
+        rests = min(_DIAGNOSE_AT_LEAST_EVERY_SECONDS, _DIAGNOSE_RESTS * self.rest)
         return max(_DIAGNOSE_EVERY_SECONDS, rests)
-
-    @property
-    def outdated(self) -> bool:
-        """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
-        return self.heard != "" and self.heard not in self.versions
-
-    @property
-    def stirred(self) -> bool:
-        """True when the Job that runs has something that its parent's status does not say yet."""
-        if self.changed is None:
-            return False
-        if self.unwritten or self.kept is None or self.seen is None or self.changed.uid != self.seen.uid:
-            return True
-        return is_news(self.kept.job.status, before=self.seen, after=self.changed)
-
-    @property
-    def _ended(self) -> bool:
-        return self.changed is not None and self.changed.finished
-
-    @property
-    def _news(self) -> bool:
-        return self.gone or self.outdated
 
 
 def rest_for(jobs: int) -> float:

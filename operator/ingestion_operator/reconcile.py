@@ -34,7 +34,7 @@ from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
 from ingestion_operator.outcome import Results, Waiting, may_lack_config_map, read_waiting
-from ingestion_operator.pace import Kept, Pace, rest_for
+from ingestion_operator.pace import Kept, LastLook, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
     at_rest,
@@ -57,7 +57,7 @@ _TRIES_OF_WEBHOOKS: Final = 4
 _TRY_TO_TIDY_SECONDS: Final = 600.0
 # Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
 _HARVESTS: Final = 4
-# The watch is seconds late at worst: what it has yet to show of these is older than how they were at last.
+# Enough for what the watch, which is seconds late at worst, may still show of jobs from before they were at rest.
 _MOST_FORGOTTEN: Final = 1_000
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,12 @@ def utc_now() -> datetime:
 
 
 class _Point(Enum):
-    """How far a job that is not at rest has come; those at the same point share the looks."""
+    """How far a job that is not at rest has come. Those at the same point share the looks.
+
+    BLOCKED: no Job of it runs: it waits for a tenant, a quota, or for somebody.
+    STARTING: its Job waits for its first pods, or for its queue.
+    RUNNING: a pod of its Job is ready or has ended.
+    """
 
     BLOCKED = auto()
     STARTING = auto()
@@ -106,80 +111,99 @@ class Reconciler:
         self._creation_failures = CreationFailures(cluster=cluster, monotonic=monotonic)
         self._paces: dict[str, Pace] = {}
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
-        self._suspects: set[str] = set()
+        self._to_list: set[str] = set()  # keys of jobs of which the next look is a full one, and lists all Jobs
         self._unanswered: Counter[str] = Counter()  # keys, by how often a webhook has kept something from being done
         self._littered: set[str] = set()  # with finished Jobs that the API server did not let be deleted
-        self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `show`
+        self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `on_attempt_wanted`
         self._forgotten: dict[str, int] = {}  # keys of jobs that were settled, or gone, with their last resourceVersion
 
-    def suspect(self, key: str) -> None:
-        """Have all Jobs of a job read at the next look, although it may be settled: some may not be recorded.
+    # ── what the watch shows ──────────────────────────────────────────────────────────────────────────────────────
 
-        A request to create a Job can be so long on its way that it arrives when everything is over.
-        """
-        self._suspects.add(key)
+    def on_job_seen(self, key: str, resource_version: str) -> bool:
+        """Take in a state of an IngestionJob; return False when looks know that one, or a later one."""
+        if key in self._paces:
+            return self._paces[key].on_job_seen(resource_version)
+        # Where many jobs run, the watch is seconds late: it may still show what was written before the job was at rest.
+        return int(resource_version) > self._forgotten.get(key, 0)  # KEP-5504
 
-    def listing_due(self, key: str) -> bool:
-        """Return whether it is time to suspect a job that is not at rest although nothing was heard."""
+    def on_attempt_wanted(self, key: str, shown: Kept) -> None:
+        """Take in an IngestionJob whose next attempt is to begin: the first look is taken at that, without a read."""
         if key not in self._paces:
-            return True
-        rest = rest_for(sum(map(len, self._crowds.values())))
-        return self._paces[key].listing_due(self._monotonic(), rest=rest)
+            self._shown[key] = shown
 
-    def hear_of_deletion(self, key: str) -> None:
+    def on_job_deleted(self, key: str) -> None:
         """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
         if key in self._paces:
-            self._paces[key].lose()
+            self._paces[key].on_gone()
+
+    def on_child_changed(self, key: str, child: ChildJob) -> float | None:
+        """Take in that an expected Job runs on; return in how many seconds that is to be looked at, None for never."""
+        pace = self._paces[key]
+        return pace.on_child_changed(child, self._monotonic()) if child.name in pace.expected else None
+
+    def on_child_ended(self, key: str, child: ChildJob) -> bool:
+        """Take in that a Job has ended; return False when no look waits for that."""
+        if not self._waits_for(key, child):
+            return False
+        if key in self._paces:
+            self._paces[key].on_child_ended(child)
+        return True
+
+    def on_child_gone(self, key: str, child: ChildJob) -> bool:
+        """Take in that a Job is gone, or is to go; return False when no look waits for that."""
+        if not self._waits_for(key, child):
+            return False
+        if key in self._paces:
+            self._paces[key].on_gone()
+        return True
+
+    def _waits_for(self, key: str, child: ChildJob) -> bool:
+        """True unless a Job was replaced: what becomes of it then is no news."""
+        return key not in self._paces or child.name in self._paces[key].expected or key in self._to_list
+
+    # ── what is known ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def follows(self, key: str) -> bool:
         """Return whether anything is remembered of a job."""
         return key in self._paces
 
     def expects(self, key: str, child: ChildJob) -> bool:
-        """Return whether a look at a job reads this Job without being told of it, or has no say in it."""
+        """Return whether a Job is no reason to list: a look reads it by its name, or it has another owner."""
         pace = self._paces.get(key)
-        return pace is not None and pace.uid != "" and (child.name in pace.recorded or child.owner_uid != pace.uid)
-
-    def hear(self, key: str, resource_version: str) -> bool:
-        """Take in that the watch shows a state of an IngestionJob; False when looks know that one, or a later one."""
-        if key in self._paces:
-            return self._paces[key].hear(resource_version)
-        return int(resource_version) > self._forgotten.get(key, 0)  # KEP-5504
-
-    def show(self, key: str, shown: Kept) -> None:
-        """Take in an IngestionJob whose next attempt begins, as the watch shows it: the first look is taken at that."""
-        if key not in self._paces:
-            self._shown[key] = shown
-
-    def hear_of_end(self, key: str, child: ChildJob, *, gone: bool) -> bool:
-        """Take in that a Job of a job has ended, or is gone; False when no look waits for it: it was replaced."""
-        if key not in self._paces:
-            return True
-        if child.name not in self._paces[key].recorded and key not in self._suspects:
-            return False
-        if gone:
-            self._paces[key].lose()
-        else:
-            self._paces[key].end(child)
-        return True
+        return pace is not None and pace.uid != "" and (child.name in pace.expected or child.owner_uid != pace.uid)
 
     def up_to_date(self, key: str) -> bool:
         """Return whether another look would find nothing new: what was heard is what the last one wrote or left."""
-        if key in self._suspects:
+        if key in self._to_list:
             return False
         return key not in self._paces or self._paces[key].idle(self._monotonic()) > 0
 
-    def rest(self, key: str) -> float:
-        """Return for how many seconds a job need not be looked at for what may have happened."""
-        return self._paces[key].rest(self._monotonic()) if key in self._paces else 0.0
+    def remaining_rest(self, key: str) -> float:
+        """Return for how many seconds a job need not be looked at, if nothing has happened that is known of."""
+        return self._paces[key].remaining_rest(self._monotonic()) if key in self._paces else 0.0
 
-    def hear_of_change(self, key: str, child: ChildJob) -> float | None:
-        """Take in that an expected Job runs on; return in how many seconds that is to be looked at, None for never."""
-        pace = self._paces[key]
-        return pace.change(child, self._monotonic()) if child.name in pace.recorded else None
+    def list_at_next_look(self, key: str) -> None:
+        """Have the next look list all Jobs of a job, although it may be settled: some may not be recorded.
+
+        A request to create a Job can be so long on its way that it arrives when everything is over.
+        """
+        self._to_list.add(key)
+
+    def listing_due(self, key: str) -> bool:
+        """Return whether it is time to list all Jobs of a job that is not at rest, although nothing was heard.
+
+        That is for lost watch events, which befall all jobs alike: so all that are not at rest share the lists, and not
+        only those at the same point.
+        """
+        if key not in self._paces:
+            return True
+        rest = rest_for(sum(map(len, self._crowds.values())))
+        return self._paces[key].listing_due(self._monotonic(), rest=rest)
+
+    # ── looks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def reconcile(self, key: str) -> float | None:
-        """Look at one job until nothing is left to do at once.
+        """Look at one job until nothing is left to do at once. Which look is taken when: see `pace`.
 
         Args:
             key: namespace/name.
@@ -191,72 +215,73 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
-        shown, suspected = self._shown.pop(key, None), key in self._suspects
+        shown, listing = self._shown.pop(key, None), key in self._to_list
         pace, now = self._pace(key), self._monotonic()
         self._share(key)  # others have come or gone since the last look
-        if not suspected and (idle := pace.idle(now)) > 0:
+        if not listing and (idle := pace.idle(now)) > 0:
             return idle
         known = pace.begin_look(now)
         try:
-            if shown is not None and not suspected:
-                return await self._begin(key, shown)
-            if known is None or suspected:
-                return await self._look(key)
+            if shown is not None and not listing:
+                return await self._look_at_beginning(key, shown)
+            if known is None or listing:
+                return await self._full_look(key)
             kept, child = known
             if child.finished:
-                return await self._end(key, kept, child)
-            return await self._count(key, kept, child)
+                return await self._look_at_end(key, kept, child)
+            return await self._look_at_counts(key, kept, child)
         except Exception:
             pace.distrust()
             raise
 
-    async def _look(self, key: str) -> float | None:
-        """Take a full look: read the IngestionJob and its Jobs live, and act on what is there."""
+    async def _full_look(self, key: str) -> float | None:
+        """Read the IngestionJob and its Jobs live, and act on what is there."""
         namespace, _, name = key.partition("/")
         try:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
             if error.not_found:
-                self._suspects.discard(key)
+                self._to_list.discard(key)
                 self._littered.discard(key)
                 return self._forget(key)
             raise
         job = self._understand(key, raw)
-        suspected = key in self._suspects
-        if settled(job) and not suspected:
+        listing = key in self._to_list
+        if settled(job) and not listing:
             return self._forget(key)
-        self._suspects.discard(key)  # before anything is read: what is heard of from now on may not be among it
+        self._to_list.discard(key)  # before anything is read: what is heard of from now on may not be among it
         try:
-            jobs = await self._read_jobs(key, job, everything=suspected)
+            jobs = await self._read_jobs(key, job, everything=listing)
             snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
             return await self._act(key, raw, snapshot)
         except Exception:
-            if suspected:
-                self.suspect(key)
+            if listing:
+                self.list_at_next_look(key)
             raise
 
-    async def _begin(self, key: str, shown: Kept) -> float | None:
-        """Take the first look at a job whose next attempt begins, as the watch shows it, without reading it again.
+    async def _look_at_beginning(self, key: str, shown: Kept) -> float | None:
+        """Begin an attempt from the IngestionJob as the watch has shown it, without reading that again.
 
         The first thing to do is to record the attempt, by a write under the job's resourceVersion. That proves that
-        nothing else has happened to it, or is refused. Nor is the Job of the last attempt read, which has ended.
+        nothing else has happened to it, or is refused. Nor is the Job of the last attempt read if it was seen to end:
+        it is deleted by its recorded UID, which is refused where a late duplicate has taken its name.
         """
         raw, job = shown
-        self._remember(key, raw, job)
+        self._remember(key, shown)
         jobs = await self._read_jobs(key, job, everything=False, known=ended(job))
         snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         return await self._act(key, raw, snapshot, proven=False)
 
-    async def _end(self, key: str, kept: Kept, child: ChildJob) -> float | None:
-        """Take in that the Job of the running stage has ended, as the watch tells, without reading anything again.
+    async def _look_at_end(self, key: str, kept: Kept, child: ChildJob) -> float | None:
+        """Take in that the Job of the running stage has ended, as the watch has shown it, without reading that again.
 
         A Job that has ended does not change any more. And the end is recorded before anything is done about it, by a
-        write under the resourceVersion of the IngestionJob as it was last read or written: it proves that nothing
-        else has happened to that, or is refused.
+        write under the resourceVersion of the IngestionJob as it was last read or written. That proves that nothing
+        else has happened to it, such as a cancellation whose event is still on its way, or is refused.
         """
         record = current(kept.job)
         if record is None or record.uid != child.uid:
-            return await self._look(key)
+            return await self._full_look(key)
         snapshot = Snapshot(job=kept.job, config=self._config, jobs=(child,))
         return await self._act(key, kept.raw, snapshot, proven=False)
 
@@ -277,7 +302,7 @@ class Reconciler:
             written = job.metadata.resource_version != snapshot.job.metadata.resource_version
             proven = proven or written
             if not proven:
-                return await self._look(key)
+                return await self._full_look(key)
             snapshot = replace(snapshot, job=job)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
@@ -290,27 +315,25 @@ class Reconciler:
                 return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
 
-    # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _count(self, key: str, kept: Kept, child: ChildJob) -> float | None:
+    async def _look_at_counts(self, key: str, kept: Kept, child: ChildJob) -> float | None:
         """Write a running Job's counts, from the IngestionJob as it was last read or written, and its Job as last seen.
 
-        Counts, and why its pods do not start: nothing else is ever decided from these. The IngestionJob's
-        resourceVersion stands in the write, so an outdated one is refused; and anything else that is to be done is
-        decided by a full look. Those read the Job too: the watch may be late, or interrupted.
+        Counts, and why its pods do not start: nothing else is decided here, and nothing is decided from these. The
+        IngestionJob's resourceVersion stands in the write, so an outdated one is refused. Whatever else is to be done
+        is decided anew by a full look.
         """
         pace, (raw, job) = self._pace(key), kept
         snapshot = Snapshot(job=job, config=self._config, jobs=(child,))
         if _running(snapshot) is None or rejection_said(job) is not None:
-            return await self._look(key)
+            return await self._full_look(key)
         diagnosed = pace.diagnosed
         snapshot = await self._read_pods(key, snapshot, thorough=False)
         decided = plan(snapshot, now=self._now())
         # A reason that was found while the Job changed may be over.
-        writable = only_observations_changed if pace.changed is None else only_counts_changed
+        writable = only_observations_changed if pace.heard.child is None else only_counts_changed
         if decided.actions or decided.events or not writable(job.status, decided.status):
             pace.diagnosed = diagnosed  # it is to be found again
-            return await self._look(key)
+            return await self._full_look(key)
         (raw, job), wait = await self._write(key, kept, decided)
         snapshot = replace(snapshot, job=job)
         return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)
@@ -338,13 +361,13 @@ class Reconciler:
         if key not in self._littered:
             return wait
         self._littered.discard(key)
-        self.suspect(key)
+        self.list_at_next_look(key)
         return _TRY_TO_TIDY_SECONDS if wait is None else min(wait, _TRY_TO_TIDY_SECONDS)
 
     def _share(self, key: str) -> None:
         for crowd in self._crowds.values():
             if key in crowd:
-                self._pace(key).every = rest_for(len(crowd))
+                self._pace(key).rest = rest_for(len(crowd))
 
     def _leave_crowd(self, key: str) -> None:
         for crowd in self._crowds.values():
@@ -352,13 +375,11 @@ class Reconciler:
 
     def _understand(self, key: str, raw: JsonObject) -> IngestionJob:
         job = IngestionJob.model_validate(raw)
-        self._remember(key, raw, job)
+        self._remember(key, Kept(raw, job))
         return job
 
-    def _remember(self, key: str, raw: JsonObject, job: IngestionJob) -> None:
-        pace = self._pace(key)
-        pace.remember(raw, self._monotonic())
-        pace.uid, pace.recorded = job.metadata.uid, recorded(job)
+    def _remember(self, key: str, kept: Kept) -> None:
+        self._pace(key).remember(kept, self._monotonic())
 
     def _keep(
         self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None, *, unwritten: bool = False
@@ -367,7 +388,7 @@ class Reconciler:
         pace, child = self._pace(key), _running(snapshot) if snapshot.rejection is None else None
         if snapshot.rejection is None:
             self._unanswered.pop(key, None)
-        pace.end_look(Kept(raw, snapshot.job) if child is not None else None, child, unwritten=unwritten)
+        pace.end_look(LastLook(Kept(raw, snapshot.job), child, unwritten) if child is not None else None)
         self._leave_crowd(key)
         if snapshot.job.status.phase in TERMINAL_PHASES:
             return self._tidy_later(key, wait)  # for its time to live
@@ -376,18 +397,23 @@ class Reconciler:
         if wait is None:
             return None
         if child is None:
-            return max(wait, pace.every)
-        if key in self._suspects:
+            return max(wait, pace.rest)
+        if key in self._to_list:
             return wait
         idle = pace.idle(self._monotonic())
-        return idle if pace.stirred else max(wait, idle)
+        return idle if pace.child_has_news else max(wait, idle)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read_jobs(
         self, key: str, job: IngestionJob, *, everything: bool, known: ChildJob | None = None
     ) -> tuple[ChildJob, ...]:
-        """Read the Jobs that are recorded, but for one that is known, or all where there may be others."""
+        """Read the Jobs that are recorded, but for one that is known, or all where there may be others.
+
+        There may be others at the first look at a job that is not at rest, as after a start, and after any error. Also
+        where one was heard of, or lost events are to be made good, which `everything` says. Of a job at rest there was
+        no other Job when its last attempt ended, and the watch tells of one that came since.
+        """
         pace, names, now = self._pace(key), recorded(job), self._monotonic()
         if not everything and (pace.listed is not None or at_rest(job)):
             jobs = await self._read_recorded_jobs(job, known)
@@ -396,7 +422,7 @@ class Reconciler:
         jobs = await self._read_all_jobs(job)
         pace.listed = now
         if any(_is_owned(child, job) and not child.finished and child.name not in names for child in jobs):
-            self.suspect(key)  # until it is gone
+            self.list_at_next_look(key)  # until it is gone
         return jobs
 
     async def _read_recorded_jobs(self, job: IngestionJob, known: ChildJob | None) -> tuple[ChildJob, ...]:
@@ -517,9 +543,10 @@ class Reconciler:
             written = job.model_copy(update={"metadata": metadata, "status": decided.status})
         else:
             written = IngestionJob.model_validate(raw)
-        self._remember(key, raw, written)
+        kept = Kept(raw, written)
+        self._remember(key, kept)
         await self._tell(raw, tuple(_transitions(job.status, decided.status)))
-        return Kept(raw, written), None
+        return kept, None
 
     async def _apply(self, action: Action, raw: JsonObject, snapshot: Snapshot) -> tuple[JsonObject, Snapshot]:
         """Take one action and return what is known after it."""

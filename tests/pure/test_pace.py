@@ -9,7 +9,7 @@ from ingestion_crds.constants import Reason, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import Condition, IngestionJob, Version
 from ingestion_operator.children import ChildJob
-from ingestion_operator.pace import Kept, Pace, rest_for
+from ingestion_operator.pace import Kept, LastLook, Pace, rest_for
 from support.builders import ingestion_job
 
 
@@ -49,9 +49,9 @@ def child(*, version: int, done: int = 0, active: int = 5, uid: str = "uid-of-th
 
 def kept(*, every: float) -> Pace:
     """Return what is remembered of a job that runs, and was read whole at 0."""
-    pace = Pace(looked=0.0, diagnosed=0.0, every=every, listed=0.0)
-    pace.remember(RAW, now=0.0)
-    pace.end_look(KEPT, child(version=10), unwritten=False)
+    pace = Pace(looked=0.0, diagnosed=0.0, rest=every, listed=0.0)
+    pace.remember(KEPT, now=0.0)
+    pace.end_look(LastLook(KEPT, child(version=10)))
     return pace
 
 
@@ -68,7 +68,7 @@ def test_an_end_is_taken_from_the_watch_however_long_ago_the_job_was_read() -> N
     """The write that records it confirms what is remembered: another read would tell nothing more."""
     pace = kept(every=1.2)
     ended = replace(child(version=11, done=5, active=0), complete=True)
-    pace.end(ended)
+    pace.on_child_ended(ended)
     assert pace.begin_look(1_000) == (KEPT, ended)
 
 
@@ -93,10 +93,10 @@ def test_a_job_whose_job_has_not_changed_is_looked_at_when_its_pods_are_to_be_as
 ) -> None:
     pace = kept(every=every)
     assert pace.idle(0) == unchanged
-    assert pace.change(child(version=11, done=1), 0) == changed
+    assert pace.on_child_changed(child(version=11, done=1), 0) == changed
     assert pace.idle(0) == changed
     pace.begin_look(changed)
-    pace.end_look(KEPT, child(version=11, done=1), unwritten=False)
+    pace.end_look(LastLook(KEPT, child(version=11, done=1)))
     assert pace.idle(changed) == unchanged
 
 
@@ -130,8 +130,8 @@ def told(pace: Pace) -> ChildJob:
 
 def test_the_next_look_takes_the_last_state_that_the_watch_has_shown() -> None:
     pace = kept(every=10)
-    pace.change(child(version=11, done=1), 1)
-    pace.change(child(version=12, done=2), 2)
+    pace.on_child_changed(child(version=11, done=1), 1)
+    pace.on_child_changed(child(version=12, done=2), 2)
     assert told(pace) == child(version=12, done=2)
 
 
@@ -157,7 +157,7 @@ def resting(seen: ChildJob, *, of: Kept) -> Pace:
     """Return what is remembered of a job that was looked at at 0."""
     pace = kept(every=10)
     pace.begin_look(0)
-    pace.end_look(of, seen, unwritten=False)
+    pace.end_look(LastLook(of, seen))
     return pace
 
 
@@ -188,7 +188,7 @@ def resting(seen: ChildJob, *, of: Kept) -> Pace:
 )
 def test_what_the_status_says_nothing_of_is_not_looked_at(shown: ChildJob, of: Kept, seen: ChildJob) -> None:
     pace = resting(seen, of=of)
-    assert pace.change(shown, 1) is None
+    assert pace.on_child_changed(shown, 1) is None
     assert pace.idle(1) == 39  # until its pods are asked
 
 
@@ -206,13 +206,13 @@ def test_what_the_status_says_nothing_of_is_not_looked_at(shown: ChildJob, of: K
 )
 def test_what_the_status_is_to_say_is_looked_at(shown: ChildJob, of: Kept, seen: ChildJob) -> None:
     pace = resting(seen, of=of)
-    assert pace.change(shown, 1) == 9
+    assert pace.on_child_changed(shown, 1) == 9
     assert pace.idle(1) == 9
 
 
 def test_what_was_not_looked_at_is_not_read_again() -> None:
     pace = resting(WAITS, of=job())
-    assert pace.change(child(version=11), 1) is None
+    assert pace.on_child_changed(child(version=11), 1) is None
     assert told(pace) == child(version=11)
 
 
@@ -222,8 +222,8 @@ def test_what_is_heard_during_a_look_is_looked_at_again_if_it_is_newer_than_what
 ) -> None:
     pace = kept(every=10)
     pace.begin_look(1)
-    assert pace.change(child(version=during, done=during - 10), 1) is not None
-    pace.end_look(KEPT, child(version=12, done=2), unwritten=False)
+    assert pace.on_child_changed(child(version=during, done=during - 10), 1) is not None
+    pace.end_look(LastLook(KEPT, child(version=12, done=2)))
     assert pace.idle(1) == rests
     assert told(pace) == child(version=taken, done=taken - 10)
 
@@ -231,17 +231,17 @@ def test_what_is_heard_during_a_look_is_looked_at_again_if_it_is_newer_than_what
 def test_a_job_that_was_replaced_under_its_name_is_looked_at() -> None:
     pace = kept(every=10)
     another = child(version=9, uid="uid-of-another")
-    assert pace.change(another, 1) == 9
+    assert pace.on_child_changed(another, 1) == 9
     assert told(pace) == another
-    pace.change(child(version=11), 1)
-    pace.change(another, 1)
-    pace.end_look(KEPT, child(version=11), unwritten=False)
+    pace.on_child_changed(child(version=11), 1)
+    pace.on_child_changed(another, 1)
+    pace.end_look(LastLook(KEPT, child(version=11)))
     assert told(pace) == another
 
 
 def test_counts_that_came_too_soon_are_counted_by_the_next_look() -> None:
     pace = kept(every=10)
     pace.begin_look(1)
-    pace.end_look(KEPT, child(version=12, done=2), unwritten=True)
+    pace.end_look(LastLook(KEPT, child(version=12, done=2), unwritten=True))
     assert pace.idle(1) == 10
     assert told(pace) == child(version=12, done=2)

@@ -327,11 +327,12 @@ class SimulatedCluster:
         metadata = change.after["metadata"]
         if change.resource == INGESTION_JOBS:
             operator = running.operator
-            self.loop.call_soon(operator.forget if change.kind == "DELETED" else operator.see, copied(change.after))
+            take = operator.on_job_deleted if change.kind == "DELETED" else operator.on_job_seen
+            self.loop.call_soon(take, copied(change.after))
             return
         if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
-            see = partial(running.operator.see_job, copied(change.after), deleted=change.kind == "DELETED")
-            self.loop.call_soon(see)
+            seen = partial(running.operator.on_child_seen, copied(change.after), deleted=change.kind == "DELETED")
+            self.loop.call_soon(seen)
 
     # ── what may happen next ──────────────────────────────────────────────────────────────────────────────────
 

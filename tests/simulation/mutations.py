@@ -498,7 +498,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                ' and pace.uid != "" and (child.name in pace.recorded or child.owner_uid != pace.uid)',
+                ' and pace.uid != "" and (child.name in pace.expected or child.owner_uid != pace.uid)',
                 "",
             ),
         ),
@@ -508,8 +508,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                "if child.name not in self._paces[key].recorded and key not in self._suspects:",
-                "if False:",
+                "return key not in self._paces or child.name in self._paces[key].expected or key in self._to_list",
+                "return True",
             ),
         ),
     ),
@@ -521,7 +521,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="the end of a Job waits for the next look",
         file="reconcile.py",
-        changes=(("            self._paces[key].end(child)\n", "            pass\n"),),
+        changes=(("            self._paces[key].on_child_ended(child)\n", "            pass\n"),),
     ),
     Mutation(
         name="an end is believed that nothing has confirmed",
@@ -571,14 +571,14 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="the few are listed as often as they are looked at",
         file="reconcile.py",
-        changes=(("rest = rest_for(sum(map(len, self._crowds.values())))", "rest = self._paces[key].every"),),
+        changes=(("rest = rest_for(sum(map(len, self._crowds.values())))", "rest = self._paces[key].rest"),),
     ),
     Mutation(
         name="the operator's own writes wake it",
         file="pace.py",
         changes=(
             ("        if resource_version in self.versions:\n            return False\n", ""),
-            ('self.heard != "" and self.heard not in self.versions', 'self.heard != ""'),
+            ('self.heard.version != "" and self.heard.version not in self.versions', 'self.heard.version != ""'),
         ),
     ),
     Mutation(

@@ -163,7 +163,7 @@ def test_the_end_of_a_job_is_heard_before_the_list_of_a_takeover_is_there(
     cluster.kill(start(cluster, seconds=200))
     running = cluster.start_operator()
     running.operator._open.clear()  # as while another replica led
-    running.operator._reconciler.suspect(KEY)
+    running.operator._reconciler.list_at_next_look(KEY)
     cluster.settle_down(held=is_list)
     running.operator._open.clear()
     end_segments(cluster)

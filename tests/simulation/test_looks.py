@@ -161,7 +161,7 @@ def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=30)
     cluster.settle_down()
     sent = note_calls(cluster, monkeypatch)
-    only.operator.see(before)
+    only.operator.on_job_seen(before)
     cluster.settle_down()
     assert not sent
     assert not only.operator._reconciler.follows(KEY)
@@ -203,7 +203,7 @@ def test_the_end_of_another_job_of_that_name_is_not_that_of_ones_own(cluster: Si
     (own,) = cluster.api.all("jobs")
     other = {**own, "metadata": {**own["metadata"], "uid": "uid-of-another"}}
     other["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    only.operator.see_job(other, deleted=False)
+    only.operator.on_child_seen(other, deleted=False)
     cluster.pass_time(0.1)
     cluster.settle_down()
     assert live(cluster)["status"]["phase"] == "processing"
@@ -477,7 +477,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
     for done in (1, 2):
         cluster.verdicts[Stage.SEGMENTS, done] = GOOD
         cluster.settle_down()
-        only.operator._reconciler.hear_of_deletion(KEY)  # a full look, at once
+        only.operator._reconciler.on_job_deleted(KEY)  # a full look, at once
         only.operator.queue.add(KEY)
         cluster.pass_time(0.1)
         cluster.settle_down()
@@ -488,7 +488,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
 def test_what_happens_while_a_job_is_looked_at_is_looked_at_at_once(cluster: SimulatedCluster) -> None:
     """Invariant 5: the look under way has read the job as it was before."""
     only = start(cluster)
-    only.operator._reconciler.hear_of_deletion(KEY)  # a full look
+    only.operator._reconciler.on_job_deleted(KEY)  # a full look
     only.operator.queue.add(KEY)
     cluster.pass_time(0.1)
     (read,) = cluster.calls
@@ -506,8 +506,8 @@ def test_somebody_elses_job_does_not_hide_what_is_heard_of_ones_own(cluster: Sim
     foreign = replace(own, name="foreign", uid="uid-of-another", owner_uid="uid-of-another")
     assert reconciler.expects(KEY, foreign)
     reconciler._paces[KEY].begin_look(cluster.seconds)  # one is under way
-    assert reconciler.hear_of_change(KEY, foreign) is None
-    assert reconciler.hear_of_change(KEY, replace(own, resource_version=own.resource_version + 1)) is not None
+    assert reconciler.on_child_changed(KEY, foreign) is None
+    assert reconciler.on_child_changed(KEY, replace(own, resource_version=own.resource_version + 1)) is not None
 
 
 def test_counts_are_read_when_the_watch_tells_nothing(cluster: SimulatedCluster) -> None:
@@ -571,8 +571,9 @@ def test_the_next_look_is_taken_from_what_was_stored(
     only = start(cluster)
     cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
     cluster.pass_until(lambda: False, seconds=3)
-    kept = only.operator._reconciler._paces[KEY].kept
-    assert kept is not None
+    last = only.operator._reconciler._paces[KEY].last
+    assert last is not None
+    kept = last.kept
     assert kept.job == IngestionJob.model_validate(kept.raw)
     assert kept.job.status.segments is not None
     assert kept.job.status.segments.completed_count == 1

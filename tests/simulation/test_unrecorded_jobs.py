@@ -62,13 +62,13 @@ def test_one_that_is_not_heard_of_is_found_by_the_resync(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 1."""
-    see_job = start(cluster, first=FAILS).operator.see_job
+    on_child_seen = start(cluster, first=FAILS).operator.on_child_seen
 
     def losing(body: JsonObject, *, deleted: bool) -> None:
         if body["metadata"]["name"] != "late":
-            see_job(body, deleted=deleted)
+            on_child_seen(body, deleted=deleted)
 
-    monkeypatch.setattr(cluster.operators[0].operator, "see_job", losing)
+    monkeypatch.setattr(cluster.operators[0].operator, "on_child_seen", losing)
     make_late(cluster)
     cluster.pass_until(lambda: False, seconds=60)
     assert is_there(cluster)
