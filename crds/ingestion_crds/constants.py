@@ -101,7 +101,11 @@ COMMANDS: Final = {
 
 
 class Phase(StrEnum):
-    """Feather's words for where a job is; a projection for people, never an input to a decision."""
+    """Feather's words for where a job is, derived from what is recorded of its attempts.
+
+    Three things are decided by it: whether a retry is admitted, whether the job is at rest, which needs no more looks,
+    and whether its time to live runs. What an attempt does next is decided by the records themselves.
+    """
 
     QUEUED = "queued"
     PROCESSING = "processing"

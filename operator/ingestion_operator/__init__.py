@@ -1,5 +1,22 @@
-"""The operator: watch → key → snapshot → plan → actions → one status write.
+"""The operator: watch → key → snapshot → plan → one status write → actions.
 
-`plan` decides (pure), `children` and `outcome` translate between the domain and Kubernetes objects (pure),
-`reconcile` reads, applies and writes, `queue` wakes it, `main` is the only module that knows kopf.
+What does the work:
+
+    main               the process, its watches and its health; the only module that knows kopf
+    leader             of several replicas one works
+    queue              which key is looked at next
+    reconcile          looks at one job: reads a snapshot, has it planned, writes the status, acts
+    cluster            the requests that this takes
+    creation_failures  one of them, asked for many Jobs at once: why their pods are not created
+    metrics            what Prometheus sees
+
+What decides, and sends nothing:
+
+    plan               what is to be recorded and done next
+    actions            what a plan may ask for
+    summary            the conditions that follow from what is recorded
+    questions          what can be told from an IngestionJob and its Job alone
+    pace               how often a job is looked at, and how
+    children           Jobs and ConfigMaps: built, and read back
+    outcome            what pods say: results, and why they do not start
 """

@@ -66,8 +66,8 @@ class PrepareResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """Why pods do not start, or do not end."""
+class Obstacle:
+    """Why a job does not go on: a reason and a message."""
 
     reason: Reason
     message: str
@@ -221,7 +221,7 @@ def may_lack_config_map(pod: JsonObject) -> bool:
     return pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and creating
 
 
-def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Waiting | None:
+def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Obstacle | None:
     """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 
     Args:
@@ -235,21 +235,21 @@ def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, no
         if deleted is not None and now - datetime.fromisoformat(deleted) > _OVERDUE:
             node = pod.get("spec", {}).get("nodeName", "none")
             text = f"{pod['metadata']['name']} had to end by {deleted} and has not: is its node ({node}) lost?"
-            return Waiting(reason=Reason.POD_TERMINATING, message=shorten(text, limit=512))
+            return Obstacle(reason=Reason.POD_TERMINATING, message=shorten(text, limit=512))
         for container in status.get("containerStatuses", []):
             waiting = container.get("state", {}).get("waiting", {})
             reason = waiting.get("reason", "")
             text = f"{pod['metadata']['name']}: {reason}: {waiting.get('message', '')}"
             if reason in _IMAGE_REASONS:
-                return Waiting(reason=Reason.IMAGE_UNAVAILABLE, message=shorten(text, limit=512))
+                return Obstacle(reason=Reason.IMAGE_UNAVAILABLE, message=shorten(text, limit=512))
             if reason in _START_REASONS:
-                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+                return Obstacle(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
         for condition in status.get("conditions", []):
             if condition.get("type") != "PodScheduled":
                 continue
             if condition.get("reason") in _UNSCHEDULED_REASONS:
                 text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
-                return Waiting(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
+                return Obstacle(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
             since = condition.get("lastTransitionTime")
             starting = status.get("phase") == "Pending" and condition.get("status") == "True" and since is not None
             if starting and now - datetime.fromisoformat(since) > _STARTING:
@@ -258,11 +258,11 @@ def read_waiting(*, pods: Iterable[JsonObject], creation_failure: str | None, no
                     f"{pod['metadata']['name']} has been starting on its node ({node}) since {since}: an image,"
                     " a volume or the network is not ready; the pod's events say which"
                 )
-                return Waiting(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
+                return Obstacle(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
         unseen = not status.get("conditions") and "nodeName" not in pod.get("spec", {}) and created is not None
         if unseen and now - datetime.fromisoformat(created) > _STARTING:
             text = f"{pod['metadata']['name']} was created at {created}, and no scheduler has looked at it"
-            return Waiting(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
+            return Obstacle(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
     if creation_failure is not None:
-        return Waiting(reason=Reason.POD_CREATION_FAILED, message=shorten(creation_failure, limit=512))
+        return Obstacle(reason=Reason.POD_CREATION_FAILED, message=shorten(creation_failure, limit=512))
     return None

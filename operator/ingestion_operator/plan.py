@@ -63,8 +63,8 @@ from ingestion_operator.actions import (
 from ingestion_operator.children import ChildJob, Dispatch, build_config_map, build_job
 from ingestion_operator.outcome import (
     Harvest,
+    Obstacle,
     PodResult,
-    Waiting,
     failed,
     read_chunks,
     read_prepare,
@@ -101,7 +101,7 @@ class Snapshot:
         jobs: the Kubernetes Jobs of a recorded name, and all that carry the job's UID where there may be others.
         harvest: what the pods of the finished Job said; None unless `wants_harvest` asked for it.
         harvest_truncated: there were more pods than were read.
-        waiting: why pods do not start, or do not end; None when they do, or nobody looked.
+        obstacle: why pods do not start, or do not end; None when they do, or nobody looked.
         config_map_gone: pods that have not started wait for a ConfigMap that somebody deleted.
         rejection: the API server's words when it refused a child, or that one be changed or deleted.
         answer_refused: it refused what answers an annotation.
@@ -113,7 +113,7 @@ class Snapshot:
     jobs: tuple[ChildJob, ...] = ()
     harvest: Harvest | None = None
     harvest_truncated: bool = False
-    waiting: Waiting | None = None
+    obstacle: Obstacle | None = None
     config_map_gone: bool = False
     rejection: str | None = None
     answer_refused: bool = False
@@ -172,8 +172,8 @@ class _Draft:
     actions: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     look_again: float | None = None
-    blocked: Waiting | None = None  # a person has to do something
-    held: Waiting | None = None  # somebody asked for it: suspended, cancelling
+    blocked: Obstacle | None = None  # a person has to do something
+    held: Obstacle | None = None  # somebody asked for it: suspended, cancelling
 
     @property
     def job(self) -> IngestionJob:
@@ -212,7 +212,7 @@ class _Draft:
         self.look_again = seconds if self.look_again is None else min(self.look_again, seconds)
 
     def block(self, reason: Reason, message: str) -> None:
-        self.blocked = Waiting(reason=reason, message=message)
+        self.blocked = Obstacle(reason=reason, message=message)
         self.look_within(_LOOK_AT_BLOCKED_SECONDS)
 
     @property
@@ -396,7 +396,7 @@ def _gate(draft: _Draft) -> bool:
     provider = job.spec.pipeline.embedding.provider
     image = job.spec.template.image if job.spec.template is not None else None
     if job.spec.suspend:
-        draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
+        draft.held = Obstacle(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
         return True
     if _no_tenant(draft):
         return True
@@ -564,7 +564,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     job = draft.snapshot.job
     wish: JsonObject = {}
     if draft.cancelled:
-        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
+        draft.held = Obstacle(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
         if child.deadline_seconds != 0:
             wish["activeDeadlineSeconds"] = 0
     else:
@@ -576,10 +576,10 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         if child.deadline_seconds != deadline:
             wish["activeDeadlineSeconds"] = deadline
         if child.suspended and child.queued:
-            draft.held = Waiting(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
+            draft.held = Obstacle(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
         elif job.spec.suspend:
             kept = "the running Job is its queue's to suspend" if child.queued else "what is done is kept"
-            draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
+            draft.held = Obstacle(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting:
         if draft.snapshot.rejection is None:
             _still_rejected(draft)
@@ -587,9 +587,9 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
         else:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
-    waiting = draft.snapshot.waiting
-    if waiting is not None and not goes_on(waiting.reason, child):
-        draft.blocked = waiting
+    obstacle = draft.snapshot.obstacle
+    if obstacle is not None and not goes_on(obstacle.reason, child):
+        draft.blocked = obstacle
     if draft.snapshot.config_map_gone and draft.snapshot.rejection is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
     elif draft.snapshot.config_map_gone:
@@ -818,7 +818,7 @@ def _finish(draft: _Draft) -> None:
         # It was given up, and nobody is to let it go on.
         if not child.deleting:
             _delete(draft, child)
-        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
+        draft.held = Obstacle(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     if uid is not None and uid not in draft.snapshot.tidied:

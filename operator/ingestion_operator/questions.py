@@ -1,4 +1,4 @@
-"""What an IngestionJob and its Job say by themselves, without a plan: asked by all that have to do with them."""
+"""What can be told from an IngestionJob and its Job alone, without a plan and without a request."""
 
 from __future__ import annotations
 

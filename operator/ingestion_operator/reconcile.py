@@ -33,7 +33,7 @@ from ingestion_operator.actions import (
 from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
-from ingestion_operator.outcome import Results, Waiting, may_lack_config_map, read_waiting
+from ingestion_operator.outcome import Obstacle, Results, may_lack_config_map, read_obstacle
 from ingestion_operator.pace import Kept, LastLook, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
@@ -464,7 +464,7 @@ class Reconciler:
         """
         record = current(snapshot.job)
         if record is None:
-            return replace(snapshot, harvest=None, harvest_truncated=False, waiting=None)
+            return replace(snapshot, harvest=None, harvest_truncated=False, obstacle=None)
         child = next(
             (child for child in snapshot.jobs if record.uid in (None, child.uid) and child.name == record.name), None
         )
@@ -491,13 +491,13 @@ class Reconciler:
                 said = await self._creation_failures.of(namespace=namespace, job_uid=child.uid, now=self._now())
             return replace(
                 snapshot,
-                waiting=read_waiting(pods=pods, creation_failure=said, now=self._now()),
+                obstacle=read_obstacle(pods=pods, creation_failure=said, now=self._now()),
                 config_map_gone=thorough
                 and any(map(may_lack_config_map, pods))
                 and await self._config_map_gone(namespace, child.name),
             )
-        if wants_diagnosis(child) and snapshot.waiting is None:
-            return replace(snapshot, waiting=_waiting_before(snapshot.job))
+        if wants_diagnosis(child) and snapshot.obstacle is None:
+            return replace(snapshot, obstacle=_obstacle_before(snapshot.job))
         return snapshot
 
     async def _config_map_gone(self, namespace: str, name: str) -> bool:
@@ -734,7 +734,7 @@ def _moves_on(actions: tuple[Action, ...]) -> bool:
     return any(isinstance(action, CreateChildren | RemovePods | PatchIngestionJob | DeleteJob) for action in actions)
 
 
-def _waiting_before(job: IngestionJob) -> Waiting | None:
+def _obstacle_before(job: IngestionJob) -> Obstacle | None:
     """Return the reason that was found last time, so that it does not flicker between two diagnoses."""
     said = stalled(job.status)
     if said is None or said.reason not in (
@@ -746,7 +746,7 @@ def _waiting_before(job: IngestionJob) -> Waiting | None:
         Reason.REJECTED_BY_CLUSTER,
     ):
         return None
-    return Waiting(reason=said.reason, message=said.message)
+    return Obstacle(reason=said.reason, message=said.message)
 
 
 def _transitions(before: Status, after: Status) -> list[Event]:

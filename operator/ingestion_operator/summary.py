@@ -1,4 +1,4 @@
-"""What people read: phase, progress, conditions and events, as a projection of the recorded facts.
+"""What people read of a job: its progress and its conditions, which follow from the recorded facts.
 
 Conditions follow kstatus: https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
 """
@@ -19,7 +19,7 @@ from ingestion_crds.constants import (
 )
 from ingestion_crds.job import Condition, IngestionJob, Segments, Status
 
-from ingestion_operator.outcome import Waiting
+from ingestion_operator.outcome import Obstacle
 
 _RUNNING = {
     Stage.PREPARE: (Reason.PREPARING, "The document is being prepared"),
@@ -29,7 +29,7 @@ _RUNNING = {
 
 
 def summarise(
-    *, job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
+    *, job: IngestionJob, status: Status, blocked: Obstacle | None, held: Obstacle | None, now: datetime
 ) -> Status:
     """Return the status with everything that follows from its facts.
 
@@ -99,7 +99,7 @@ def _percent(status: Status, segments: Segments | None) -> int:
 
 
 def _conditions(
-    job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
+    job: IngestionJob, status: Status, blocked: Obstacle | None, held: Obstacle | None, now: datetime
 ) -> list[Condition]:
     reason, message = _course(status, blocked, held)
     done, failed = status.phase is Phase.COMPLETED, status.phase in RETRYABLE_PHASES
@@ -122,7 +122,7 @@ def _conditions(
     return [_condition(job, before.get(kind), kind, value, why_, text, now) for kind, value, why_, text in values]
 
 
-def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tuple[Reason, str]:
+def _course(status: Status, blocked: Obstacle | None, held: Obstacle | None) -> tuple[Reason, str]:
     """Return the reason and message that most conditions share."""
     attempt = status.attempts[-1] if status.attempts else None
     if status.phase is Phase.COMPLETED:

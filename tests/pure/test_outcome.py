@@ -10,7 +10,7 @@ import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.kube import JsonObject
-from ingestion_operator.outcome import PodResult, Results, may_lack_config_map, read_prepare, read_waiting
+from ingestion_operator.outcome import PodResult, Results, may_lack_config_map, read_obstacle, read_prepare
 from support.builders import prepared
 
 
@@ -102,12 +102,12 @@ def creating(*, since: str, reason: str | None = None, status: str = "True") -> 
 
 def test_a_pod_that_is_long_in_starting_is_a_reason() -> None:
     """An image that is slow, a volume, a network without addresses: no other condition says so."""
-    assert read_waiting(pods=[creating(since="2026-01-01T11:58:00Z")], creation_failure=None, now=NOW) is None
-    found = read_waiting(pods=[creating(since="2026-01-01T11:56:00Z")], creation_failure=None, now=NOW)
+    assert read_obstacle(pods=[creating(since="2026-01-01T11:58:00Z")], creation_failure=None, now=NOW) is None
+    found = read_obstacle(pods=[creating(since="2026-01-01T11:56:00Z")], creation_failure=None, now=NOW)
     assert found is not None
     assert found.reason == Reason.POD_PENDING
     assert "p-0 has been starting on its node (node-7) since 2026-01-01T11:56:00Z" in found.message
-    again = read_waiting(
+    again = read_obstacle(
         pods=[creating(since="2026-01-01T11:56:00Z")], creation_failure=None, now=NOW + timedelta(hours=1)
     )
     assert again == found, "each other text is another write of the status"
@@ -115,7 +115,7 @@ def test_a_pod_that_is_long_in_starting_is_a_reason() -> None:
 
 def test_a_pod_that_somebody_holds_back_is_a_reason() -> None:
     gated = creating(since="2026-01-01T11:59:59Z", reason="SchedulingGated", status="False")
-    found = read_waiting(pods=[gated], creation_failure=None, now=NOW)
+    found = read_obstacle(pods=[gated], creation_failure=None, now=NOW)
     assert found is not None
     assert (found.reason, found.message) == (Reason.POD_UNSCHEDULABLE, "p-0: because")
 
@@ -124,8 +124,8 @@ def test_a_pod_that_no_scheduler_looks_at_is_a_reason() -> None:
     """Without a scheduler, or where that is behind, a pod has no condition. While others run, the job goes on."""
     unseen = {"metadata": {"name": "p-0", "creationTimestamp": "2026-01-01T11:56:00Z"}, "spec": {}}
     pod = {**unseen, "status": {"phase": "Pending"}}
-    assert read_waiting(pods=[pod], creation_failure=None, now=NOW - timedelta(minutes=2)) is None
-    found = read_waiting(pods=[pod], creation_failure=None, now=NOW)
+    assert read_obstacle(pods=[pod], creation_failure=None, now=NOW - timedelta(minutes=2)) is None
+    found = read_obstacle(pods=[pod], creation_failure=None, now=NOW)
     assert found is not None
     assert found.reason == Reason.POD_UNSCHEDULABLE
     assert found.message == "p-0 was created at 2026-01-01T11:56:00Z, and no scheduler has looked at it"
