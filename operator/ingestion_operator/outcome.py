@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.constants import MAX_FAILURE_MESSAGE_BYTES, MAX_SEGMENTS, Mode, Reason, VersionState
+from ingestion_crds.constants import Mode, Reason, VersionState
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import UUID_PATTERN
 
@@ -76,7 +76,7 @@ class Obstacle:
 Harvest = dict[int, PodResult]
 
 
-def shorten(message: str, *, limit: int = MAX_FAILURE_MESSAGE_BYTES) -> str:
+def shorten(message: str, *, limit: int = names.MAX_FAILURE_MESSAGE_BYTES) -> str:
     """Return the message on one line and within `limit` bytes, never cut inside a character.
 
     Half a character, as JSON can have and UTF-8 cannot, becomes a question mark.
@@ -183,7 +183,7 @@ def read_prepare(payload: JsonObject) -> PrepareResult | None:
     mode = Mode(payload["mode"])
     version_id, number, plan_hash = version.get("id"), version.get("number"), version.get("planHash")
     well_formed = (
-        _is_count(segments, 1, MAX_SEGMENTS)
+        _is_count(segments, 1, names.MAX_SEGMENTS)
         and isinstance(version_id, str)
         and re.fullmatch(UUID_PATTERN, version_id)
         and _is_count(number, 1, 2**31 - 1)

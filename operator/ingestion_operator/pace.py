@@ -34,7 +34,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
 
 from ingestion_operator.children import ChildJob
-from ingestion_operator.questions import is_news, recorded, wants_diagnosis
+from ingestion_operator.questions import expected_names, is_news, wants_diagnosis
 
 # A little more than a second, so that with a diagnosis now and then there is at most one read a second.
 _LOOK_EVERY_SECONDS: Final = 1.2
@@ -182,7 +182,7 @@ class Pace:
 
     def remember(self, kept: Kept, now: float) -> None:
         """Take in the IngestionJob as it was just read or written."""
-        self.uid, self.expected = kept.job.metadata.uid, recorded(kept.job)
+        self.uid, self.expected = kept.job.metadata.uid, expected_names(kept.job)
         self.versions.append(kept.raw["metadata"]["resourceVersion"])
         self.confirmed = now
 

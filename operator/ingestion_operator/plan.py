@@ -24,16 +24,7 @@ from typing import Any, Final
 from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config
-from ingestion_crds.constants import (
-    MAX_ATTEMPTS,
-    MAX_FAILURES,
-    Mode,
-    Phase,
-    Reason,
-    Stage,
-    Trigger,
-    VersionState,
-)
+from ingestion_crds.constants import Mode, Phase, Reason, Stage, Trigger, VersionState
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import (
@@ -47,7 +38,7 @@ from ingestion_crds.job import (
     version_id_of,
 )
 
-from ingestion_operator import questions, summary
+from ingestion_operator import summary
 from ingestion_operator.actions import (
     Action,
     CreateChildren,
@@ -72,11 +63,13 @@ from ingestion_operator.outcome import (
 )
 from ingestion_operator.questions import (
     TOKEN_LENGTH,
+    cancelled,
     current,
     given_up,
     goes_on,
+    job_records,
     last_made,
-    records,
+    phase_of,
     rejection_said,
     wants_diagnosis,
     wants_harvest,
@@ -218,7 +211,7 @@ class _Draft:
     @property
     def cancelled(self) -> bool:
         """True when the open attempt is to end."""
-        return questions.cancelled(self.snapshot.job, self.attempt.generation)
+        return cancelled(self.snapshot.job, self.attempt.generation)
 
 
 # ── retry requests by annotation ──────────────────────────────────────────────────────────────────────────────
@@ -275,7 +268,7 @@ def _advance(draft: _Draft) -> None:
         _begin(draft)
         return
     # A retry is admitted by these two, and not for ever by what somebody else has written there.
-    draft.set(phase=questions.phase_of(draft.status), observed_retry_generation=attempt.generation)
+    draft.set(phase=phase_of(draft.status), observed_retry_generation=attempt.generation)
     if attempt.completion_time is None:
         _follow(draft)
 
@@ -284,7 +277,7 @@ def _begin(draft: _Draft) -> None:
     """Take up the wanted generation: a new attempt, from the stage that failed."""
     job, status = draft.snapshot.job, draft.status
     generation = job.spec.retry_generation
-    if not questions.cancelled(job, generation) and _gate(draft):
+    if not cancelled(job, generation) and _gate(draft):
         draft.set(phase=Phase.QUEUED)
         return
     if any(not child.finished for child in draft.owned):
@@ -314,7 +307,7 @@ def _begin(draft: _Draft) -> None:
         chunks=None,
         failures=kept,
         failure_summary=dict(codes),
-        attempts=[*status.attempts, attempt][-MAX_ATTEMPTS:],
+        attempts=[*status.attempts, attempt][-names.MAX_ATTEMPTS:],
         start_time=status.start_time or draft.now,
         completion_time=None,
     )
@@ -537,7 +530,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
     if draft.snapshot.rejection is not None:
         # The Job before it has nothing left to give, and is part of what the quota is used up by.
-        before = last_made(records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
+        before = last_made(job_records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
             _still_rejected(draft)
@@ -726,7 +719,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
             continue
         result = results.get(index, otherwise)
         own[result.code] += 1
-        if len(failures) < MAX_FAILURES:
+        if len(failures) < names.MAX_FAILURES:
             failures.append(_failure(attempt.generation, Stage.SEGMENTS, result, segment))
     completed = IndexSet.parse(segments.completed) | done
     unfinished = IndexSet.span(segments.total) - completed
@@ -740,7 +733,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
                 "failed_count": len(unfinished),
             }
         ),
-        failures=[*failures, *draft.status.failures][:MAX_FAILURES],
+        failures=[*failures, *draft.status.failures][:names.MAX_FAILURES],
         failure_summary=dict(codes),
     )
     draft.set_attempt(completed=len(done), failed=own.total(), codes=dict(own) or None)
@@ -829,7 +822,7 @@ def _finish(draft: _Draft) -> None:
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
     draft.set_attempt(completion_time=draft.now)
-    phase = questions.phase_of(draft.status)
+    phase = phase_of(draft.status)
     version = draft.status.version
     if version is not None and phase is not Phase.COMPLETED:
         version = version.model_copy(update={"state": VersionState.FAILED})
@@ -843,11 +836,11 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
     """True for a tombstone that a newer recorded Job replaces, and for a Job that nobody recorded."""
     if child.deleting:
         return False
-    known = records(draft.status)
-    newest = last_made(known)
+    records = job_records(draft.status)
+    newest = last_made(records)
     if newest is not None and child.uid == newest.uid:
         return False
-    intent = known[-1] if known else None
+    intent = records[-1] if records else None
     return not (
         intent is not None and intent.uid is None and intent.completion_time is None and child.name == intent.name
     )

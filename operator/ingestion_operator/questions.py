@@ -64,14 +64,14 @@ def begins(job: IngestionJob) -> bool:
     return not job.status.attempts or (at_rest(job) and retry.pending(job))
 
 
-def recorded(job: IngestionJob) -> tuple[str, ...]:
+def expected_names(job: IngestionJob) -> tuple[str, ...]:
     """Return the names of the Jobs that exist if nothing has gone wrong: the last one, and one that is to replace it.
 
     Others are a leftover of a request that was lost or late, or somebody's own.
     """
-    known = records(job.status)
-    made = last_made(known)
-    intended = [record for record in known[-1:] if record.uid is None]
+    records = job_records(job.status)
+    made = last_made(records)
+    intended = [record for record in records[-1:] if record.uid is None]
     return tuple(dict.fromkeys(record.name for record in (made, *intended) if record is not None))
 
 
@@ -80,7 +80,7 @@ def ended(job: IngestionJob) -> ChildJob | None:
 
     One that was found gone was not; its record has no start.
     """
-    last = last_made(records(job.status))
+    last = last_made(job_records(job.status))
     if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
         return None
     return ChildJob(
@@ -95,14 +95,14 @@ def ended(job: IngestionJob) -> ChildJob | None:
     )
 
 
-def records(status: Status) -> list[AttemptJob]:
+def job_records(status: Status) -> list[AttemptJob]:
     """Return the Jobs of all attempts that are kept, in order, as they are recorded."""
     return [record for attempt in status.attempts for record in attempt.jobs]
 
 
-def last_made(recorded_jobs: list[AttemptJob]) -> AttemptJob | None:
+def last_made(records: list[AttemptJob]) -> AttemptJob | None:
     """Return the last of them that is known to have been made."""
-    return next((record for record in reversed(recorded_jobs) if record.uid is not None), None)
+    return next((record for record in reversed(records) if record.uid is not None), None)
 
 
 def wants_harvest(job: IngestionJob, child: ChildJob) -> bool:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final
 
+from ingestion_crds import constants as names
 from ingestion_crds.config import Config
-from ingestion_crds.constants import RETRYABLE_PHASES, TERMINAL_PHASES, Reason, Stage
+from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob, Status, dump_status, format_time
 from ingestion_crds.kube import ApiError, JsonObject
 
@@ -40,7 +41,7 @@ from ingestion_operator.questions import (
     at_rest,
     current,
     ended,
-    recorded,
+    expected_names,
     rejection_said,
     settled,
     stalled,
@@ -390,7 +391,7 @@ class Reconciler:
             self._unanswered.pop(key, None)
         pace.end_look(LastLook(Kept(raw, snapshot.job), child, unwritten) if child is not None else None)
         self._leave_crowd(key)
-        if snapshot.job.status.phase in TERMINAL_PHASES:
+        if snapshot.job.status.phase in names.TERMINAL_PHASES:
             return self._tidy_later(key, wait)  # for its time to live
         self._crowds[_point(child)].add(key)
         self._share(key)
@@ -414,14 +415,14 @@ class Reconciler:
         where one was heard of, or lost events are to be made good, which `everything` says. Of a job at rest there was
         no other Job when its last attempt ended, and the watch tells of one that came since.
         """
-        pace, names, now = self._pace(key), recorded(job), self._monotonic()
+        pace, expected, now = self._pace(key), expected_names(job), self._monotonic()
         if not everything and (pace.listed is not None or at_rest(job)):
             jobs = await self._read_recorded_jobs(job, known)
             pace.listed = now if pace.listed is None else pace.listed
             return jobs
         jobs = await self._read_all_jobs(job)
         pace.listed = now
-        if any(_is_owned(child, job) and not child.finished and child.name not in names for child in jobs):
+        if any(_is_owned(child, job) and not child.finished and child.name not in expected for child in jobs):
             self.list_at_next_look(key)  # until it is gone
         return jobs
 
@@ -429,7 +430,7 @@ class Reconciler:
         """Read the Jobs that exist by what is recorded, each by its name: a list takes forty times as long."""
         found = [
             known if known is not None and known.name == name else await self._find_job(job.metadata.namespace, name)
-            for name in recorded(job)
+            for name in expected_names(job)
         ]
         return tuple(child for child in found if child is not None)
 
@@ -607,11 +608,11 @@ class Reconciler:
         try:
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
         except ApiError as error:
-            if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):
+            if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):
                 return self._rejected(snapshot, action.name, error)
             self._tolerate(snapshot.job.key, "a finished Job stays", error)
             self._littered.add(snapshot.job.key)
-            return replace(snapshot, jobs=tuple(job for job in snapshot.jobs if job.uid != action.uid))
+            return replace(snapshot, jobs=tuple(child for child in snapshot.jobs if child.uid != action.uid))
         return replace(snapshot, jobs=await self._jobs_after_deletion(snapshot, action), rejection=None)
 
     async def _delete_config_map(self, snapshot: Snapshot, name: str) -> None:
@@ -622,8 +623,8 @@ class Reconciler:
 
     async def _jobs_after_deletion(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
         """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
-        others = tuple(job for job in snapshot.jobs if job.uid != action.uid)
-        if all(job.finished for job in snapshot.jobs if job.uid == action.uid):
+        others = tuple(child for child in snapshot.jobs if child.uid != action.uid)
+        if all(child.finished for child in snapshot.jobs if child.uid == action.uid):
             return others
         found = await self._find_job(snapshot.job.metadata.namespace, action.name)
         return others if found is None or found.uid != action.uid else (*others, found)
@@ -767,8 +768,8 @@ def _transitions(before: Status, after: Status) -> list[Event]:
             for code, count in (attempt.codes or {}).items():
                 metrics.FAILURES.labels(code=code).inc(count)
             text = f"Attempt {attempt.generation}: {ready.message if ready else after.phase.value}"
-            events.append(Event(reason=attempt.reason, message=text, warning=after.phase in RETRYABLE_PHASES))
-    if after.phase in TERMINAL_PHASES:
+            events.append(Event(reason=attempt.reason, message=text, warning=after.phase in names.RETRYABLE_PHASES))
+    if after.phase in names.TERMINAL_PHASES:
         return events
     said, was = stalled(after), stalled(before)
     if said is not None and (was is None or was.reason != said.reason):

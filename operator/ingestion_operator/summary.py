@@ -8,15 +8,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from ingestion_crds.constants import (
-    RETRYABLE_PHASES,
-    TERMINAL_PHASES,
-    ConditionType,
-    Phase,
-    Reason,
-    Stage,
-    VersionState,
-)
+from ingestion_crds import constants as names
+from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
 from ingestion_crds.job import Condition, IngestionJob, Segments, Status
 
 from ingestion_operator.outcome import Obstacle
@@ -102,8 +95,8 @@ def _conditions(
     job: IngestionJob, status: Status, blocked: Obstacle | None, held: Obstacle | None, now: datetime
 ) -> list[Condition]:
     reason, message = _course(status, blocked, held)
-    done, failed = status.phase is Phase.COMPLETED, status.phase in RETRYABLE_PHASES
-    open_ = status.phase not in TERMINAL_PHASES
+    done, failed = status.phase is Phase.COMPLETED, status.phase in names.RETRYABLE_PHASES
+    open_ = status.phase not in names.TERMINAL_PHASES
     prepared = status.version is not None and status.version.plan_hash is not None
     processed = status.segments is not None and 0 < status.segments.total == status.segments.completed_count
     published = status.version is not None and status.version.state is VersionState.ACTIVE
@@ -127,7 +120,7 @@ def _course(status: Status, blocked: Obstacle | None, held: Obstacle | None) -> 
     attempt = status.attempts[-1] if status.attempts else None
     if status.phase is Phase.COMPLETED:
         return Reason.SUCCEEDED, "The version is active"
-    if status.phase in RETRYABLE_PHASES and attempt is not None and attempt.reason is not None:
+    if status.phase in names.RETRYABLE_PHASES and attempt is not None and attempt.reason is not None:
         return attempt.reason, why(status)
     if blocked is not None:
         return blocked.reason, blocked.message

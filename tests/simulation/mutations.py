@@ -196,7 +196,7 @@ def _dispatch_of(""",
     Mutation(
         name="Jobs that may not be deleted keep the attempt open",
         file="reconcile.py",
-        changes=(("if any(not job.finished for job in snapshot.jobs if job.uid == action.uid):", "if True:"),),
+        changes=(("if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):", "if True:"),),
     ),
     Mutation(
         name="Jobs that could not be deleted are forgotten",
@@ -463,7 +463,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="plan.py",
         changes=(
             (
-                "    draft.set(phase=questions.phase_of(draft.status), observed_retry_generation=attempt.generation)\n",
+                "    draft.set(phase=phase_of(draft.status), observed_retry_generation=attempt.generation)\n",
                 "",
             ),
         ),
