@@ -307,7 +307,7 @@ def _begin(draft: _Draft) -> None:
         chunks=None,
         failures=kept,
         failure_summary=dict(codes),
-        attempts=[*status.attempts, attempt][-names.MAX_ATTEMPTS:],
+        attempts=[*status.attempts, attempt][-names.MAX_ATTEMPTS :],
         start_time=status.start_time or draft.now,
         completion_time=None,
     )
@@ -428,7 +428,7 @@ def _dispatch(draft: _Draft) -> None:
     if stage is Stage.SEGMENTS and not dispatched:
         text = "Nothing is run: spec.retrySegments names no segment that is unfinished; ranges are written 9-40"
         draft.events.append(Event(reason=Reason.RETRY_REFUSED, message=text, warning=True))
-        _fail(draft, stage, _CANCELLED)
+        _record_segments(draft, done=IndexSet(), causes={})
         return
     if _gate(draft):
         return
@@ -484,32 +484,40 @@ def _follow(draft: _Draft) -> None:
         return
     child = _child_of(draft, record)
     if record.uid is None:
-        other = child is None or child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest
-        if other and draft.cancelled:
-            draft.set_record(completion_time=draft.now)
-            if child is None:
-                draft.actions.append(DeleteConfigMap(name=record.name))
-            _fail(draft, record.stage, _CANCELLED)
-            return
-        if child is None:
-            _launch(draft, record)
-            return
-        if other and child.owner_uid == draft.job.metadata.uid:
-            # Another release sent it, and died: it came after all, for a file that is no more.
-            if not child.deleting:
-                _delete(draft, child)
-            draft.look_within(_LOOK_AT_STARTING_SECONDS)
-            return
-        if other:
-            draft.block(
-                Reason.NAME_CONFLICT,
-                f"the Job {child.name} exists and is not this attempt's: delete it, or find out who made it",
-            )
-            return
-        draft.set_record(uid=child.uid)
+        _follow_intent(draft, record, child)
     elif child is None:
         _end_lost(draft)
-        return
+    else:
+        _follow_child(draft, child)
+
+
+def _follow_intent(draft: _Draft, record: AttemptJob, child: ChildJob | None) -> None:
+    """A Job was to be made, and it is not recorded that it was: see what has its name."""
+    owned = child is not None and child.owner_uid == draft.job.metadata.uid
+    if child is not None and owned and child.map_digest == record.map_digest:
+        draft.set_record(uid=child.uid)
+        _follow_child(draft, child)
+    elif draft.cancelled:
+        draft.set_record(completion_time=draft.now)
+        if child is None:
+            draft.actions.append(DeleteConfigMap(name=record.name))
+        _fail(draft, record.stage, _CANCELLED)
+    elif child is None:
+        _launch(draft, record)
+    elif owned:
+        # Another release sent it, and died: it came after all, for a file that is no more.
+        if not child.deleting:
+            _delete(draft, child)
+        draft.look_within(_LOOK_AT_STARTING_SECONDS)
+    else:
+        draft.block(
+            Reason.NAME_CONFLICT,
+            f"the Job {child.name} exists and is not this attempt's: delete it, or find out who made it",
+        )
+
+
+def _follow_child(draft: _Draft, child: ChildJob) -> None:
+    """The running stage's Job is there: take in its end, or steer it."""
     if given_up(draft.job, child):
         _harvest(draft, child)
         if current(draft.job) is None:
@@ -652,7 +660,7 @@ def _end_lost(draft: _Draft) -> None:
 def _fail(draft: _Draft, stage: Stage, result: PodResult) -> None:
     """End the attempt with one cause for all that the stage had to do."""
     if stage is Stage.SEGMENTS:
-        _record_segments(draft, done=IndexSet(), results={}, otherwise=result)
+        _record_segments(draft, done=IndexSet(), causes=dict.fromkeys(_dispatched(draft), result))
     else:
         _fail_stage(draft, stage, result)
 
@@ -705,19 +713,17 @@ def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
         otherwise = failed("Unknown", "there were more failed pods than are looked at")
     else:
         otherwise = failed("PodLost", "the segment's pod is gone")
-    results = {index: result for index, result in harvest.items() if index in child.failed and not result.succeeded}
-    _record_segments(draft, done=done, results=results, otherwise=otherwise)
+    said = {index: result for index, result in harvest.items() if index in child.failed and not result.succeeded}
+    causes = {segment: said.get(index, otherwise) for index, segment in enumerate(dispatched) if segment not in done}
+    _record_segments(draft, done=done, causes=causes)
 
 
-def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwise: PodResult) -> None:
+def _record_segments(draft: _Draft, *, done: IndexSet, causes: dict[int, PodResult]) -> None:
     """Record which of the dispatched segments are done, and why each of the others is not."""
     segments, attempt = draft.segments, draft.attempt
     failures: list[Failure] = []
     own: Counter[str] = Counter()
-    for index, segment in enumerate(_dispatched(draft)):
-        if segment in done:
-            continue
-        result = results.get(index, otherwise)
+    for segment, result in causes.items():
         own[result.code] += 1
         if len(failures) < names.MAX_FAILURES:
             failures.append(_failure(attempt.generation, Stage.SEGMENTS, result, segment))
@@ -733,7 +739,7 @@ def _record_segments(draft: _Draft, *, done: IndexSet, results: Harvest, otherwi
                 "failed_count": len(unfinished),
             }
         ),
-        failures=[*failures, *draft.status.failures][:names.MAX_FAILURES],
+        failures=[*failures, *draft.status.failures][: names.MAX_FAILURES],
         failure_summary=dict(codes),
     )
     draft.set_attempt(completed=len(done), failed=own.total(), codes=dict(own) or None)

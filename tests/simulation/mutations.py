@@ -289,8 +289,8 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                "child is None or child.owner_uid != draft.job.metadata.uid or child.map_digest != record.map_digest",
-                "child is None or child.name != record.name",
+                "if child is not None and owned and child.map_digest == record.map_digest:",
+                "if child is not None and child.name == record.name:",
             ),
         ),
     ),
@@ -299,8 +299,8 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                "if other and draft.cancelled:",
-                "if child is None and draft.cancelled:",
+                "    elif draft.cancelled:\n        draft.set_record(completion_time=draft.now)\n",
+                "    elif draft.cancelled and child is None:\n        draft.set_record(completion_time=draft.now)\n",
             ),
         ),
     ),
@@ -334,8 +334,8 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                """        if other and child.owner_uid == draft.job.metadata.uid:""",
-                """        if other and child.owner_uid is None:""",
+                """    elif owned:\n""",
+                """    elif owned and child.owner_uid is None:\n""",
             ),
         ),
     ),
@@ -431,7 +431,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="a lost Job is waited for",
         file="plan.py",
-        changes=(("        _end_lost(draft)\n        return\n", "        return\n"),),
+        changes=(("        _end_lost(draft)\n    else:", "        pass\n    else:"),),
     ),
     Mutation(
         name="a suspended attempt that is cancelled loses what it did",
