@@ -18,7 +18,8 @@ from ingestion_crds.kube import ApiError
 from ingestion_operator.cluster import KubeCluster
 
 _KNOWN_SECONDS: Final = 2.0
-# So that one is on its way for at most a twentieth of the time, but that a new quota is seen within a minute or so.
+# The pause is so many times as long as a request takes, so that one is under way for at most a twentieth of the time.
+# But a new quota is to be seen within a minute or so.
 _KNOWN_TIMES: Final = 20.0
 _KNOWN_AT_MOST_SECONDS: Final = 60.0
 # A failure that goes on is told again and again, every five minutes at the rarest: client-go's limit for one object.
@@ -32,7 +33,7 @@ class _Known:
     Args:
         until: when it is asked for again.
         messages: the newest ones, by the Job's UID; None while nothing has been answered.
-        error: why not.
+        error: why nothing has.
     """
 
     until: float = 0.0
@@ -66,7 +67,7 @@ class CreationFailures:
             ApiError: when the API server does not say.
         """
         known = self._known.setdefault(namespace, _Known())
-        # Who finds a request under way takes what was known before, unless nothing was.
+        # While a request is under way, others take what was known before, if anything was.
         if known.messages is None or not known.asking.locked():
             async with known.asking:
                 if self._monotonic() >= known.until:

@@ -1,4 +1,4 @@
-"""The operator process: kopf runs it and watches IngestionJobs, the queue works. The only module that imports kopf.
+"""The operator process: kopf runs it and watches IngestionJobs, a queue does the work. No other module imports kopf.
 
 kopf's change handlers, indexes and daemons stay unused: they copy the spec into annotations, add finalizers that block
 deletion while the operator is down, and start slowly with thousands of objects (docs/decisions/0002-kopf-as-shell.md).
@@ -38,11 +38,11 @@ from ingestion_operator.queue import WorkQueue
 from ingestion_operator.reconcile import ConflictError, Reconciler
 
 WORKERS: Final = 64
-# Of these: what is merely due must not keep all of them waiting for a slow API server.
+# So many of them may look at what is merely due: else all of them might wait for a slow API server with that.
 _MOST_DUE: Final = 16
 _RESYNC_SECONDS: Final = 120.0
-# From 2,400 on rarer: a full list of 10,000 takes one or two seconds of processor time, which is to stay below half a
-# percent of a core.
+# With more than 2,400 jobs the pause is longer: a full list of 10,000 takes one or two seconds of processor time, and
+# all lists together are to take less than half a percent of a core.
 _RESYNC_SECONDS_FOR_EACH: Final = 0.05
 _LONGEST_RESYNC_SECONDS: Final = 600.0
 _FIRST_RESYNC_AGAIN_SECONDS: Final = 2.0
@@ -63,7 +63,7 @@ log = logging.getLogger("ingestion_operator")
 
 
 def resync_pause(jobs: int) -> float:
-    """Return after how many seconds a full list that brought so many jobs is followed by the next."""
+    """Return how many seconds after a full list of so many jobs the next one is made."""
     return min(max(_RESYNC_SECONDS, jobs * _RESYNC_SECONDS_FOR_EACH), _LONGEST_RESYNC_SECONDS)
 
 
@@ -123,7 +123,7 @@ class Operator:
         self._watch = [asyncio.create_task(self._watch_jobs(), name="watch Jobs")]
 
     async def stop(self) -> None:
-        """Stop everything; what is half done is gone on with at the next start."""
+        """Stop everything; what is half done is continued at the next start."""
         await self._end([*self._watch, *self._election, *self._work])
         if self._leadership is not None:
             await self._leadership.release()
@@ -188,7 +188,7 @@ class Operator:
         try:
             wait = await self._reconciler.reconcile(key)
         except ConflictError as error:
-            # Ever more slowly: what looks like a conflict may be a patch that is refused for good.
+            # After ever longer delays: what looks like a conflict may be a patch that is refused for good.
             delay = self.queue.retry(key)
             log.info("changed meanwhile, look again in %.1f s: %s", delay, error, extra={"job": key})
         except ApiError as error:
@@ -196,7 +196,7 @@ class Operator:
             delay = self.queue.retry(key)
             log.warning("look again in %.1f s: %s", delay, error, extra={"job": key})
         except Exception:
-            # One broken object must not stop the others; it is looked at again, ever more slowly.
+            # One broken object must not stop the others; it is looked at again after ever longer delays.
             metrics.RECONCILE_ERRORS.labels(reason="Internal").inc()
             log.exception("look again in %.1f s", self.queue.retry(key), extra={"job": key})
         else:
@@ -204,14 +204,15 @@ class Operator:
             if wait is not None:
                 self.queue.add_after(key, wait)
             elif not self._reconciler.follows(key):
-                self._open.discard(key)  # settled: what its own Jobs are still heard to go through is no news
+                self._open.discard(key)  # settled: what still happens to its Jobs is no news
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - begun)
 
     async def _resync(self) -> None:
         """List everything at once and now and then, so that a lost watch event costs minutes, not a job.
 
-        The first list brings what was seen while another replica led; an operator that is alone has seen everything.
-        One that fails is tried again ever less often: an API server that is overwhelmed gets no better by lists.
+        The first list brings what was passed over while another replica led. An operator that is alone has passed over
+        nothing, and begins later. A list that fails is tried again after ever longer pauses: lists are no help to an
+        API server that is overwhelmed.
         """
         again = _FIRST_RESYNC_AGAIN_SECONDS
         if self._leadership is None:
@@ -231,9 +232,9 @@ class Operator:
             await asyncio.sleep(pause)
 
     async def _watch_jobs(self) -> None:
-        """Hear of all Jobs that were made for IngestionJobs.
+        """Watch all Jobs that were made for IngestionJobs.
 
-        By hand, as there are many events for each: through kopf one costs several times the processor time.
+        Not through kopf: there are many events for each Job, and each would cost several times the processor time.
         """
         events = metrics.WATCH_EVENTS.labels(kind="Job")
 
@@ -279,7 +280,7 @@ class Operator:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
         if settled(job):
-            # A list may be older than what is being done: what is followed is forgotten by a look.
+            # A list may be older than what has been done since. So a job that is followed is left to its next look.
             if not (listed and followed):
                 self._open.discard(key)
             return
@@ -371,7 +372,7 @@ class Operator:
 
 
 class NoDiff(kopf.DiffBaseStorage):
-    """Nothing to compare objects by: for handlers that are not here, kopf else copies each object at each event."""
+    """Nothing to compare objects by. Else kopf would copy each object at each event, for handlers that are not here."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         """Return nothing."""
@@ -401,7 +402,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         # All objects in one answer would be the most memory that is ever needed: tens of KB for each, and a megabyte
         # for one that somebody has filled with annotations.
         settings.watching.chunk_size = _KOPF_PAGE
-        # So long a task and the body of each object seen are kept: with thousands of them, most of the memory.
+        # For so long kopf keeps a task and the body of each object that it has seen: of thousands, most of the memory.
         settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
         settings.persistence.diffbase_storage = NoDiff()
         port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
@@ -415,7 +416,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
-        # kopf may wait for ever for what it stops: for a watch that is being opened, for one.
+        # kopf may wait for ever for what it stops, such as a watch that is being opened.
         timer = threading.Timer(_END_SECONDS, leave, ["what was to be stopped goes on"])
         timer.daemon = True
         timer.start()
@@ -424,7 +425,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.login(registry=registry)
     async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
-        # With this kopf looks which resources there are, once: of those that come later it would never hear.
+        # After the login kopf looks once which resources there are, and would never hear of one that comes later.
         await holder[0].discover()
         return log_in(settings)
 
@@ -440,7 +441,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
 
 class Connection(kopf.ConnectionInfo):
-    """kopf's connection, without the strictness about certificates that `KubeClient.connect` does without."""
+    """kopf's connection, which accepts the certificates that `KubeClient.connect` accepts."""
 
     def as_ssl_context(self) -> ssl.SSLContext:
         """Return a context that verifies the API server as client-go does."""

@@ -15,7 +15,7 @@ QUEUE_WAIT: Final = Histogram(
     "ingestion_queue_wait_seconds",
     "How long a key waited until a worker took it, because something happened to it or because it was due.",
     ["why"],
-    # Close together, as what is asked is how unequal waits are.
+    # Close together, as the question is how unequal the waits are.
     buckets=[round(step * 10.0**power, 4) for power in range(-3, 3) for step in (1, 1.5, 2, 3, 5, 7)],
 )
 WATCH_EVENTS: Final = Counter("ingestion_watch_events", "Events taken in, objects of first lists among them.", ["kind"])

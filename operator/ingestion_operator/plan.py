@@ -267,7 +267,7 @@ def _advance(draft: _Draft) -> None:
     if attempt.completion_time is not None and draft.snapshot.job.spec.retry_generation > attempt.generation:
         _begin(draft)
         return
-    # A retry is admitted by these two, and not for ever by what somebody else has written there.
+    # A retry is admitted by these two: what somebody else has written there must not stay.
     draft.set(phase=phase_of(draft.status), observed_retry_generation=attempt.generation)
     if attempt.completion_time is None:
         _follow(draft)
@@ -323,7 +323,7 @@ def _origin(job: IngestionJob, *, first: bool) -> tuple[Trigger, str | None]:
             by = origin.get("requestedBy")
             return Trigger(origin.get("trigger")), shorten(by, limit=128) if isinstance(by, str) else None
     except (ValueError, AttributeError, RecursionError):
-        pass  # somebody else's hand in the annotation: the retry itself is still a retry
+        pass  # somebody else has written the annotation, and the retry is a retry all the same
     return Trigger.PATCH, None
 
 
@@ -340,9 +340,9 @@ def _unfinished(segments: Segments) -> IndexSet:
 
 
 def _dispatched(draft: _Draft, stage: Stage = Stage.SEGMENTS) -> IndexSet:
-    """Return the segments that the running attempt dispatches: the unfinished, cut by `retrySegments`; none elsewhere.
+    """Return the segments that the attempt dispatches: the unfinished ones that `retrySegments` means.
 
-    Never a Job's failedIndexes: an index that never started is in neither of the Job's lists.
+    None in another stage. Never a Job's failedIndexes: an index that never started is in neither of the Job's lists.
     """
     if stage is not Stage.SEGMENTS:
         return IndexSet()
@@ -354,7 +354,7 @@ def _dispatched(draft: _Draft, stage: Stage = Stage.SEGMENTS) -> IndexSet:
 def _chosen(job: IngestionJob) -> IndexSet | None:
     """Return what `retrySegments` names; None when it is not given, and all are meant.
 
-    The CRD cannot see that a range ends before it begins. That names nothing, rather than what is left of the rest.
+    The CRD cannot see that a range ends before it begins. Then nothing is meant, not even by the other ranges.
     """
     if job.spec.retry_segments is None:
         return None
@@ -371,7 +371,7 @@ def _not_retried(draft: _Draft, stage: Stage) -> tuple[list[Failure], Counter[st
         return [], Counter()
     kept = [failure for failure in status.failures if failure.segment is not None and failure.segment not in chosen]
     codes = Counter(failure.code for failure in kept)
-    # Beyond the first hundred only counts are known: whose they are, where all have one code.
+    # Of failures beyond the first hundred only the counts by code are known: with one code it is clear which are left.
     unlisted = Counter(status.failure_summary) - Counter(failure.code for failure in status.failures)
     left = len(_unfinished(status.segments) - chosen) - len(kept)
     if left > 0:
@@ -505,7 +505,7 @@ def _follow_intent(draft: _Draft, record: AttemptJob, child: ChildJob | None) ->
     elif child is None:
         _launch(draft, record)
     elif owned:
-        # Another release sent it, and died: it came after all, for a file that is no more.
+        # The operator of another release sent it and died. It came all the same, for a file that is no more.
         if not child.deleting:
             _delete(draft, child)
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
@@ -537,7 +537,7 @@ def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
 def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
     if draft.snapshot.rejection is not None:
-        # The Job before it has nothing left to give, and is part of what the quota is used up by.
+        # The Job before it is not needed any more, and counts towards the quota.
         before = last_made(job_records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
@@ -555,7 +555,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
 
 
 def _still_rejected(draft: _Draft) -> None:
-    """Keep saying that the cluster refused something, until it does it: each try would else write the status twice."""
+    """Keep saying that the cluster refused something until it does not: each try would else write the status twice."""
     if (said := rejection_said(draft.snapshot.job)) is not None:
         draft.block(Reason.REJECTED_BY_CLUSTER, said)
 
@@ -584,7 +584,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     if wish and not child.deleting:
         if draft.snapshot.rejection is None:
             _still_rejected(draft)
-            # One by one: what the cluster refuses of it is not to keep the rest from being done.
+            # One patch for each field: one that the cluster refuses must not keep the others from being made.
             draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
         else:
             draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
@@ -808,13 +808,13 @@ def _close(draft: _Draft, reason: Reason) -> None:
 
 def _finish(draft: _Draft) -> None:
     attempt, job = draft.attempt, draft.snapshot.job
-    # The last one that was made: when the next stage's Job never was, nothing else tidies up after it.
+    # The last Job that was made, if only for the stage before: nothing else tidies up after it.
     made = last_made(attempt.jobs)
     uid = made.uid if made is not None else None
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
     child = next((child for child in draft.snapshot.jobs if child.uid == uid), None)
     if child is not None and not child.finished:
-        # It was given up, and nobody is to let it go on.
+        # It was given up, and must not be resumed.
         if not child.deleting:
             _delete(draft, child)
         draft.held = Obstacle(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
@@ -869,7 +869,7 @@ def _delete(draft: _Draft, child: ChildJob) -> None:
 def _expire(draft: _Draft) -> None:
     """Delete a completed job when its time to live is over."""
     ttl, ended = draft.snapshot.job.spec.ttl_seconds_after_finished, draft.status.completion_time
-    # Only by what is recorded already: a status that is still to be written may be refused.
+    # Decided by what is recorded already: a status that is still to be written may be refused.
     phases = {draft.snapshot.job.status.phase, draft.status.phase}
     if ttl is None or ended is None or phases != {Phase.COMPLETED}:
         return

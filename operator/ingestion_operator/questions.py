@@ -76,9 +76,9 @@ def expected_names(job: IngestionJob) -> tuple[str, ...]:
 
 
 def ended(job: IngestionJob) -> ChildJob | None:
-    """Return the last Job of a job at rest, as its record tells, if it was seen to end: it changes no more.
+    """Return the last Job of a job at rest, as far as its record tells, or None if it was not seen to end.
 
-    One that was found gone was not; its record has no start.
+    A Job that has ended does not change any more. One that was found gone was not seen to end: its record has no start.
     """
     last = last_made(job_records(job.status))
     if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
@@ -146,14 +146,14 @@ def wants_diagnosis(child: ChildJob) -> bool:
 
 
 def goes_on(reason: str, child: ChildJob) -> bool:
-    """True when a Job whose pods wait for this reason goes on: with less room than `parallelism`, but with some."""
+    """True when a Job goes on although pods wait for this reason: there is room, if not for all of `parallelism`."""
     return reason == Reason.POD_UNSCHEDULABLE and child.ready > 0
 
 
 def is_news(status: Status, *, before: ChildJob, after: ChildJob) -> bool:
     """True when a running Job has changed in what its job's status says, or its pods are to be asked why they wait.
 
-    That the last of its segments has ended is none: the end of the Job says the same, and comes next.
+    That its last segment has ended is no news: the end of the Job comes next, and says the same.
     """
     if status.stage is Stage.SEGMENTS and after.succeeded + len(after.failed) == status.attempts[-1].segments:
         return _steered(before) != _steered(after)
@@ -176,8 +176,8 @@ _steered = attrgetter(
 def _told(status: Status, child: ChildJob) -> tuple[object, ...]:
     """Return what a job's status may say of a running Job.
 
-    What has ended, a status says of segments alone. How many pods there are, none says; that there are some, one whose
-    version is pending; that they run, one that says why they do not.
+    How many indexes have ended, it says of segments alone. How many pods there are, it never says. That there are pods
+    at all takes a version out of pending, and that they run takes away the reason why they did not.
     """
     said = stalled(status)
     pending = status.version is not None and status.version.state is VersionState.PENDING

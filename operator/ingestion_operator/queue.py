@@ -1,7 +1,7 @@
 """The work queue: keys to look at, each at most once at a time, again later, and more slowly after errors.
 
-What something happened to goes before what is merely due, or a thousand running jobs that are to be counted would keep
-the operator from those that end or are retried whenever the API server is slow.
+Keys that something happened to go before keys that are merely due. Else, whenever the API server is slow, a thousand
+running jobs whose counts are due would keep the operator from those that end or are retried.
 
 The shape is that of client-go's workqueue: https://pkg.go.dev/k8s.io/client-go/util/workqueue
 """
@@ -17,7 +17,8 @@ from typing import Final
 
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 60.0
-# A timer may end a tick of the clock early: who then sets one for the rest of it, sets it again and again for nothing.
+# A timer may go off a tick of the clock early. What is due within a tick is due then: a timer for the rest of the tick
+# would go off early again.
 _TICK_SECONDS: Final = 0.001
 
 
@@ -32,7 +33,8 @@ class WorkQueue:
         jitter: a factor around 1 for each delay after an error; for tests.
         waited: is told how many seconds each key has waited when a worker takes it, and whether it was merely due.
         most_due: how many keys that are merely due are worked on at once at most.
-        done_with: whether what was added while it was worked on need not be worked on again.
+        done_with: is asked about a key that was added while it was worked on: True when that work has taken in what
+            happened.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class WorkQueue:
         self._later: list[tuple[float, int, str]] = []
         self._times: dict[str, float] = {}
         self._errors: dict[str, int] = {}
-        self._urgent: set[str] = set()  # what happened to them is still to be worked on, after an error
+        self._urgent: set[str] = set()  # keys that something happened to, and whose work has failed since
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         # A permit for each key that can be taken: each wakes one worker, where an event would wake them all.
@@ -141,7 +143,7 @@ class WorkQueue:
                 self.add(key)
 
     def _set_timer(self) -> None:
-        """Have what is due first moved when it is due."""
+        """Set the timer for the key that is due first."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -51,9 +51,9 @@ from ingestion_operator.questions import (
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
-# Quota, admission, a namespace that ends: words for a person, and another try later.
+# By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
 _REFUSALS: Final = (400, 403, 422)
-# A webhook that does not answer may do so in a moment: the first tries wait for that without a word.
+# A webhook that does not answer may do so in a moment: nobody is told of the first tries.
 _TRIES_OF_WEBHOOKS: Final = 4
 _TRY_TO_TIDY_SECONDS: Final = 600.0
 # Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
@@ -114,7 +114,7 @@ class Reconciler:
         self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
         self._to_list: set[str] = set()  # keys of jobs of which the next look is a full one, and lists all Jobs
         self._unanswered: Counter[str] = Counter()  # keys, by how often a webhook has kept something from being done
-        self._littered: set[str] = set()  # with finished Jobs that the API server did not let be deleted
+        self._littered: set[str] = set()  # keys of jobs with a finished Job that the API server kept from being deleted
         self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `on_attempt_wanted`
         self._forgotten: dict[str, int] = {}  # keys of jobs that were settled, or gone, with their last resourceVersion
 
@@ -487,7 +487,7 @@ class Reconciler:
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
                 said = None
-            else:  # all that are left were deleted
+            else:  # those that are there were deleted, and have not ended
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
                 said = await self._creation_failures.of(namespace=namespace, job_uid=child.uid, now=self._now())
             return replace(
@@ -539,7 +539,7 @@ class Reconciler:
             raise
         metrics.STATUS_WRITES.inc()
         if raw["status"] == wanted:  # else the CRD is an older one, or a policy changed it
-            # What else the answer says was in the object before: its resourceVersion was in the patch.
+            # All else in the answer was so before: the patch named the resourceVersion.
             metadata = job.metadata.model_copy(update={"resource_version": raw["metadata"]["resourceVersion"]})
             written = job.model_copy(update={"metadata": metadata, "status": decided.status})
         else:
@@ -633,7 +633,7 @@ class Reconciler:
         try:
             await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
         except ApiError as error:
-            # Pods left behind cost room; an attempt that never ends as nobody may delete them costs the job.
+            # Pods that stay take up room. An attempt that does not end because of them would cost the job.
             self._tolerate(job.key, "finished pods stay", error)
 
     async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
@@ -671,7 +671,7 @@ class Reconciler:
                 reason="NameConflict",
                 message=f"the ConfigMap {name} exists with other content: delete it",
             )
-        # Another release wrote it, and made no Job: a pod of one that comes too late refuses a file it does not know.
+        # Another release wrote it, for a Job that is not there. Should that still come, its pods refuse the new file.
         await self._cluster.delete_config_map(namespace=namespace, name=name, uid=found["metadata"]["uid"])
         await self._cluster.create_config_map(body=wanted)
 
@@ -686,7 +686,7 @@ class Reconciler:
         log.warning("%s: %s", what, error, extra={"job": key})
 
     def _expect_refusal(self, key: str, error: ApiError) -> None:
-        """Raise the error unless it is an answer to be lived with: a refusal, or a webhook that stays away."""
+        """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long."""
         if error.status in _REFUSALS:
             return
         if error.status == 500 and "webhook" in error.message:
