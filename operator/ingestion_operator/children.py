@@ -104,18 +104,22 @@ class Dispatch:
 
     @property
     def name(self) -> str:
+        """The name of the Job, and of its ConfigMap."""
         return child_name(job=self.job, stage=self.stage, generation=self.generation)
 
     @property
     def completions(self) -> int:
+        """How many indexes the Job has: one for each segment, or one for the stage."""
         return len(self.segments) if self.stage is Stage.SEGMENTS else 1
 
     @property
     def file(self) -> str:
+        """The attempt's file, which the ConfigMap carries."""
         return attempt_file(job=self.job, stage=self.stage, generation=self.generation, segments=self.segments)
 
     @property
     def digest(self) -> str:
+        """The digest of that file, by which pods and operator know it again."""
         return digest_of(self.file)
 
 

@@ -28,7 +28,10 @@ _CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
 
 
 class KubeCluster:
-    """What the reconcile loop asks of an API server. Every method raises `ApiError`.
+    """What the reconcile loop asks of an API server.
+
+    Every method raises `ApiError` when the API server refuses a request, fails, or cannot be reached. What the error
+    says in ordinary cases stands beside the method. Objects are passed and returned as their JSON.
 
     Lists and gets name no resourceVersion, so that none is answered with what was once: gets come from etcd, lists
     from a cache that etcd has confirmed (KEP-2340).
@@ -41,6 +44,11 @@ class KubeCluster:
         self._client = client
 
     async def get_ingestion_job(self, *, namespace: str, name: str) -> JsonObject:
+        """Return an IngestionJob.
+
+        Raises:
+            ApiError: `not_found` when there is none.
+        """
         return await self._client.request("GET", ingestion_path(namespace, name))
 
     async def list_ingestion_jobs(self) -> AsyncIterator[JsonObject]:
@@ -50,18 +58,40 @@ class KubeCluster:
                 yield item
 
     async def patch_ingestion_job(self, *, namespace: str, name: str, operations: list[JsonObject]) -> JsonObject:
+        """Apply a JSON patch (RFC 6902) to all but the status, and return the IngestionJob as it is then.
+
+        Raises:
+            ApiError: with status 422 when a `test` among the operations fails, or the result is not valid.
+        """
         return await self._client.request(
             "PATCH", ingestion_path(namespace, name), body=operations, content_type=JSON_PATCH
         )
 
     async def patch_status(self, *, namespace: str, name: str, resource_version: str, status: JsonObject) -> JsonObject:
-        """Merge into status. Only the resourceVersion protects: a wrong uid in a status patch is ignored."""
+        """Merge into status (RFC 7396), and return the IngestionJob as it is then.
+
+        Only the resourceVersion protects another one of that name: a wrong uid in a status patch is ignored.
+
+        Args:
+            namespace: the IngestionJob's.
+            name: the IngestionJob's.
+            resource_version: of the IngestionJob that the patch was made for.
+            status: a merge patch: null takes a field away.
+
+        Raises:
+            ApiError: `conflict` when the IngestionJob has changed, `not_found` when it is gone.
+        """
         body = {"metadata": {"resourceVersion": resource_version}, "status": status}
         return await self._client.request(
             "PATCH", ingestion_path(namespace, name, "status"), body=body, content_type=MERGE_PATCH
         )
 
     async def delete_ingestion_job(self, *, namespace: str, name: str, uid: str) -> None:
+        """Delete an IngestionJob; that it is gone already is no error.
+
+        Raises:
+            ApiError: `conflict` when there is one of that name with another UID.
+        """
         await self._delete(ingestion_path(namespace, name), uid)
 
     async def list_jobs(self, *, namespace: str, owner_uid: str) -> AsyncIterator[JsonObject]:
@@ -72,31 +102,77 @@ class KubeCluster:
                 yield item
 
     async def get_job(self, *, namespace: str, name: str) -> JsonObject:
+        """Return a Job.
+
+        Raises:
+            ApiError: `not_found` when there is none.
+        """
         return await self._client.request("GET", job_path(namespace, name))
 
     async def create_job(self, *, body: JsonObject) -> JsonObject:
+        """Create a Job, and return it as it is stored.
+
+        Raises:
+            ApiError: `already_exists` when there is one of that name.
+        """
         return await self._client.request("POST", job_path(body["metadata"]["namespace"]), body=body)
 
     async def patch_job(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject:
+        """Merge into the spec of a Job (RFC 7396), and return the Job as it is then.
+
+        Raises:
+            ApiError: `not_found` when there is none; with status 422 when there is one of that name with another UID,
+                or the change is not valid.
+        """
         body = {"metadata": {"uid": uid}, "spec": spec}
         return await self._client.request("PATCH", job_path(namespace, name), body=body, content_type=MERGE_PATCH)
 
     async def delete_job(self, *, namespace: str, name: str, uid: str) -> None:
+        """Delete a Job, and its pods after it; that it is gone already is no error.
+
+        Raises:
+            ApiError: `conflict` when there is one of that name with another UID.
+        """
         await self._delete(job_path(namespace, name), uid)
 
     async def get_config_map(self, *, namespace: str, name: str) -> JsonObject:
+        """Return a ConfigMap.
+
+        Raises:
+            ApiError: `not_found` when there is none.
+        """
         return await self._client.request("GET", core_path("configmaps", namespace, name))
 
     async def create_config_map(self, *, body: JsonObject) -> JsonObject:
+        """Create a ConfigMap, and return it as it is stored.
+
+        Raises:
+            ApiError: `already_exists` when there is one of that name.
+        """
         return await self._client.request("POST", core_path("configmaps", body["metadata"]["namespace"]), body=body)
 
     async def delete_config_map(self, *, namespace: str, name: str, uid: str | None = None) -> None:
+        """Delete a ConfigMap, whatever its UID if none is given; that it is gone already is no error.
+
+        Raises:
+            ApiError: `conflict` when there is one of that name with another UID.
+        """
         await self._delete(core_path("configmaps", namespace, name), uid)
 
     async def list_pods(
         self, *, namespace: str, job_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
     ) -> bool:
-        """Hand out a Job's pods page by page, some 2,000 at most; return whether there are more."""
+        """Hand out a Job's pods page by page, so that not all are in memory at once.
+
+        Args:
+            namespace: the Job's.
+            job_uid: the Job's.
+            failed_only: only pods that have failed.
+            take: is given each page.
+
+        Returns:
+            Whether there are more than the some 2,000 that are read at most.
+        """
         query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
@@ -121,7 +197,15 @@ class KubeCluster:
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
     async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[str, str]:
-        """Return what the newest Event since then says of pods that could not be created, by the UID of their Job."""
+        """Return what the newest Event of each Job says of pods that could not be created.
+
+        Args:
+            namespace: the Jobs'.
+            since: Events that are older count for nothing.
+
+        Returns:
+            Messages by the UID of their Job.
+        """
         query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
         newest: dict[str, tuple[str, str]] = {}
         async for events, _ in pages(self._client, core_path("events", namespace), query=query):
@@ -134,6 +218,7 @@ class KubeCluster:
         return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
+        """Delete a Job's pods with one request, but for those of the Job indexes to keep."""
         selector = f"{_CONTROLLER_UID}={job_uid}"
         if keep:
             selector += f",{names.LABEL_JOB_INDEX} notin ({','.join(map(str, keep))})"
@@ -142,6 +227,15 @@ class KubeCluster:
         await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
 
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
+        """Create an Event about an IngestionJob.
+
+        Args:
+            job: the IngestionJob.
+            reason: in one word.
+            message: for people; what goes beyond 1,000 characters is cut off.
+            warning: of type Warning; else Normal.
+            now: the time, as Kubernetes writes it.
+        """
         metadata = job["metadata"]
         body = {
             "metadata": {"generateName": f"{metadata['name'][:200]}.", "namespace": metadata["namespace"]},
