@@ -264,21 +264,30 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
     """Return the JSON that the API server has sent; what stands in front of it may answer anything in its place."""
     try:
-        answer = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        try:
-            answer = orjson.loads(_without_fields(bytes(raw)))
-        except orjson.JSONDecodeError as error:
-            raise _no_answer(error) from error
+        answer = parse(bytes(raw))
+    except orjson.JSONDecodeError as error:
+        raise _no_answer(error) from error
     if not isinstance(answer, dict) or (wanted and wanted not in answer):
         raise no_answer("JSON, but not of the API server")
     return answer
 
 
-def _without_fields(raw: bytes) -> str:
-    """Return the answer's text without the fields that managedFields name.
+def parse(raw: bytes) -> Any:
+    """Return JSON of the API server's; what managedFields say is left out where no parser takes it.
 
-    Who may write any object may nest these thousands of levels deep, and fill them with bytes that are no text: the
+    Raises:
+        orjson.JSONDecodeError: it is no JSON.
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return orjson.loads(without_managed_fields(raw))
+
+
+def without_managed_fields(raw: bytes) -> bytes:
+    """Return JSON without what managedFields say.
+
+    Whoever may write one object may nest that ten thousand levels deep, and fill it with bytes that are no text: the
     API server keeps both. One such object must not hide all others.
     """
     kept: list[bytes] = []
@@ -293,7 +302,7 @@ def _without_fields(raw: bytes) -> str:
                 position = token.end()
                 break
     kept.append(raw[position:])
-    return b"".join(kept).decode(errors="replace")
+    return b"".join(kept).decode(errors="replace").encode()
 
 
 def no_answer(why: str) -> ApiError:

@@ -2,7 +2,8 @@
 
 What does the work:
 
-    main               the process, its watches and its health; the only module that knows kopf
+    main               the process, its watches and its health
+    login              how kopf, which runs the process, connects and reads
     leader             of several replicas one works
     queue              which key is looked at next
     reconcile          looks at one job: reads a snapshot, has it planned, writes the status, acts

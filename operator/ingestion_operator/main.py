@@ -1,4 +1,4 @@
-"""The operator process: kopf runs it and watches IngestionJobs, a queue does the work. No other module imports kopf.
+"""The operator process: kopf runs it and watches IngestionJobs, a queue does the work.
 
 kopf's change handlers, indexes and daemons stay unused: they copy the spec into annotations, add finalizers that block
 deletion while the operator is down, and start slowly with thousands of objects (docs/decisions/0002-kopf-as-shell.md).
@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import re
-import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from ingestion_operator import metrics
 from ingestion_operator.children import read_job
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
+from ingestion_operator.login import log_in
 from ingestion_operator.pace import Kept
 from ingestion_operator.questions import begins, settled
 from ingestion_operator.queue import WorkQueue
@@ -424,7 +424,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
             await operator.stop()
 
     @kopf.on.login(registry=registry)
-    async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
+    async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.AiohttpSession | None:
         # After the login kopf looks once which resources there are, and would never hear of one that comes later.
         await holder[0].discover()
         return log_in(settings)
@@ -438,24 +438,6 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
             holder[0].on_job_seen(body)
 
     return registry
-
-
-class Connection(kopf.ConnectionInfo):
-    """kopf's connection, which accepts the certificates that `KubeClient.connect` accepts."""
-
-    def as_ssl_context(self) -> ssl.SSLContext:
-        """Return a context that verifies the API server as client-go does."""
-        context = super().as_ssl_context()
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        return context
-
-
-def log_in(settings: kopf.OperatorSettings) -> Connection | None:
-    """Return how kopf connects: as `KubeClient.connect` does."""
-    in_pod = "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ
-    login = kopf.login_with_service_account if in_pod else kopf.login_with_kubeconfig
-    found = login(settings=settings)
-    return Connection(**vars(found)) if found else None
 
 
 def main() -> None:

@@ -185,6 +185,9 @@ async def test_after_an_answer_of_somebody_else_it_lists_again(
 
     async with viewing(control_plane=control_plane, folder=tmp_path, namespace=namespace) as (view, proxy):
         proxy.add(lambda call: str(call) == f"{verb} configmaps", somebody_else)
+        async with asyncio.timeout(30):
+            while not view.failures:
+                await asyncio.sleep(0.02)
         await create(kube, namespace, "new")
         await view.until("new")
     assert [error.status for error in view.failures] == [0]

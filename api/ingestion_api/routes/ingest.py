@@ -54,7 +54,7 @@ class IngestOptions(Model):
         """Refuse, before a file is sent, what the CRD's own rule refuses after it."""
         if pipeline is not None and pipeline.chunk_overlap >= pipeline.chunk_size:
             told = f"chunkOverlap ({pipeline.chunk_overlap}) must be less than chunkSize ({pipeline.chunk_size})"
-            raise PydanticCustomError("overlap", told)  # type: ignore[arg-type]
+            raise PydanticCustomError("overlap", told)
         return pipeline
 
 
