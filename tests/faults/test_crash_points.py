@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 SAMPLE = 4
 SEED = 20
 WITH_REAL_WORKERS = 16
+# Runs differ by one or two requests, as counts are written while time passes.
+UNSURE = 2
 WHEN = {"before it is sent": crash_before, "after it is committed": crash_after}
 
 
@@ -36,20 +38,31 @@ def killed(victim: str, when: str, number: int) -> Arrange:
     return arrange
 
 
+def name_of(victim: str, when: str, number: int) -> str:
+    return f"{victim} killed at a request {when}: {number}"
+
+
 def every_point(reference: Reference) -> dict[str, Arrange]:
     """Return a kill before and after each request of the reference run."""
     return {
-        f"{victim} killed at a request {when}: {number}": killed(victim, when, number)
+        name_of(victim, when, number): killed(victim, when, number)
         for victim, changes in reference.changes.items()
         for number in range(1, len(changes) + 1)
         for when in WHEN
     }
 
 
+def unsure(reference: Reference) -> set[str]:
+    """Return the kills at the operator's last requests, which another run may not come to."""
+    last = len(reference.changes["operator"])
+    return {name_of("operator", when, number) for when in WHEN for number in range(last - UNSURE + 1, last + 1)}
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_kill_at_any_request_changes_nothing_in_the_end(stand: Stand, name: str) -> None:
     """Invariants 1, 2, 3, 4, 5, 8."""
-    points = every_point(await stand.reference(SCENARIOS[name]))
+    reference = await stand.reference(SCENARIOS[name])
+    points = every_point(reference)
     if not FULL:
         sample = random.Random(SEED).sample([point for point in points if point.startswith("operator")], SAMPLE)
         points = {point: arrange for point, arrange in points.items() if point in sample or point.startswith("API")}
@@ -58,8 +71,7 @@ async def test_a_kill_at_any_request_changes_nothing_in_the_end(stand: Stand, na
         points,
         invariants=(1, 2, 3, 4, 5, 8),
         fault_of=lambda point: f"{point.rpartition(':')[0]} ({name})",
-        # Requests differ by one or two between runs, as counts are written while time passes.
-        must_strike=False,
+        may_miss=unsure(reference),
     )
 
 
@@ -79,5 +91,5 @@ async def test_with_the_real_worker_each_effect_happens_once(stand: Stand) -> No
         {point: points[point] for point in chosen},
         invariants=(1, 2, 3, 4, 5, 6, 8),
         fault_of=lambda point: f"{point.rpartition(':')[0]} (real worker and store)",
-        must_strike=False,
+        may_miss=unsure(reference),
     )

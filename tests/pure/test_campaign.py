@@ -32,6 +32,14 @@ def test_a_campaign_without_results_fails(tmp_path: Path) -> None:
     assert campaign.main([str(tmp_path / "missing.jsonl")]) == 1
 
 
+def test_a_fault_that_was_never_injected_is_not_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setenv(campaign.ENV_RESULTS, str(results))
+    campaign.record("connection reset", injected=3, survived=3, invariants=[1])
+    campaign.record("410 Gone", injected=0, survived=0, invariants=[5])
+    assert campaign.main([str(results)]) == 1
+
+
 def test_the_table_goes_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{campaign.BEGIN}\nold\n{campaign.END}\nafter\n")

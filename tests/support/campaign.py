@@ -1,7 +1,7 @@
 """What a fault campaign counted: each test appends its tally, and the table is printed at the end.
 
-`python -m support.campaign FILE` (with `tests/` on the path) prints the table, and fails when a fault was not survived;
-`--write` puts it into docs/reliability.md.
+`python -m support.campaign FILE` (with `tests/` on the path) prints the table, and fails when a fault was not survived,
+or never injected; `--write` puts it into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ def write(rows: dict[str, Row]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table of a results file; return 1 when it is empty or a fault was not survived."""
+    """Print the table of a results file; return 1 when it is empty, or a fault was not survived or never injected."""
     path, *options = arguments
     rows = read(Path(path)) if Path(path).exists() else {}
     print(table(rows))
     if options == ["--write"]:
         write(rows)
-    return 0 if rows and all(row.injected == row.survived for row in rows.values()) else 1
+    return 0 if rows and all(0 < row.injected == row.survived for row in rows.values()) else 1
 
 
 if __name__ == "__main__":
