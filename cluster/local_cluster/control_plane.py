@@ -178,9 +178,9 @@ class ControlPlane:
         """The log file of one component."""
         return self._process(name).log
 
-    def add_nodes(self, *, count: int, first: int = 0) -> None:
-        """Create `count` fake nodes, named from `node-<first>` on; kwok makes them Ready."""
-        for number in range(first, first + count):
+    def add_nodes(self, *, count: int) -> None:
+        """Create `count` fake nodes, named from `node-0` on; kwok makes them Ready."""
+        for number in range(count):
             self.client.request(method="POST", path="/api/v1/nodes", body=_node(name=f"node-{number}"))
 
     def administrator(self, *, user: str) -> Path:

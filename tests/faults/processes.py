@@ -69,14 +69,13 @@ class Supervised:
         module: whose `main` is run.
         environment: its variables, besides the inherited ones.
         log: the file that its output is appended to.
-        clock_seconds: how much its clock is fast.
     """
 
-    def __init__(self, *, module: str, environment: Mapping[str, str], log: Path, clock_seconds: float = 0.0) -> None:
+    def __init__(self, *, module: str, environment: Mapping[str, str], log: Path) -> None:
         self._module = module
         self._environment = environment
         self.log = log
-        self.clock_seconds = clock_seconds
+        self.clock_seconds = 0.0  # how much the clock of the next process is fast
         self.starts = 0
         self.kills = 0
         self.may_end = False  # the fault is one that ends the process, and starting it again is the cure

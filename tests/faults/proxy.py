@@ -119,12 +119,12 @@ def refuse(status: int, *, reason: str = "", retry_after: int | None = None) -> 
     return act
 
 
-def deny(status: int, *, reason: str = "") -> Act:
+def deny(status: int) -> Act:
     """Answer with an error after the request was carried out."""
 
     async def act(call: Call, forward: Forward) -> Answer:
         await forward()
-        return _error(status, reason=reason)
+        return _error(status)
 
     return act
 

@@ -35,6 +35,7 @@ from support.namespaces import make_namespace
 
 NAME = "handbook"
 _PATIENCE_SECONDS = 240.0
+_CONVERGED_SECONDS = 60.0
 _AT_REST_SECONDS = 1.5
 
 
@@ -392,7 +393,7 @@ def _pod(pod: JsonObject) -> JsonObject:
     return {"labels": labels, "phase": pod["status"]["phase"]}
 
 
-async def converged(run: Run, expected: Outcome, *, seconds: float = 60, exactly: bool = True) -> None:
+async def converged(run: Run, expected: Outcome, *, exactly: bool = True) -> None:
     """Check that a run comes to what the reference came to, and stays there without a write: invariants 1–3, 5, 8.
 
     Controllers of Kubernetes' own finish a little later, so the state is looked at until it is as expected.
@@ -400,7 +401,6 @@ async def converged(run: Run, expected: Outcome, *, seconds: float = 60, exactly
     Args:
         run: the run.
         expected: the reference's outcome.
-        seconds: how long to look.
         exactly: False where answers are lost behind the proxy (`Outcome.at_least`).
     """
 
@@ -408,7 +408,7 @@ async def converged(run: Run, expected: Outcome, *, seconds: float = 60, exactly
         found = await outcome_of(run)
         return (expected if exactly else expected.at_least(found)).difference(found)
 
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _CONVERGED_SECONDS
     while differs := await difference():
         if time.monotonic() > deadline:
             raise AssertionError(f"{differs}\n{run.log_end()}")

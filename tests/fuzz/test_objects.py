@@ -35,6 +35,7 @@ pytestmark = pytest.mark.controlplane
 FULL = os.environ.get("INGESTION_FAULTS") == "full"
 OBJECTS = 1200 if FULL else 120
 SEED = random.randrange(2**32) if FULL else 4
+SIDE_BY_SIDE = 8
 # A refusal has to say which field, or that the whole is no object: these are the API server's own words.
 CLEAR = re.compile(
     r"spec|metadata|IngestionJob|json|unmarshal|strict decoding|annotations|labels|apiVersion|kind", re.I
@@ -256,7 +257,7 @@ async def get(kube: KubeClient, path: str, query: JsonObject | None = None) -> J
             await asyncio.sleep(1.0)
 
 
-async def side_by_side(work: Callable[[Any], Awaitable[None]], items: list[Any], *, width: int = 8) -> None:
+async def side_by_side(work: Callable[[Any], Awaitable[None]], items: list[Any]) -> None:
     """Do work on every item, some at the same time."""
     queue = list(reversed(items))
 
@@ -265,7 +266,7 @@ async def side_by_side(work: Callable[[Any], Awaitable[None]], items: list[Any],
             await work(queue.pop())
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(width):
+        for _ in range(SIDE_BY_SIDE):
             group.create_task(worker())
 
 

@@ -31,6 +31,7 @@ NAMESPACE: Final = "team-a"
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 # A request that nobody waits for any more is given up by the API server after a minute (--request-timeout).
 _LATEST_ARRIVAL_SECONDS: Final = 60.0
+_MOST_STEPS: Final = 5_000
 
 ingestion_operator.main.WORKERS = 2  # type: ignore[misc]  # there is one job: sixty more only cost time
 ingestion_operator.main._MOST_DUE = 1  # type: ignore[misc]
@@ -362,12 +363,12 @@ class SimulatedCluster:
         self.loop.run_until_idle()
         return True
 
-    def settle_down(self, *, most: int = 5_000, held: Callable[[Call], bool] = lambda _: False) -> None:
+    def settle_down(self, *, held: Callable[[Call], bool] = lambda _: False) -> None:
         """Take steps until none is left without time passing, but for answers that are held back."""
-        for _ in range(most):
+        for _ in range(_MOST_STEPS):
             if not self.step(0, held):
                 return
-        raise AssertionError(f"invariant 8: {most} steps, and it still goes on without time passing")
+        raise AssertionError(f"invariant 8: {_MOST_STEPS} steps, and it still goes on without time passing")
 
     def pass_until(self, wish: Callable[[], bool], *, seconds: float) -> bool:
         """Let everything go on fairly until a wish comes true; False when it did not within the simulated time."""

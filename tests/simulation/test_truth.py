@@ -34,7 +34,6 @@ from simulation.cluster import SimulatedCluster
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
 CONTROLLER: Final = "batch.kubernetes.io/controller-uid"
 _WAIT_SECONDS: Final = 240.0
-_LIFE: Final = frozenset({"uid", "resourceVersion", "creationTimestamp", "managedFields", "selfLink", "namespace"})
 _JOB_STATUS: Final = ("active", "ready", "terminating", "succeeded", "completedIndexes", "failedIndexes")
 _JOB_SPEC: Final = ("completions", "parallelism", "suspend", "activeDeadlineSeconds", "backoffLimit")
 

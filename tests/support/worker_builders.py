@@ -183,7 +183,7 @@ Handler = Callable[[BaseHTTPRequestHandler], None]
 
 
 @contextmanager
-def http_server(*, handle: Handler, host: str = "127.0.0.1") -> Iterator[str]:
+def http_server(*, handle: Handler) -> Iterator[str]:
     """Run a real HTTP server; `handle` answers each GET, POST and PATCH. Yields its base URL."""
 
     class Requests(BaseHTTPRequestHandler):
@@ -208,11 +208,11 @@ def http_server(*, handle: Handler, host: str = "127.0.0.1") -> Iterator[str]:
         def handle_error(self, *_: Any) -> None:
             pass
 
-    server = Quiet((host, 0), Requests)
+    server = Quiet(("127.0.0.1", 0), Requests)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://{host}:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

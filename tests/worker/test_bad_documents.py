@@ -290,15 +290,14 @@ def test_docx_text_of_a_box_is_lines_of_its_own(worker: Worker) -> None:
     assert canonical(worker, docx(body=body), "a.docx") == b"before\nin\nside\nafter\n"
 
 
-def including(*, parts: dict[str, tuple[str, bytes]], paragraphs: tuple[str, str] = ("before", "after")) -> bytes:
-    """Return a DOCX that includes other files between two paragraphs.
+def including(*, parts: dict[str, tuple[str, bytes]]) -> bytes:
+    """Return a DOCX that includes other files between the paragraphs "before" and "after".
 
     Args:
         parts: by their names under `word/`: the content type, and the file.
-        paragraphs: those two.
     """
     namespace = 'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"'
-    before, after = (f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in paragraphs)
+    before, after = (f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in ("before", "after"))
     chunks = "".join(f'<w:altChunk {namespace} r:id="r{number}"/>' for number in range(len(parts)))
     buffer = io.BytesIO(docx(body=f"{before}{chunks}{after}"))
     with zipfile.ZipFile(buffer, "a") as file:

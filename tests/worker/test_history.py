@@ -25,8 +25,8 @@ from support.kill_runner import runner
 from support.worker_builders import BUILTIN, DOCUMENT, KB, Worker, builtin, sentences
 
 
-def version(*, number: int, generation: int = 0, job: str | None = None, plan: str = "plan") -> LiveVersion:
-    job = job or f"job-{number}"
+def version(*, number: int, generation: int = 0, plan: str = "plan") -> LiveVersion:
+    job = f"job-{number}"
     return LiveVersion(
         document_id=DOCUMENT,
         version_id=version_id_of(job),

@@ -75,7 +75,7 @@ class Idle:
             await asyncio.sleep(begun + _FIRST_LIST_SECONDS - time.perf_counter())
             self._audit.read()
             cpu = await self._rest(process, seconds=resync_pause(len(self._jobs)))  # one full list is in it
-            writes = [request for request in self._audit.read() if request.what.split()[0] not in ("get", "list")]
+            writes = [request for request in self._audit.read() if request.split()[0] not in ("get", "list")]
         return {**sample, _CPU: cpu, _WRITES: len(writes)}
 
     async def theirs(self) -> Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ from ingestion_crds.kube import JsonObject, ingestion_path
 from local_cluster.progress import say
 
 from ingestion_bench import failed
-from ingestion_bench.audit import Audit, audited, counts
+from ingestion_bench.audit import Audit, audited
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.feed import Feed
@@ -62,7 +63,7 @@ class Counting:
             first = self._audit.read()
             seconds = await completed - begun
             rest = self._audit.read()
-        say(f"  {dict(counts(first))}; then in {seconds:.1f} s {dict(counts(rest))}")
+        say(f"  {dict(Counter(first))}; then in {seconds:.1f} s {dict(Counter(rest))}")
         await stand.kube.request("DELETE", ingestion_path(stand.namespace, job.metadata.name))
         await stand.quiet()
         return {
