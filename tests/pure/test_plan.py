@@ -17,7 +17,7 @@ from ingestion_crds import retry
 from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Reason, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob, Template, dump_status
+from ingestion_crds.job import IngestionJob, Status, Template, dump_status
 from ingestion_operator.actions import (
     CreateChildren,
     DeleteConfigMap,
@@ -67,11 +67,8 @@ class World:
             return False
         changed = dump_status(decided.status) != dump_status(self.job.status)
         # What is written is read back as stored: nothing may hide in the models.
-        stored = IngestionJob.model_validate(
-            {"metadata": {}, "spec": {}, **{"status": dump_status(decided.status)}}
-            | {"metadata": self.job.metadata.model_dump(by_alias=True), "spec": self.job.spec.model_dump(by_alias=True)}
-        )
-        self.job = self.job.model_copy(update={"status": stored.status})
+        stored = Status.model_validate(dump_status(decided.status))
+        self.job = self.job.model_copy(update={"status": stored})
         self.check()
         for number, action in enumerate(decided.actions, start=1):
             if crash_after == number:
