@@ -39,7 +39,7 @@ generate: venv ## Write the CRD and the table of error codes from the models
 format: venv ## Format the code
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
 
-test: venv ## Run every test
+test: venv ## Run every test; some of them with ARGS="-k word"
 	@WORKERS=$(WORKERS) tests/run $(ARGS)
 
 test-fast: venv ## Run the tests that need no API server

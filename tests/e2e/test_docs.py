@@ -370,6 +370,8 @@ def test_readme(newcomer: Tenant, folder: Path) -> None:
         found = page.run(JOB=job)[-1]
         assert "backslash" in found
         newcomer.ended(job, "completed", generation=1)
+        _, tested, *_ = page.run()
+        assert " passed" in tested
 
 
 def test_give_a_file(newcomer: Tenant, folder: Path) -> None:
