@@ -10,6 +10,8 @@ from ingestion_bench import report
 from ingestion_bench.case import CASES
 from ingestion_bench.result import Result, growths
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 def measured(path: Path, *names: str, value: float) -> Path:
     """Store results of these cases."""
@@ -24,6 +26,12 @@ def test_results_stay_beside_those_of_other_machines_until_their_case_is_measure
     values = {result.case: result.ours for result in report.load(page)}
     assert values == {"api-get": [2.0], "running-1000": [1.0], "size-50-of-1000": [2.0]}
     assert list(values) == [name for name in CASES if name in values]
+
+
+def test_the_page_shows_what_is_stored() -> None:
+    page = (DOCS / "performance.md").read_text()
+    assert report.tables(report.load(DOCS / "performance" / "results.json")) in page
+    assert report.machines(DOCS / "performance" / "results.json") in page
 
 
 def timed(size: float, *, seconds: float, machine: str = "here") -> Result:

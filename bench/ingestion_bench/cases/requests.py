@@ -22,7 +22,7 @@ from ingestion_bench.past import Past
 from ingestion_bench.stand import Stand
 
 TO_UID: Final = "requests: POST → Job UID recorded"
-TO_COMPLETED: Final = "requests: UID → completed, beyond 2 a second"
+TO_COMPLETED: Final = "requests: UID → completed, less 2 for each second"
 _TO_COMPLETED_ALL: Final = "requests: UID → completed, all"
 TO_UID_AT_MOST: Final = 12
 TO_COMPLETED_AT_MOST: Final = 25
