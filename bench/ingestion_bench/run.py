@@ -47,8 +47,8 @@ async def run(case: Case, *, pairs: int | None = None) -> list[Result]:
 async def warm_up(duel: Duel, *, pairs: int) -> None:
     """Run what does not count: nobody is to be the first on a fresh control plane.
 
-    Connections, caches and compiled rules are to be had where runs are short. Where they are long, and few, it is that
-    kwok needs more than twice the processor time for each of the first thousands of pods: one run of theirs is enough.
+    Where runs are short, connections, caches and compiled rules have to be there. Where they are long, and few, kwok
+    needs more than twice the processor time for each of the first thousands of pods: one run of theirs is enough.
 
     Args:
         duel: what is compared.

@@ -187,7 +187,7 @@ async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("problem", [busy("too many"), unavailable("away")])
-def test_who_is_to_come_again_is_told_when(problem: ProblemError) -> None:
+def test_a_client_that_is_to_try_again_is_told_when(problem: ProblemError) -> None:
     assert int(problem.response().headers["retry-after"]) > 0
 
 
@@ -318,7 +318,7 @@ async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path) -> None
     [([500], 500, 1), ([500], 404, 1), ([0, 500], 404, 1), ([422], 200, 0), ([500, 422], 404, 0), ([500, 422], 500, 1)],
     ids=["may exist", "may come yet", "was not answered", "is refused", "is refused later", "is refused, or is there"],
 )
-async def test_the_file_of_a_job_stays_as_long_as_that_may_exist(
+async def test_an_uploaded_file_stays_as_long_as_its_job_may_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, post: list[int], get: int, left: int
 ) -> None:
     """Nothing is lost, and of what is refused nothing is left."""
@@ -400,7 +400,7 @@ class SlowApiServer(ApiServer):
     [(FILE, "unavailable", 0), (FILE + b"\r\n--b\r\n", "unavailable", 0), (FILE + END, "unknown", 1)],
     ids=["the file is under way", "the file is there", "the job may be made"],
 )
-async def test_who_is_cut_off_by_a_shutdown_reads_so(tmp_path: Path, sent: bytes, error: str, left: int) -> None:
+async def test_a_client_that_a_shutdown_cuts_off_is_told_so(tmp_path: Path, sent: bytes, error: str, left: int) -> None:
     """And its file stays only if there may be a job for it."""
     cluster = SlowApiServer()
     config = tmp_path / "config.yaml"
@@ -433,7 +433,7 @@ async def test_who_is_cut_off_by_a_shutdown_reads_so(tmp_path: Path, sent: bytes
     assert len(bucket(tmp_path)) == left
 
 
-async def test_a_tenant_whose_secret_is_not_to_be_had_keeps_nobody_waiting(
+async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the others, and not its own requests one after the other."""

@@ -259,7 +259,7 @@ async def test_who_offers_another_protocol_is_held_to_the_same_rules(upgrade: by
     ],
     ids=["what follows is no body", "a tunnel", "a tunnel to a host"],
 )
-async def test_what_cannot_be_read_on_in_this_protocol_is_hung_up(sent: bytes) -> None:
+async def test_the_connection_is_closed_after_what_cannot_be_read(sent: bytes) -> None:
     with served() as port:
         async with client(port) as (reader, writer):
             writer.write(sent)

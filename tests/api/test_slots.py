@@ -35,7 +35,7 @@ async def test_of_several_tenants_none_takes_the_last_quarter(
         assert await held(slots, "team-b", stack=stack) == first
 
 
-async def test_who_waits_in_vain_takes_nothing_from_its_tenant() -> None:
+async def test_a_request_that_waits_in_vain_takes_no_slot_of_its_tenant() -> None:
     slots = Slots(what="searches", count=4, tenants=2, wait_seconds=0.01)
     never = asyncio.Event()
     tasks = [await slots.start(never.wait, namespace="team-a") for _ in range(3)]

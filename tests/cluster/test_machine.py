@@ -127,7 +127,7 @@ def test_commands_for_a_cluster_that_is_not_there_say_how_to_make_it(machine: Pa
     assert list((machine / "cache").iterdir()) == []
 
 
-def test_programs_of_the_system_are_found_where_a_path_leaves_them_out(
+def test_programs_of_the_system_are_found_though_path_leaves_them_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As root's does after a plain `su`, and cron's."""
@@ -138,7 +138,7 @@ def test_programs_of_the_system_are_found_where_a_path_leaves_them_out(
     assert run([program.name]) == "found\n"
 
 
-def test_what_is_cleaned_up_is_cleaned_up_when_nobody_reads_any_more(tmp_path: Path) -> None:
+def test_cleaning_up_needs_nobody_who_reads_what_it_says(tmp_path: Path) -> None:
     """Ctrl-C ends `tee` first."""
     left = tmp_path / "left"
     left.touch()

@@ -180,7 +180,7 @@ def test_every_pod_keeps_to_the_restricted_level(tmp_path: Path) -> None:
             assert container["resources"]["limits"]["memory"], name
 
 
-def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
+def test_no_role_lists_secrets_or_may_do_everything(tmp_path: Path) -> None:
     roles = [each for each in render(VALUES, folder=tmp_path) if each["kind"] in ("Role", "ClusterRole")]
     rules = [(role, rule) for role in roles for rule in role["rules"]]
     assert rules
@@ -192,7 +192,7 @@ def test_nobody_lists_secrets_and_nobody_may_everything(tmp_path: Path) -> None:
             assert rule["resourceNames"]
 
 
-def test_who_may_edit_or_view_a_namespace_may_its_jobs_too(tmp_path: Path) -> None:
+def test_who_may_edit_or_view_a_namespace_may_do_so_with_its_jobs(tmp_path: Path) -> None:
     """By the cluster's own roles, which take up those that are labelled so."""
     roles = {each["metadata"]["name"]: each for each in render({}, folder=tmp_path) if each["kind"] == "ClusterRole"}
     reads = {"get", "list", "watch"}
@@ -207,7 +207,7 @@ def test_who_may_edit_or_view_a_namespace_may_its_jobs_too(tmp_path: Path) -> No
         assert set(rule["verbs"]) == verbs
 
 
-async def test_the_operator_may_what_it_asks_for_and_nothing_else(tmp_path: Path) -> None:
+async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: Path) -> None:
     """Every request it knows is made here, and read as the API server does; what it watches is not among them."""
     asked: set[tuple[str, str]] = set()
 

@@ -108,7 +108,7 @@ def while_pods_run(stage: str, run: Run, api: Api | None, *, place: Place) -> No
     def holds(pod: PodRun) -> bool:
         if place.outage.over or pod.stage != stage or pod.segment == 0:
             return False
-        if pod.uid in seen:  # a second look: it runs
+        if pod.uid in seen:  # seen a second time: it runs
             place.reached()
         seen.add(pod.uid)
         return True

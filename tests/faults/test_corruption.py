@@ -76,7 +76,7 @@ class Corruption:
         """Have the pods run until it is done."""
         if pod.stage != self._stage or pod.generation or self.injected:
             return False
-        if pod.uid in self._seen and self._task is None:  # a second look: it runs
+        if pod.uid in self._seen and self._task is None:  # seen a second time: it runs
             self._task = asyncio.create_task(self._strike())
         self._seen.add(pod.uid)
         return True
@@ -263,7 +263,7 @@ CASES: Final[dict[str, Callable[[Run], Awaitable[int]]]] = {
 SMALL: Final = ("Job: its label of the IngestionJob taken off", "IngestionJob: mark of an answered retry taken off")
 
 
-async def test_what_nobody_knows_any_more_runs_nothing_twice(stand: Stand) -> None:
+async def test_objects_that_lost_their_labels_run_nothing_twice(stand: Stand) -> None:
     """Invariants 1, 2, 3, 4, 5, 8."""
     cases = CASES if FULL else {case: CASES[case] for case in SMALL}
     await stand.each(

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 INVARIANTS: Final = (1, 2, 3, 5, 8)
 NODES: Final = "/api/v1/nodes"
 TERMINATED: Final = Exit(code=143, reason="Error")
-# A container that calls its end for good, in the moment that its pod is put out, is no failure either.
+# A container that says as its pod is evicted that its failure is permanent has not failed either.
 PERMANENT: Final = fails(failure("EmbeddingRejected", "interrupted"))
 
 
@@ -103,7 +103,7 @@ def plane_with_nodes() -> Iterator[ControlPlane]:
 @pytest_asyncio.fixture
 async def stand_with_nodes(plane_with_nodes: ControlPlane, tmp_path: Path) -> AsyncIterator[Stand]:
     async with await KubeClient.connect(kubeconfig=str(plane_with_nodes.kubeconfig)) as kube:
-        # With more than half of the nodes lost, the node controller thinks of the network, and takes no pod off.
+        # With more than half of the nodes lost, the node controller takes it for a broken network, and evicts no pod.
         for number in range(2 * SIDE_BY_SIDE):
             await node(kube, f"steady-{number}")
         yield Stand(control_plane=plane_with_nodes, kube=kube, folder=tmp_path)

@@ -63,7 +63,7 @@ async def test_an_event_that_names_no_job_hides_none() -> None:
     assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
 
 
-async def test_who_comes_while_nothing_is_known_waits_for_the_answer() -> None:
+async def test_questions_before_the_first_answer_wait_for_it() -> None:
     events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
     failures = events.failures()
     both = await asyncio.gather(*(failures.of(namespace="team-a", job_uid=uid, now=NOW) for uid in ("a", "b")))
@@ -71,7 +71,7 @@ async def test_who_comes_while_nothing_is_known_waits_for_the_answer() -> None:
     assert events.asked == 1
 
 
-async def test_slow_answers_are_asked_for_more_seldom_but_once_a_minute() -> None:
+async def test_slow_answers_are_asked_for_less_often_but_once_a_minute() -> None:
     events = Events([[event("a", "quota")]], seconds=30.0)
     failures = events.failures()
     for _ in range(120):

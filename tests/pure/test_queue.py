@@ -63,7 +63,7 @@ async def test_a_worker_that_is_cancelled_takes_no_key_with_it() -> None:
     assert await asyncio.wait_for(queue.get(), timeout=60) == "team-a/handbook"
 
 
-async def test_what_something_happened_to_goes_before_what_is_due() -> None:
+async def test_keys_with_news_go_before_keys_that_are_due() -> None:
     queue = WorkQueue()
     queue.add_after("team-a/due", 0)
     queue.add("team-a/happened")
@@ -80,7 +80,7 @@ async def test_a_key_that_is_due_when_something_happens_to_it_is_handed_out_once
         await asyncio.wait_for(queue.get(), timeout=0.05)
 
 
-async def test_what_is_due_leaves_workers_for_what_happens() -> None:
+async def test_keys_that_are_due_leave_workers_for_news() -> None:
     queue = WorkQueue(most_due=2)
     at_work: set[str] = set()
     release = asyncio.Event()
@@ -106,7 +106,7 @@ async def test_what_is_due_leaves_workers_for_what_happens() -> None:
     work.cancel()
 
 
-async def test_what_the_work_took_in_is_not_worked_on_again() -> None:
+async def test_news_that_the_work_took_in_is_not_worked_on_again() -> None:
     taken_in = {"team-a/written": True, "team-a/patched": False}
     queue = WorkQueue(done_with=lambda key: taken_in[key])
     for key in taken_in:
@@ -118,7 +118,7 @@ async def test_what_the_work_took_in_is_not_worked_on_again() -> None:
     assert len(queue) == 0
 
 
-async def test_what_happened_is_not_merely_due_after_an_error() -> None:
+async def test_news_is_still_news_after_an_error() -> None:
     queue = WorkQueue(jitter=lambda: 0.01)
     queue.add("team-a/happened")
     await queue.get()

@@ -100,7 +100,7 @@ def test_a_reason_costs_a_read_and_a_write(
     assert paths == [*asked, f"{PATH}/status", core_path("events", NAMESPACE)]
 
 
-def test_a_reason_is_not_believed_that_the_job_has_left_behind(
+def test_a_reason_that_no_longer_holds_is_not_written(
     cluster: SimulatedCluster, crowd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last pod starts while its pods are asked why one does not."""

@@ -151,7 +151,7 @@ def test_another_job_in_the_place_of_the_last_one_holds_nothing_up(cluster: Simu
     assert (name in {job["metadata"]["name"] for job in cluster.api.all("jobs")}) is not ours
 
 
-def test_what_the_watch_shows_of_a_completed_job_too_late_costs_nothing(
+def test_late_watch_events_of_a_completed_job_cost_nothing(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch that lags shows what was written before the end when the end is long known."""
@@ -181,7 +181,7 @@ def test_a_retry_after_etcd_was_restored_costs_minutes(cluster: SimulatedCluster
     assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=150)
 
 
-def test_an_end_that_there_is_nothing_to_record_of_is_looked_at_whole(
+def test_an_end_with_nothing_to_record_takes_a_full_look(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing has confirmed then that what is remembered still holds: here of a job that is being deleted."""
@@ -197,7 +197,7 @@ def test_an_end_that_there_is_nothing_to_record_of_is_looked_at_whole(
     assert reads == [PATH, job_path(NAMESPACE, own["metadata"]["name"])]
 
 
-def test_the_end_of_another_job_of_that_name_is_not_that_of_ones_own(cluster: SimulatedCluster) -> None:
+def test_the_end_of_another_job_of_the_same_name_is_not_taken_for_ours(cluster: SimulatedCluster) -> None:
     """Somebody's own, which was in the way and was deleted; the watch tells of it late."""
     only = start(cluster)
     (own,) = cluster.api.all("jobs")
@@ -232,7 +232,7 @@ def test_a_job_that_somebody_changed_is_set_right_with_the_next_count(cluster: S
     assert cluster.pass_until(lambda: cluster.api.all("jobs")[0]["spec"]["parallelism"] == SEGMENTS, seconds=3)
 
 
-def test_a_job_that_goes_well_is_looked_at_for_what_happens_and_lists_nothing(
+def test_a_job_that_goes_well_is_looked_at_when_something_happens_and_lists_nothing(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Job that was replaced is deleted, which is no news. That it is known by its name is seen by the other test."""
@@ -274,7 +274,7 @@ def tells_the_end(cluster: SimulatedCluster, *, phase: str) -> Call:
     return next(filter(ends, cluster.calls))
 
 
-def test_what_the_jobs_of_a_settled_job_go_through_costs_no_request(
+def test_changes_of_a_settled_jobs_jobs_cost_no_request(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watch shows its last write before it is known to be settled."""
@@ -301,7 +301,7 @@ def test_a_retry_that_is_asked_for_while_the_job_is_found_settled_begins_at_once
     assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=1)
 
 
-def test_a_job_that_ended_while_its_parent_was_seen_open_is_looked_at(cluster: SimulatedCluster) -> None:
+def test_a_job_that_ended_while_the_operator_was_away_is_looked_at(cluster: SimulatedCluster) -> None:
     """The other side of it: the operator is away while the last segment ends."""
     only = start(cluster)
     cluster.kill(only)
@@ -333,7 +333,7 @@ def test_jobs_that_wait_alike_share_the_looks(
     assert job_path(namespace) not in reads
 
 
-def test_one_that_waits_alone_while_many_run_is_listed_as_rarely_as_they_are(
+def test_a_job_that_waits_alone_is_listed_as_rarely_as_the_many_that_run(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not share their looks. But lists are for what was lost on the way, which befalls all alike."""
@@ -456,7 +456,7 @@ def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
     assert 5 <= len(asked) <= 30
 
 
-def test_what_the_status_says_nothing_of_costs_no_request(
+def test_changes_that_the_status_does_not_show_cost_no_request(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where segments end often, a Job changes three times for each: ended, counted, the next one ready."""
@@ -485,7 +485,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
     assert cluster.pass_until(lambda: live(cluster)["status"]["segments"]["completedCount"] == 2, seconds=2)
 
 
-def test_what_happens_while_a_job_is_looked_at_is_looked_at_at_once(cluster: SimulatedCluster) -> None:
+def test_what_happens_during_a_look_is_looked_at_right_after_it(cluster: SimulatedCluster) -> None:
     """Invariant 5: the look under way has read the job as it was before."""
     only = start(cluster)
     only.operator._reconciler.on_job_deleted(KEY)  # a full look
@@ -499,7 +499,7 @@ def test_what_happens_while_a_job_is_looked_at_is_looked_at_at_once(cluster: Sim
     assert cluster.pass_until(lambda: live(cluster)["status"]["attempts"][0].get("reason") == "Cancelled", seconds=1)
 
 
-def test_somebody_elses_job_does_not_hide_what_is_heard_of_ones_own(cluster: SimulatedCluster) -> None:
+def test_somebody_elses_job_does_not_hide_news_of_ours(cluster: SimulatedCluster) -> None:
     reconciler = start(cluster).operator._reconciler
     (body,) = cluster.api.all("jobs")
     own = read_job(body)

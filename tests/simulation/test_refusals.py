@@ -139,7 +139,7 @@ def test_config_maps_that_may_not_be_deleted_keep_no_job_from_being_deleted(
     assert len(cluster.api.all("jobs")) == 1
 
 
-def test_what_a_job_with_a_time_to_live_left_behind_is_tried_again_before_that_is_over(
+def test_leftovers_of_a_job_are_deleted_before_its_time_to_live_is_over(
     cluster: SimulatedCluster, policy: Policy
 ) -> None:
     policy.refuses = deletes("jobs")
@@ -202,7 +202,7 @@ def test_an_upgrade_while_a_job_is_refused_is_survived(
     assert {item["data"][names.ATTEMPT_KEY][:9] for item in cluster.api.all("configmaps")} == {'{"more":1'}
 
 
-def test_a_job_of_the_release_before_that_comes_after_all_holds_nothing_up(
+def test_a_late_job_of_the_release_before_holds_nothing_up(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old operator died with its request under way, and the new one has replaced the ConfigMap since."""
@@ -279,7 +279,7 @@ def test_a_config_map_that_may_not_be_made_again_is_said(
     assert cluster.pass_until(lambda: bool(cluster.api.all("configmaps")), seconds=200)
 
 
-def test_the_config_map_of_a_job_that_was_lost_goes(cluster: SimulatedCluster) -> None:
+def test_the_config_map_of_a_lost_job_is_deleted(cluster: SimulatedCluster) -> None:
     start(cluster)
     job = cluster.api.all("jobs")[-1]["metadata"]["name"]
     cluster.api.request("DELETE", job_path(NAMESPACE, job))
@@ -288,7 +288,7 @@ def test_the_config_map_of_a_job_that_was_lost_goes(cluster: SimulatedCluster) -
     assert job not in [config_map["metadata"]["name"] for config_map in cluster.api.all("configmaps")]
 
 
-def test_the_config_map_of_a_job_that_never_was_goes(
+def test_the_config_map_of_a_job_that_was_never_made_is_deleted(
     cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)

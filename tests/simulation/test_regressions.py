@@ -200,7 +200,7 @@ def test_pods_that_a_lost_node_cannot_end_are_a_reason(cluster: SimulatedCluster
     assert live(cluster)["status"]["attempts"][0]["jobs"][0]["name"] == name
 
 
-def test_what_stands_for_a_name_in_an_annotation_is_no_path(cluster: SimulatedCluster) -> None:
+def test_a_name_in_an_annotation_is_not_taken_for_a_path(cluster: SimulatedCluster) -> None:
     """Invariant 9: a Job says whose it is in an annotation, and whoever makes Jobs can write anything there."""
     cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
     name = create(cluster)

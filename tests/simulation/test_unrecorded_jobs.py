@@ -48,7 +48,7 @@ def requests_while(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, f
     return sent
 
 
-def test_one_that_is_heard_of_when_it_has_ended_is_removed(cluster: SimulatedCluster) -> None:
+def test_an_unrecorded_job_that_is_seen_when_it_has_ended_is_removed(cluster: SimulatedCluster) -> None:
     """Invariant 1: the watch was away while it came and ran."""
     only = start(cluster, first=FAILS)
     path = make_late(cluster)
@@ -58,7 +58,7 @@ def test_one_that_is_heard_of_when_it_has_ended_is_removed(cluster: SimulatedClu
     assert cluster.pass_until(lambda: not is_there(cluster), seconds=0.1)
 
 
-def test_one_that_is_not_heard_of_is_found_by_the_resync(
+def test_an_unrecorded_job_whose_events_are_lost_is_found_by_the_resync(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 1."""
@@ -75,7 +75,7 @@ def test_one_that_is_not_heard_of_is_found_by_the_resync(
     assert cluster.pass_until(lambda: not is_there(cluster), seconds=90)
 
 
-def test_a_retry_waits_for_one_that_cannot_go_yet(cluster: SimulatedCluster) -> None:
+def test_a_retry_waits_for_an_unrecorded_job_that_cannot_go_yet(cluster: SimulatedCluster) -> None:
     """Invariant 1: it may still run."""
     start(cluster, first=FAILS)
     path = make_late(cluster, finalizers=["example.com/hold"])
@@ -90,7 +90,9 @@ def test_a_retry_waits_for_one_that_cannot_go_yet(cluster: SimulatedCluster) -> 
     assert live(cluster)["status"]["observedRetryGeneration"] == 1
 
 
-def test_one_of_somebody_else_costs_no_looks(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unrecorded_job_of_somebody_else_costs_no_looks(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Invariant 7: such as an earlier job's of the same name, which was deleted and its Job orphaned."""
     start(cluster, first=FAILS)
     path = make_late(cluster, ownerReferences=[])

@@ -159,7 +159,7 @@ def test_a_retry_that_is_still_narrowed_to_what_is_done_says_so(cluster: Simulat
     reach(cluster, "completed", 3)
 
 
-def test_a_document_that_is_prepared_anew_does_not_hang_on_such_a_range(cluster: SimulatedCluster) -> None:
+def test_an_empty_range_does_not_hang_a_document_that_is_prepared_anew(cluster: SimulatedCluster) -> None:
     """Invariant 5."""
     cluster.verdicts[Stage.PREPARE, None] = Verdict(code="SourceUnavailable")
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(retrySegments="5-2"))
@@ -291,7 +291,7 @@ def test_a_job_that_a_queue_has_yet_to_admit_is_left_to_it(cluster: SimulatedClu
     reach(cluster, "completed")
 
 
-def test_to_suspend_what_a_queue_has_admitted_is_answered(cluster: SimulatedCluster) -> None:
+def test_a_wish_to_suspend_what_a_queue_has_admitted_is_answered(cluster: SimulatedCluster) -> None:
     """Invariant 5: the running Job is the queue's to suspend."""
     cluster.verdicts[Stage.PREPARE, None] = HANGS
     body = ingestion_job(parallelism=SEGMENTS)
@@ -317,7 +317,9 @@ def test_to_suspend_what_a_queue_has_admitted_is_answered(cluster: SimulatedClus
     ],
     ids=str,
 )
-def test_what_a_retry_is_admitted_by_is_put_right(cluster: SimulatedCluster, status: JsonObject) -> None:
+def test_a_status_that_somebody_wrote_is_put_right_so_that_retries_are_admitted(
+    cluster: SimulatedCluster, status: JsonObject
+) -> None:
     """Invariant 5: `phase` is a projection, whoever has written another, and also if nobody has heard of that."""
     only = fail_in_part(cluster)
     patch(cluster, ttlSecondsAfterFinished=10)

@@ -258,12 +258,12 @@ HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
         (CHOICE.format(f"<mc:Choice>{said('one')}</mc:Choice>", f"<mc:Choice>{said('two')}</mc:Choice>") * 2, "oneone"),
     ],
 )
-def test_docx_text_that_no_reader_sees_or_sees_once_is_published_so(worker: Worker, runs: str, wanted: str) -> None:
+def test_docx_text_is_published_as_often_as_readers_see_it(worker: Worker, runs: str, wanted: str) -> None:
     body = f"<w:p>{runs}</w:p><w:p>{said('end')}</w:p>"
     assert canonical(worker, docx(body=body), "a.docx").decode() == f"{wanted}\nend\n"
 
 
-def test_docx_text_that_stands_in_nothing_is_text(worker: Worker) -> None:
+def test_docx_text_outside_of_any_paragraph_is_text(worker: Worker) -> None:
     assert canonical(worker, archive({"word/document.xml": b"<t>text</t>"}), "a.docx") == b"text"
 
 
@@ -342,7 +342,7 @@ def test_what_a_docx_includes_is_read_in_its_place(worker: Worker) -> None:
         ("a.html", "text/html", b" " * (64 * 2**20 + 1), "DocumentTooLarge: word/a.html of a.docx"),
     ],
 )
-def test_what_a_docx_includes_and_is_not_read_is_said(
+def test_a_part_of_a_docx_that_is_not_read_is_named(
     worker: Worker, part: str, content_type: str, data: bytes, wanted: str
 ) -> None:
     uri = worker.upload(data=including(parts={part: (content_type, data)}), name="a.docx")
@@ -350,7 +350,7 @@ def test_what_a_docx_includes_and_is_not_read_is_said(
         worker.prepare(document__source__uri=uri)
 
 
-def test_what_a_docx_says_it_includes_and_has_not_is_said(worker: Worker) -> None:
+def test_a_part_that_a_docx_includes_and_lacks_is_named(worker: Worker) -> None:
     data = docx(body='<w:altChunk xmlns:r="urn:r" r:id="r7"/><w:p><w:r><w:t>text</w:t></w:r></w:p>')
     buffer = io.BytesIO(data)
     with zipfile.ZipFile(buffer, "a") as file:
@@ -672,7 +672,7 @@ def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> No
     uri = worker.upload(data=pdf_with(annotations=[FIELD], catalog=form + b" /NeedsRendering true"))
     with pytest.raises(WorkerError, match=r"UnsupportedType: handbook.pdf is an XFA form"):
         worker.prepare(document__source__uri=uri)
-    # Of this kind, the pages say all.
+    # Where the form does not have to be rendered, the pages hold its text.
     worker.prepare(document__source__uri=worker.upload(data=pdf_with(annotations=[FIELD], catalog=form)))
 
 

@@ -195,7 +195,7 @@ def test_one_text_that_is_refused_is_found_among_many() -> None:
         assert endpoint.requests[-1]["input"] == ["refused"]
         assert len(endpoint.requests) <= 10
         client.embed(["fine"] * 30)
-    assert len(endpoint.requests[-1]["input"]) == 30  # their number is none of it
+    assert len(endpoint.requests[-1]["input"]) == 30  # the refusal taught it no smaller number
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,7 @@ def test_a_segment_with_an_unreadable_page_names_it(worker: Worker) -> None:
         worker.segment(prepared=prepared, segment=1)
     assert caught.value.code == "PageUnreadable"
     assert "page 4 of handbook.pdf" in caught.value.message
-    # The segment after it has that page before its own, and is not its victim.
+    # The next segment, which overlaps with that page, does not fail for it.
     assert worker.segment(prepared=prepared, segment=2)["chunks"] == 1
 
 
