@@ -33,9 +33,18 @@ def child_name(*, job: IngestionJob, stage: Stage, generation: int) -> str:
     object's immutable ConfigMap from the kubelet's cache. With the index that Kubernetes appends for a pod's host name
     it stays under 63 characters.
     """
+    return f"{_name_start(job)}{_STAGE_WORDS[stage]}-g{generation}"
+
+
+def is_child_name(name: str, *, job: IngestionJob) -> bool:
+    """Return whether a name is one of those that `child_name` makes for this IngestionJob."""
+    return name.startswith(_name_start(job))
+
+
+def _name_start(job: IngestionJob) -> str:
     prefix = job.metadata.name[:20].replace(".", "-").strip("-")
     digest = hashlib.sha256(job.metadata.uid.encode()).hexdigest()[:10]
-    return f"{prefix}-{digest}-{_STAGE_WORDS[stage]}-g{generation}"
+    return f"{prefix}-{digest}-"
 
 
 def attempt_file(*, job: IngestionJob, stage: Stage, generation: int, segments: IndexSet) -> str:

@@ -31,7 +31,7 @@ from ingestion_operator.actions import (
     RemovePods,
     RestoreConfigMap,
 )
-from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.children import ChildJob, is_child_name, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
 from ingestion_operator.outcome import Obstacle, Results, may_lack_config_map, read_obstacle
@@ -616,6 +616,8 @@ class Reconciler:
         return replace(snapshot, jobs=await self._jobs_after_deletion(snapshot, action), rejection=None)
 
     async def _delete_config_map(self, snapshot: Snapshot, name: str) -> None:
+        if not is_child_name(name, job=snapshot.job):
+            return  # whoever copies a Job copies its owner too: the ConfigMap of that name is a stranger's
         try:
             await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
         except ApiError as error:

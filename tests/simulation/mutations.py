@@ -228,6 +228,11 @@ def _dispatch_of(""",
         changes=(("    draft.actions.append(DeleteConfigMap(name=record.name))\n    lost", "    lost"),),
     ),
     Mutation(
+        name="the ConfigMap of a copied Job's name is taken for its own",
+        file="reconcile.py",
+        changes=(("        if not is_child_name(name, job=snapshot.job):\n", "        if False:\n"),),
+    ),
+    Mutation(
         name="pods removed before the harvest is durable",
         file="reconcile.py",
         changes=(

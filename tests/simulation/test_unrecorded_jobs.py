@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -56,6 +56,16 @@ def test_an_unrecorded_job_that_is_seen_when_it_has_ended_is_removed(cluster: Si
     ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
     cluster.api.request("PATCH", f"{path}/status", body=ended, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: not is_there(cluster), seconds=0.1)
+
+
+def test_a_config_map_of_the_name_of_an_unrecorded_job_stays_if_it_is_a_strangers(cluster: SimulatedCluster) -> None:
+    """Whoever copies a Job copies its labels and its owner too, and may give it any name."""
+    body = {"metadata": {"name": "late"}, "data": {"colour": "blue"}}
+    cluster.api.request("POST", core_path("configmaps", NAMESPACE), body=body)
+    start(cluster, first=FAILS)
+    make_late(cluster)
+    assert cluster.pass_until(lambda: not is_there(cluster), seconds=60)
+    assert cluster.api.find("configmaps", NAMESPACE, "late") is not None
 
 
 def test_an_unrecorded_job_whose_events_are_lost_is_found_by_the_resync(
