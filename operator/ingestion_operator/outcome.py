@@ -21,6 +21,8 @@ from ingestion_crds.job import UUID_PATTERN
 _CODE_IN_TRUNCATED: Final = re.compile(r'"code"\s*:\s*"([A-Za-z]{1,63})"')
 _MESSAGE_IN_TRUNCATED: Final = re.compile(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)')
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
+# Anybody may write the annotation, and Python reads no number of thousands of digits.
+_INDEX: Final = re.compile(rf"[0-9]{{1,{len(str(names.MAX_SEGMENTS - 1))}}}")
 _IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
@@ -118,7 +120,7 @@ class Results:
 def _index_of(pod: JsonObject) -> int | None:
     metadata, name = pod["metadata"], names.LABEL_JOB_INDEX
     text = (metadata.get("labels") or {}).get(name) or (metadata.get("annotations") or {}).get(name)
-    return int(text) if text and text.isdecimal() else None
+    return int(text) if text and _INDEX.fullmatch(text) else None
 
 
 def _result_of(pod: JsonObject) -> PodResult | None:

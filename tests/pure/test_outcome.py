@@ -54,6 +54,16 @@ def test_a_success_that_says_something_odd_is_one() -> None:
     assert result_of(ended("[" * 4096, phase="Succeeded", exit_code=0)).payload == {}
 
 
+@pytest.mark.parametrize("index", ["9" * 5_000, "100000", "²", "٣", "-1", "1\n", "x", ""])
+def test_a_pod_whose_index_is_none_is_passed_over(index: str) -> None:
+    """A pod can have been made by anybody: Python reads no number of thousands of digits."""
+    results = Results()
+    odd = ended("", exit_code=0)
+    odd["metadata"] |= {"labels": {}, "annotations": {names.LABEL_JOB_INDEX: index}}
+    results.take([odd, ended("", phase="Succeeded", exit_code=0)])
+    assert {at: result.succeeded for at, result in results.harvest.items()} == {0: True}
+
+
 @pytest.mark.parametrize("field", ["id", "planHash"])
 def test_what_is_stored_of_a_version_has_no_line_break(field: str) -> None:
     version = {"id": "00000000-0000-0000-0000-000000000001", "number": 1, "planHash": "41ab"}
