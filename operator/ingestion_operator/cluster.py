@@ -25,6 +25,8 @@ _MOST_PODS: Final = 2_000
 # Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
 _SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
+# No more of it is ever said, and there may be thousands.
+_LONGEST_MESSAGE: Final = 512
 
 
 class KubeCluster:
@@ -211,10 +213,10 @@ class KubeCluster:
         async for events, _ in pages(self._client, core_path("events", namespace), query=query):
             for event in events:
                 told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-                uid = event["involvedObject"].get("uid")
-                if uid is None or datetime.fromisoformat(told) < since:
+                uid, message = event["involvedObject"].get("uid"), event.get("message", "")[:_LONGEST_MESSAGE]
+                if uid is None or not _is_since(told, since):
                     continue  # anybody may write an Event, and few of its fields are asked for
-                newest[uid] = max(newest.get(uid, ("", "")), (told, event.get("message", "")))
+                newest[uid] = max(newest.get(uid, ("", "")), (told, message))
         return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
@@ -266,6 +268,14 @@ class KubeCluster:
         except ApiError as error:
             if not error.not_found:
                 raise
+
+
+def _is_since(told: str, since: datetime) -> bool:
+    """Return whether a time is not before another one; False for the years 0 and 10000, which Kubernetes has."""
+    try:
+        return datetime.fromisoformat(told) >= since
+    except ValueError:
+        return False
 
 
 def merge_diff(before: Any, after: Any) -> Any:

@@ -63,6 +63,21 @@ async def test_an_event_that_names_no_job_hides_none() -> None:
     assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
 
 
+@pytest.mark.parametrize("year", ["0000", "10000"])
+async def test_an_event_of_an_odd_year_hides_none(year: str) -> None:
+    """Anybody may write one, and Kubernetes has years that Python has not."""
+    odd = event("b", "?", f"{year}-01-01T00:00:00Z")
+    failures = Events([[odd, event("a", "quota")]], seconds=0.0).failures()
+    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", job_uid="b", now=NOW) is None
+
+
+async def test_of_a_long_message_the_beginning_is_kept() -> None:
+    failures = Events([[event("a", "quota" * 1_000)]], seconds=0.0).failures()
+    said = await failures.of(namespace="team-a", job_uid="a", now=NOW)
+    assert said == ("quota" * 1_000)[:512]
+
+
 async def test_questions_before_the_first_answer_wait_for_it() -> None:
     events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
     failures = events.failures()
