@@ -54,8 +54,9 @@ _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
 _KOPF_PAGE: Final = 20
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
-# An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server.
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+# An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server, or a
+# key of a quarter of a megabyte.
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 # JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
 _GARBAGE_THRESHOLDS: Final = (50_000, 10, 20)
 

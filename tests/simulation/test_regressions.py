@@ -200,13 +200,17 @@ def test_pods_that_a_lost_node_cannot_end_are_a_reason(cluster: SimulatedCluster
     assert live(cluster)["status"]["attempts"][0]["jobs"][0]["name"] == name
 
 
-def test_a_name_in_an_annotation_is_not_taken_for_a_path(cluster: SimulatedCluster) -> None:
-    """Invariant 9: a Job says whose it is in an annotation, and whoever makes Jobs can write anything there."""
+@pytest.mark.parametrize("owner", ["../../team-b/ingestionjobs/handbook", "team-b." * 36 + "aa"])
+def test_what_is_no_name_in_an_annotation_is_not_asked_for(cluster: SimulatedCluster, owner: str) -> None:
+    """Invariant 9: a Job says whose it is in an annotation, and whoever makes Jobs can write anything there.
+
+    A name has at most 253 characters; an annotation may have a quarter of a million.
+    """
     cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
     name = create(cluster)
     cluster.start_operator()
     assert cluster.pass_until(lambda: any(job["status"].get("ready") for job in cluster.api.all("jobs")), seconds=10)
-    body = {"metadata": {"annotations": {names.ANNOTATION_JOB_NAME: "../../team-b/ingestionjobs/handbook"}}}
+    body = {"metadata": {"annotations": {names.ANNOTATION_JOB_NAME: owner}}}
     cluster.api.request("PATCH", job_path(NAMESPACE, name), body=body, content_type=MERGE_PATCH)
     asked = set()
     while cluster.step(0):
