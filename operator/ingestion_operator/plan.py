@@ -411,8 +411,8 @@ def _no_tenant(draft: _Draft) -> bool:
     namespace, config = draft.snapshot.job.metadata.namespace, draft.snapshot.config
     if config.tenant(namespace) is not None:
         return False
-    known = ", ".join(sorted(tenant.namespace for tenant in config.tenants)) or "none"
-    text = f"namespace {namespace} has no object store: it is not among the chart's tenants ({known})"
+    # Who reads this may be nobody's tenant, and is not to learn who the others are.
+    text = f"namespace {namespace} has no object store: it has to be added to `tenants` in the chart's values.yaml"
     draft.block(Reason.NO_STORE, text)
     return True
 

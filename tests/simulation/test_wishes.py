@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from ingestion_crds import constants as names
+from ingestion_crds.config import Tenant
 from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
 from support.builders import ingestion_job
@@ -259,6 +261,19 @@ def test_a_new_job_of_a_namespace_that_is_no_tenant_can_be_cancelled(cluster: Si
     assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=30)
     patch(cluster, cancelGeneration=0)
     reach(cluster, "failed")
+
+
+def test_who_is_no_tenant_is_not_told_who_the_tenants_are(cluster: SimulatedCluster) -> None:
+    """Invariant 9: neither in the status nor in an Event; only what there is to do."""
+    others = [Tenant(namespace="team-of-another", bucket="another")]
+    cluster.config = cluster.config.model_copy(update={"tenants": others})
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=30)
+    (warning,) = warnings(cluster)
+    assert warning == stalled(cluster)["message"]
+    assert "`tenants`" in warning
+    assert "team-of-another" not in json.dumps([live(cluster), *cluster.api.all("events")])
 
 
 def test_a_job_that_no_queue_was_asked_to_admit_is_not_waited_for(cluster: SimulatedCluster) -> None:
