@@ -53,6 +53,8 @@ _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
 _KOPF_PAGE: Final = 20
+# kopf takes its finalizer off whatever needs none, and by default it is the same in every operator made with kopf.
+_FINALIZER: Final = f"{names.GROUP}/unused"
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server, or a
 # key of a quarter of a megabyte.
@@ -406,6 +408,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         # For so long kopf keeps a task and the body of each object that it has seen: of thousands, most of the memory.
         settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
         settings.persistence.diffbase_storage = NoDiff()
+        settings.persistence.finalizer = _FINALIZER
         port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
         client = await LeaderClient.connect()
         if lease is not None:
