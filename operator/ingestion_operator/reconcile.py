@@ -72,11 +72,13 @@ def utc_now() -> datetime:
 class _Point(Enum):
     """How far a job that is not at rest has come. Those at the same point share the looks.
 
+    HELD: it is suspended, or being deleted: no look follows, so there is none to share.
     BLOCKED: no Job of it runs: it waits for a tenant, a quota, or for somebody.
     STARTING: its Job waits for its first pods, or for its queue.
     RUNNING: a pod of its Job is ready or has ended.
     """
 
+    HELD = auto()
     BLOCKED = auto()
     STARTING = auto()
     RUNNING = auto()
@@ -393,7 +395,7 @@ class Reconciler:
         self._leave_crowd(key)
         if snapshot.job.status.phase in names.TERMINAL_PHASES:
             return self._tidy_later(key, wait)  # for its time to live
-        self._crowds[_point(child)].add(key)
+        self._crowds[_point(child) if wait is not None else _Point.HELD].add(key)
         self._share(key)
         if wait is None:
             return None

@@ -564,6 +564,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("        self._share(key)  # others have come or gone since the last look\n", ""),),
     ),
     Mutation(
+        name="jobs that are suspended share the looks that they do not take",
+        file="reconcile.py",
+        changes=(("_point(child) if wait is not None else _Point.HELD", "_point(child)"),),
+    ),
+    Mutation(
         name="what happens to a job while it is found settled is dropped",
         file="reconcile.py",
         changes=(("        if self._pace(key).outdated:\n            return 0.0\n", ""),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -350,6 +351,32 @@ def test_a_job_that_waits_alone_is_listed_as_rarely_as_the_many_that_run(
     reads = [call.path for call in sent if not call.writes]
     assert ingestion_path("nobody", "job") in reads
     assert job_path("nobody") not in reads
+
+
+def test_those_that_are_suspended_take_no_looks_from_one_that_is_blocked(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two thousand suspended jobs kept everybody's refused ones from being tried for five minutes."""
+    monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 1000)  # twenty are like two thousand
+    for number in range(20):
+        body = ingestion_job(name=f"asleep-{number}", suspend=True)
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=30)
+    asked: Counter[str] = Counter()
+    commit = cluster.commit
+
+    def refusing(call: Call) -> JsonObject | ApiError:
+        asked[f"{call.method} {call.path}"] += 1
+        if call.method == "POST" and call.path == job_path(NAMESPACE):
+            return ApiError(status=403, reason="Forbidden", message="a policy says no")
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", refusing)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
+    cluster.pass_until(lambda: False, seconds=600)
+    assert asked[f"POST {job_path(NAMESPACE)}"] > 600 / 31
+    assert asked[f"GET {job_path(NAMESPACE)}"] == 1, "the others are listed as rarely as if they took looks"
 
 
 def test_the_first_of_many_is_asked_for_no_sooner_than_the_last(
