@@ -70,8 +70,14 @@ class RemovePods:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchIngestionJob:
-    """Apply a JSON patch to the IngestionJob if it is still what the plan was made from, and tell of it."""
+    """Answer an annotation by a JSON patch of the IngestionJob, if it is still what the plan was made from.
 
+    Args:
+        token: of the annotation, by which it is known that it was answered.
+        told: to be sent once that is done.
+    """
+
+    token: str
     operations: tuple[JsonObject, ...]
     told: Event | None = None
 

@@ -98,6 +98,7 @@ class Snapshot:
         config_map_gone: pods that have not started wait for a ConfigMap that somebody deleted.
         rejection: the API server's words when it refused a child, or that one be changed or deleted.
         answer_refused: it refused what answers an annotation.
+        answered: the token of the annotation that this look has answered; empty if it has answered none.
         tidied: UIDs of Jobs whose pods have just been removed.
     """
 
@@ -110,6 +111,7 @@ class Snapshot:
     config_map_gone: bool = False
     rejection: str | None = None
     answer_refused: bool = False
+    answered: str = ""
     tidied: frozenset[str] = frozenset()
 
 
@@ -218,27 +220,30 @@ class _Draft:
 
 
 def _answer_annotation(draft: _Draft) -> None:
-    """Turn a new annotation token into a recorded retry, or mark it handled with a warning."""
+    """Turn a new annotation token into a recorded retry, or mark it handled with a warning.
+
+    The mark is made by the patch that raises the generation, so that a crash between the two cannot be. It counts until
+    the status has the token. Where a policy takes the mark off, a token that a crash keeps from the status is answered
+    once more while its retry is under way: it is refused then.
+    """
     job = draft.snapshot.job
     annotations = job.metadata.annotations
-    handled = annotations.get(names.ANNOTATION_RETRY_HANDLED)
-    token = annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")
-    if not token or token[:TOKEN_LENGTH] == handled:
+    token = annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
+    handled = draft.snapshot.answered or annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:TOKEN_LENGTH]
+    if not token or token == handled:
         if handled:
-            draft.set(last_handled_retry_request=handled[:TOKEN_LENGTH])
+            draft.set(last_handled_retry_request=handled)
         return
+    if token == job.status.last_handled_retry_request:
+        return  # somebody has taken the mark off, which is no reason to answer it again
     if draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
         return
-    mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token[:TOKEN_LENGTH]}
-    if token[:TOKEN_LENGTH] == job.status.last_handled_retry_request:
-        # Somebody lost the mark of an answered token, which is no reason to answer it again.
-        draft.actions.append(PatchIngestionJob(operations=(mark,)))
-        return
+    mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token}
     why_not = retry.why_not(job)
     if why_not is not None:
         told = Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {why_not}", warning=True)
-        draft.actions.append(PatchIngestionJob(operations=(mark,), told=told))
+        draft.actions.append(PatchIngestionJob(token=token, operations=(mark,), told=told))
         return
     generation = job.spec.retry_generation
     origin = json.dumps({"generation": generation + 1, "trigger": Trigger.ANNOTATION.value})
@@ -249,7 +254,7 @@ def _answer_annotation(draft: _Draft) -> None:
     ]
     if job.spec.retry_segments is not None:
         operations.append({"op": "remove", "path": "/spec/retrySegments"})
-    draft.actions.append(PatchIngestionJob(operations=tuple(operations)))
+    draft.actions.append(PatchIngestionJob(token=token, operations=tuple(operations)))
 
 
 def _annotation_path(name: str) -> str:

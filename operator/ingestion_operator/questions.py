@@ -21,14 +21,13 @@ def settled(job: IngestionJob) -> bool:
     """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
     status = job.status
     token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
-    handled = job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")
     return (
         at_rest(job)
         and status.phase is phase_of(status)
         and status.observed_retry_generation == status.attempts[-1].generation
         and not retry.pending(job)
         and status.observed_generation == job.metadata.generation
-        and (not token or token == handled == status.last_handled_retry_request)
+        and (not token or token == status.last_handled_retry_request)
         and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
     )
 

@@ -598,7 +598,8 @@ class Reconciler:
                     log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
                     return raw, replace(snapshot, answer_refused=True)
                 await self._tell(raw, (action.told,) if action.told else ())
-                return raw, replace(snapshot, job=self._understand(snapshot.job.key, raw))
+                # A policy may have taken the mark off that the patch has made.
+                return raw, replace(snapshot, job=self._understand(snapshot.job.key, raw), answered=action.token)
             case DeleteIngestionJob():
                 await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
         return raw, snapshot

@@ -223,6 +223,11 @@ def _dispatch_of(""",
         changes=(("    if draft.snapshot.answer_refused:\n", "    if False:\n"),),
     ),
     Mutation(
+        name="an answer is known by its mark alone",
+        file="plan.py",
+        changes=(("draft.snapshot.answered or annotations.get(", "annotations.get("),),
+    ),
+    Mutation(
         name="the ConfigMap of a lost Job stays",
         file="plan.py",
         changes=(("    draft.actions.append(DeleteConfigMap(name=record.name))\n    lost", "    lost"),),

@@ -1,9 +1,10 @@
-"""What the API server refuses for good, by quota or policy: it is said, and holds up nothing else."""
+"""What a quota or a policy refuses for good, or changes: it is said, and holds up nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import pytest
 from ingestion_crds import constants as names
@@ -29,10 +30,11 @@ REFUSALS = pytest.mark.parametrize("error", [FORBIDDEN, INVALID, NO_WEBHOOK], id
 
 
 class Policy:
-    """Refuses some requests while it is on."""
+    """Refuses some requests while it is on, and changes others."""
 
     def __init__(self, cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
         self.refuses: Callable[[Call], bool] = lambda _: False
+        self.changes: Callable[[Call], None] = lambda _: None
         self.error = FORBIDDEN
         self.refused = 0
         commit = cluster.commit
@@ -41,6 +43,7 @@ class Policy:
             if self.refuses(call):
                 self.refused += 1
                 return self.error
+            self.changes(call)
             return commit(call)
 
         monkeypatch.setattr(cluster, "commit", judged)
@@ -62,6 +65,11 @@ def quiet(cluster: SimulatedCluster) -> Iterator[None]:
     before = seen()
     yield
     assert seen() == before
+
+
+def annotate(cluster: SimulatedCluster, token: str) -> None:
+    body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: token}}}
+    cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
 
 
 def deletes(what: str) -> Callable[[Call], bool]:
@@ -244,8 +252,7 @@ def test_an_annotation_whose_answer_is_refused_holds_nothing_up(
     policy.refuses = lambda call: call.method == "PATCH" and call.path == PATH
     policy.error = error
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
-    mark = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: "now"}}}
-    cluster.api.request("PATCH", PATH, body=mark, content_type=MERGE_PATCH)
+    annotate(cluster, "now")
     cluster.start_operator()
     sent = note_calls(cluster, monkeypatch)
     reach(cluster, "completed")
@@ -258,6 +265,59 @@ def test_an_annotation_whose_answer_is_refused_holds_nothing_up(
     handled = names.ANNOTATION_RETRY_HANDLED
     assert cluster.pass_until(lambda: live(cluster)["metadata"]["annotations"].get(handled) == "now", seconds=60)
     assert len(warnings(cluster)) == 1
+
+
+def take_the_mark_off(call: Call) -> None:
+    """Leave out of a patch that an annotation is answered."""
+    if call.method == "PATCH" and call.path == PATH:
+        mark = f"/metadata/annotations/{names.ANNOTATION_RETRY_HANDLED.replace('/', '~1')}"
+        call.arguments["body"] = [item for item in call.arguments["body"] if item["path"] != mark]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_an_annotation_whose_mark_a_policy_takes_off_is_answered_once(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    """Invariant 8: here it asks for what cannot be retried."""
+    policy.changes = take_the_mark_off
+    start(cluster)
+    if not runs:
+        cluster.verdicts.clear()
+        reach(cluster, "completed")
+    sent = note_calls(cluster, monkeypatch)
+    annotate(cluster, "now")
+    cluster.pass_until(lambda: False, seconds=60)
+    assert [call.path for call in sent if call.writes and not call.tells] == [PATH, f"{PATH}/status"]
+    assert live(cluster)["status"]["lastHandledRetryRequest"] == "now"
+    assert len(warnings(cluster)) == 1
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+
+
+@pytest.mark.parametrize("nth", range(6))
+def test_an_annotation_whose_mark_a_policy_takes_off_is_one_retry(
+    cluster: SimulatedCluster, policy: Policy, nth: int
+) -> None:
+    """Invariant 4: after whichever of its writes the operator dies."""
+    fail_in_part(cluster)
+    cluster.pass_until(lambda: False, seconds=60)
+    written = count()
+
+    def changes(call: Call) -> None:
+        take_the_mark_off(call)
+        if call.writes and next(written) == nth:
+            cluster.kill(cluster.operators[0])
+
+    policy.changes = changes
+    annotate(cluster, "now")
+    assert cluster.pass_until(lambda: not cluster.operators, seconds=60)
+    cluster.start_operator()
+    reach(cluster, "partial_failure", 1)
+    cluster.pass_until(lambda: False, seconds=60)
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+    assert live(cluster)["spec"]["retryGeneration"] == 1
+    assert live(cluster)["status"]["lastHandledRetryRequest"] == "now"
 
 
 def test_a_config_map_that_may_not_be_made_again_is_said(
