@@ -114,6 +114,7 @@ class Pace:
         versions: the resourceVersions that were last read or written. The watch may lag several writes behind.
         confirmed: when the last of them was read or written.
         listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
+        made_in_vain: when a Job was last made that the cluster has changed, so that it was of no use; None if none was.
         last: what the last look left; None during a look, and while no Job runs.
         heard: what the watch has shown since the last look began.
     """
@@ -130,6 +131,7 @@ class Pace:
     versions: deque[str] = field(default_factory=partial(deque, maxlen=_VERSIONS))
     confirmed: float = 0.0
     listed: float | None = None
+    made_in_vain: float | None = None
 
     last: LastLook | None = None
     heard: Heard = field(default_factory=Heard)

@@ -56,6 +56,8 @@ _REFUSALS: Final = (400, 403, 422)
 # A webhook that does not answer may do so in a moment: nobody is told of the first tries.
 _TRIES_OF_WEBHOOKS: Final = 4
 _TRY_TO_TIDY_SECONDS: Final = 600.0
+# For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
+_TRY_TO_MAKE_SECONDS: Final = 120.0
 # Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
 _HARVESTS: Final = 4
 # Enough for what the watch, which is seconds late at worst, may still show of jobs from before they were at rest.
@@ -642,19 +644,28 @@ class Reconciler:
             self._tolerate(job.key, "finished pods stay", error)
 
     async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
-        """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks."""
-        namespace = snapshot.job.metadata.namespace
+        """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks.
+
+        One that has lost its digest as it was created is not the plan's either, which takes it for another release's
+        and deletes it. That is not to begin anew at once.
+        """
+        namespace, pace, now = snapshot.job.metadata.namespace, self._pace(snapshot.job.key), self._monotonic()
+        if pace.made_in_vain is not None and now - pace.made_in_vain < _TRY_TO_MAKE_SECONDS:
+            return replace(snapshot, rejection=_changed(action.job))
+        rejection = None
         try:
             await self._create_config_map(namespace, action.config_map)
             try:
                 created = await self._cluster.create_job(body=action.job)
+                if read_job(created).map_digest != action.job["metadata"]["annotations"][names.ANNOTATION_MAP_DIGEST]:
+                    pace.made_in_vain, rejection = now, _changed(action.job)
             except ApiError as error:
                 if not error.already_exists:
                     raise
                 created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
         except ApiError as error:
             return self._rejected(snapshot, action.job["metadata"]["name"], error)
-        return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=None)
+        return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=rejection)
 
     async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
         try:
@@ -715,6 +726,12 @@ class Reconciler:
                 )
             except ApiError as error:
                 log.warning("event not sent: %s", error, extra=fields)
+
+
+def _changed(job: JsonObject) -> str:
+    """Return what there is to say of a Job that has lost its digest."""
+    allowed = f"a policy may add some, and must keep {names.ANNOTATION_MAP_DIGEST}"
+    return f"{job['metadata']['name']}: the cluster changes the Job's annotations: {allowed}"
 
 
 def _is_owned(child: ChildJob, job: IngestionJob) -> bool:

@@ -350,6 +350,11 @@ def _dispatch_of(""",
         ),
     ),
     Mutation(
+        name="a Job that the cluster changes is made again at once",
+        file="reconcile.py",
+        changes=(("pace.made_in_vain, rejection = now,", "_, rejection = now,"),),
+    ),
+    Mutation(
         name="FailureTarget taken for the end",
         file="children.py",
         changes=(

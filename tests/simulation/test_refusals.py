@@ -233,6 +233,41 @@ def test_a_late_job_of_the_release_before_holds_nothing_up(
     assert len(late) == 1
 
 
+def take_the_digest_off(call: Call) -> None:
+    if call.method == "POST" and call.path == job_path(NAMESPACE):
+        del call.arguments["body"]["metadata"]["annotations"][names.ANNOTATION_MAP_DIGEST]
+
+
+def test_a_job_that_a_policy_changes_is_said_and_made_again_in_a_while(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariants 5 and 8: it is not taken for one of another release, to be replaced at once."""
+    policy.changes = take_the_digest_off
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    sent = note_calls(cluster, monkeypatch)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    assert names.ANNOTATION_MAP_DIGEST in stalled(cluster)["message"]
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+    made = [call for call in sent if call.method == "POST" and call.path == job_path(NAMESPACE)]
+    assert 3 < len(made) < 10
+    assert not cluster.api.all("jobs"), "it would run for nothing"
+    policy.changes = lambda _: None
+    reach(cluster, "completed")
+
+
+def test_an_attempt_whose_job_a_policy_changes_can_be_cancelled(cluster: SimulatedCluster, policy: Policy) -> None:
+    policy.changes = take_the_digest_off
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    patch(cluster, cancelGeneration=0)
+    reach(cluster, "failed")
+    assert not cluster.api.all("jobs")
+    assert not cluster.api.all("configmaps")
+
+
 def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
     cluster: SimulatedCluster, policy: Policy
 ) -> None:
