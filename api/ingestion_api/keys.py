@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from ingestion_crds.config import ConfigError
 from ingestion_crds.constants import API_KEYS_SECRET
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
-from kubernetes.config import ConfigException
 
 from ingestion_api.auth import NAMESPACE_PATTERN, KeyEntry, decode_entries, encode_entry, hash_key, new_key
 
@@ -33,7 +33,7 @@ def run(*, arguments: Sequence[str]) -> int:
         if options.command == "mint" and options.print_patch:
             return _print_patch(options)
         return asyncio.run(_in_cluster(options))
-    except (ApiError, ConfigException, OSError) as error:
+    except (ApiError, ConfigError, OSError) as error:
         return _fail(str(error))
 
 

@@ -22,7 +22,7 @@ DEFAULT_CONFIG: Final = "/etc/ingestion-operator/config.yaml"
 
 
 class ConfigError(ValueError):
-    """The configuration file cannot be read; the message names the field and what is allowed."""
+    """What a process needs to know of its surroundings is missing or wrong; the message says where, and what is."""
 
 
 class Tenant(Model):

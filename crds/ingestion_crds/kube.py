@@ -10,14 +10,17 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
+import yaml
 from kubernetes.aio import client, config
 
 from ingestion_crds import JsonObject as JsonObject  # noqa: PLC0414 - for those who talk to a cluster
+from ingestion_crds.config import ConfigError
 from ingestion_crds.constants import GROUP, PLURAL, VERSION
 
 JSON_PATCH: Final = "application/json-patch+json"
@@ -34,6 +37,17 @@ _FIELDS: Final = b'"fieldsV1":'
 _BRACES: Final = re.compile(rb'[{}]|"(?:[^"\\]|\\.)*"')
 # How the API server tells of webhooks, and of policies (ValidatingAdmissionPolicy).
 _DENIED: Final = re.compile(r"\bdenied (the )?request\b")
+_KUBECONFIG: Final = "~/.kube/config"
+# The library looks at little of a kubeconfig before it uses it, so what is wrong shows in many ways.
+_NOT_USABLE: Final = (
+    config.ConfigException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
 
 
 class ApiError(Exception):
@@ -123,19 +137,30 @@ class KubeClient:
         Args:
             kubeconfig: a file's path; None means KUBECONFIG or ~/.kube/config, unless in a pod.
             pool_size: the number of connections at most.
+
+        Raises:
+            ConfigError: the kubeconfig, or the ServiceAccount, is not there or cannot be used.
         """
         settings = client.Configuration()
-        if kubeconfig is None and "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        else:
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
         settings.connection_pool_maxsize = pool_size
         # As client-go: Python from 3.13 on insists on key identifiers, which the certificates of many clusters lack,
         # Amazon's among them (https://github.com/kubernetes-client/python/issues/2394). Chain and name are verified.
         settings.disable_strict_ssl_verification = True
         # Else each request looks for a .netrc and for proxies, in two threads.
         settings.client_session_kwargs = {"trust_env": False}
-        return cls(client.ApiClient(configuration=settings))
+        in_pod = kubeconfig is None and "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ
+        place = kubeconfig or os.environ.get("KUBECONFIG") or _KUBECONFIG
+        if not in_pod and not _exists(place):
+            raise ConfigError(f"there is no kubeconfig at {place}")
+        try:
+            if in_pod:
+                config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+            else:
+                await config.load_kube_config(config_file=place, client_configuration=settings)  # type: ignore[no-untyped-call]
+            return cls(client.ApiClient(configuration=settings))
+        except _NOT_USABLE as error:
+            what = "the pod's ServiceAccount" if in_pod else f"the kubeconfig {place}"
+            raise ConfigError(f"{what} gives no access to a cluster: {error}") from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -259,6 +284,11 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             response.close()
             raise ApiError(status=0, reason="TooLarge", message=f"the answer has more than {_MOST_BYTES} bytes")
     return bytes(raw)
+
+
+def _exists(kubeconfig: str) -> bool:
+    """Return whether one of the files is there that a kubeconfig's path names, as KUBECONFIG may name several."""
+    return any(Path(path).expanduser().exists() for path in kubeconfig.split(os.pathsep) if path)
 
 
 def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:

@@ -1,4 +1,4 @@
-"""API keys while the API server is in trouble."""
+"""API keys: while the API server is in trouble, and on a command line that does not find it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from ingestion_api.auth import KeyEntry, KeyRing, encode_entry, hash_key, new_key
+from ingestion_api.keys import run
 from ingestion_api.problems import ProblemError
 from ingestion_crds.kube import KubeClient
 from support.kubeconfig import kubeconfig
@@ -97,3 +98,46 @@ async def test_how_long_a_key_is_believed(
                 with pytest.raises(ProblemError) as refused:
                     await ring.authenticate(key)
                 assert refused.value.status == refusal
+
+
+def listed(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, *where: str) -> str:
+    """Return what `ingestion-keys list` complains of."""
+    assert run(arguments=["list", *where]) == 1
+    output = capsys.readouterr()
+    assert not output.out
+    assert not caplog.records  # without a handler, as on the command line, they would stand in front of it
+    assert output.err.startswith("ingestion-keys: ")
+    return output.err
+
+
+def test_a_kubeconfig_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = str(tmp_path / "none")
+    assert listed(capsys, caplog, "--kubeconfig", missing) == f"ingestion-keys: there is no kubeconfig at {missing}\n"
+
+
+@pytest.mark.parametrize("content", ["", "hello", "a: [", "current-context: none\n"])
+def test_a_file_that_is_no_kubeconfig_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(content)
+    assert str(file) in listed(capsys, caplog, "--kubeconfig", str(file))
+
+
+@pytest.mark.parametrize(("in_pod", "what"), [(False, "no kubeconfig"), (True, "the pod's ServiceAccount")])
+def test_without_any_access_to_a_cluster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    in_pod: bool,
+    what: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr("kubernetes.aio.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
+        monkeypatch.setenv(name, "1") if in_pod else monkeypatch.delenv(name, raising=False)
+    assert what in listed(capsys, caplog)
