@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ingestion_crds import constants as names
 from local_cluster import binaries, install
 from local_cluster.errors import LocalClusterError
 from local_cluster.kind import DEFAULT_NAME, Kind, target
@@ -36,8 +37,6 @@ VALUES: Final[dict[str, Any]] = {
 }
 OPTIONS: Final = {"pipeline": {"embedding": {"provider": provider.NAME}}, "parallelism": 8}
 JOB_SECONDS: Final = 900.0
-SEGMENTS: Final = "process_segments"
-PREPARE: Final = "prepare_document"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ def _long_document(stage: Stage) -> None:
             job = _follow(rest, job_id, generation=1)
             _expect(job["status"], "completed", "status after the retry")
             job_uid = stage.resource(namespace, job_id)["metadata"]["uid"]
-            count = _count_pods(pods, job_uid, SEGMENTS, 1, wanted=failed)
+            count = _count_pods(pods, job_uid, names.Stage.SEGMENTS, 1, wanted=failed)
             said.append(f"completed; {count} pods ran for {failed} failed segments, {total - failed} were left alone")
             view.line(said[0])
     _ask(stage, rest, knowledge_base, documents.QUESTIONS[package])
@@ -163,14 +162,14 @@ def _by_annotation(stage: Stage) -> None:
             said.append(f"partial_failure: {failed} of {job['segment_count']} segments, {_codes(job)}")
         stage.switch.mend()
         with stage.story.step("kubectl annotate …retry-requested-at") as said:
-            token = f"ingestion-operator.io/retry-requested-at={time.time_ns()}"
+            token = f"{names.ANNOTATION_RETRY_REQUESTED}={time.time_ns()}"
             arguments = ["annotate", f"ij/{job_id}", token, "--overwrite", "--namespace", namespace]
             view.line(f"kubectl {' '.join(arguments)}")
             install.kubectl(stage.kubeconfig, *arguments)
             job = _follow(rest, job_id, generation=1)
             _expect(job["status"], "completed", "status after the retry")
             job_uid = stage.resource(namespace, job_id)["metadata"]["uid"]
-            count = _count_pods(pods, job_uid, SEGMENTS, 1, wanted=failed)
+            count = _count_pods(pods, job_uid, names.Stage.SEGMENTS, 1, wanted=failed)
             said.append(f"completed; {count} pods ran for {failed} failed segments")
             view.line(said[0])
     _ask(stage, rest, knowledge_base, documents.QUESTIONS[package])
@@ -203,9 +202,9 @@ def _single_pass(stage: Stage) -> None:
             _expect((reset["processed_segments"], reset["failures"]), (0, []), "counts right after the retry")
             job = _follow(rest, job_id, generation=1)
             _expect(job["status"], "completed", "status after the retry")
-            _count_pods(pods, job_uid, PREPARE, 1, wanted=1)
-            first = pods.uids(job_uid=job_uid, stage=PREPARE, generation=0)
-            second = pods.uids(job_uid=job_uid, stage=PREPARE, generation=1)
+            _count_pods(pods, job_uid, names.Stage.PREPARE, 1, wanted=1)
+            first = pods.uids(job_uid=job_uid, stage=names.Stage.PREPARE, generation=0)
+            second = pods.uids(job_uid=job_uid, stage=names.Stage.PREPARE, generation=1)
             _expect(first & second, set(), "pods that both attempts have in common")
             said.append(
                 f"version {state}, counts zero, then a new pod: {min(first)[:8]} → {min(second)[:8]}; completed"

@@ -6,16 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final, Self
 
+from ingestion_crds.constants import LABEL_GENERATION, LABEL_JOB_UID, LABEL_STAGE
 from local_cluster import binaries, process
 
-LABELS: Final = "ingestion-operator.io"
-_ESCAPED: Final = LABELS.replace(".", "\\.")
-COLUMNS: Final = (
-    "{.metadata.uid} "
-    f"{{.metadata.labels.{_ESCAPED}/job-uid}} "
-    f"{{.metadata.labels.{_ESCAPED}/stage}} "
-    f"{{.metadata.labels.{_ESCAPED}/generation}}{{'\\n'}}"
-)
+_LABELS: Final = [label.replace(".", "\\.") for label in (LABEL_JOB_UID, LABEL_STAGE, LABEL_GENERATION)]
+COLUMNS: Final = " ".join(["{.metadata.uid}", *(f"{{.metadata.labels.{label}}}" for label in _LABELS)]) + "{'\\n'}"
 
 
 class PodWatch:
@@ -24,7 +19,7 @@ class PodWatch:
     def __init__(self, *, kubeconfig: Path, namespace: str) -> None:
         self._command = [
             *(str(binaries.path(name="kubectl")), "--kubeconfig", str(kubeconfig), "--namespace", namespace),
-            *("get", "pods", "--watch", "--selector", f"{LABELS}/job-uid", "--output", f"jsonpath={COLUMNS}"),
+            *("get", "pods", "--watch", "--selector", LABEL_JOB_UID, "--output", f"jsonpath={COLUMNS}"),
         ]
         self._seen: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._ended = False

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from ingestion_crds.constants import TERMINAL_PHASES
 from local_cluster.errors import LocalClusterError
 
 PREFIX: Final = "/v1/knowledge-base"
-TERMINAL: Final = frozenset({"completed", "failed", "partial_failure"})
 POLL_SECONDS: Final = 0.5
 
 
@@ -89,12 +89,12 @@ class Rest:
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         # A port-forward may be taken up anew between two calls; reading again is harmless.
-        for last in (False, False, method != "GET"):
+        for _ in range(3):
             try:
                 response = self._client.request(method, path, **arguments)
                 break
             except httpx.TransportError:
-                if last or method != "GET":
+                if method != "GET":
                     raise
                 time.sleep(1)
         else:
@@ -107,4 +107,4 @@ class Rest:
 
 def finished(generation: int) -> Callable[[dict[str, Any]], bool]:
     """A condition for `follow`: the job has ended, and has taken up this retry generation."""
-    return lambda job: job["status"] in TERMINAL and job["retry_generation"] >= generation
+    return lambda job: job["status"] in TERMINAL_PHASES and job["retry_generation"] >= generation

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ingestion_crds.constants import TERMINAL_PHASES
 from ingestion_demo import provider
-from ingestion_demo.rest import TERMINAL, Rest
+from ingestion_demo.rest import Rest
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import install
@@ -98,7 +99,7 @@ class Tenant:
 
         def wish(job: dict[str, Any]) -> bool:
             status = job.get("status", {})
-            return status.get("observedRetryGeneration") == generation and status["phase"] in TERMINAL
+            return status.get("observedRetryGeneration") == generation and status["phase"] in TERMINAL_PHASES
 
         job = self.until(name, wish)
         assert job["status"]["phase"] == phase, json.dumps(job["status"], indent=1)
