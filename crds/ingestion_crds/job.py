@@ -33,6 +33,7 @@ from ingestion_crds.constants import (
     Trigger,
     VersionState,
 )
+from ingestion_crds.digest import MAP_DIGEST_LENGTH
 from ingestion_crds.indexset import PATTERN as INDEX_SET_PATTERN
 
 UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -333,7 +334,7 @@ class AttemptJob(Model):
         None, max_length=36, pattern=NAME_PATTERN, description="UID of the Job, recorded once it exists."
     )
     map_digest: str = Field(
-        max_length=32, pattern=NAME_PATTERN, description="Digest of the attempt's file in the ConfigMap."
+        max_length=MAP_DIGEST_LENGTH, pattern=NAME_PATTERN, description="Digest of the attempt's file in the ConfigMap."
     )
     start_time: Time | None = Field(None, description="When the Job began.")
     completion_time: Time | None = Field(None, description="When the Job ended, or was found gone.")

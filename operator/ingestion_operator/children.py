@@ -16,6 +16,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, EmbeddingProvider, Tenant
 from ingestion_crds.constants import Stage
+from ingestion_crds.digest import map_digest
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, version_id_of
 
@@ -84,7 +85,7 @@ def attempt_file(*, job: IngestionJob, stage: Stage, generation: int, segments: 
 
 def digest_of(file: str) -> str:
     """Return the map digest: the first 32 hex digits of the file's SHA-256."""
-    return hashlib.sha256(file.encode()).hexdigest()[:32]
+    return map_digest(file.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from ingestion_crds.constants import (
     Mode,
     Stage,
 )
+from ingestion_crds.digest import map_digest
 
 from ingestion_worker.outcome import WorkerError
 
@@ -151,7 +151,7 @@ def read_attempt(*, command: str, env: Mapping[str, str]) -> Attempt:
 
 
 def _check_digest(*, raw: bytes, env: Mapping[str, str]) -> None:
-    digest = hashlib.sha256(raw).hexdigest()[:32]
+    digest = map_digest(raw)
     if env.get(ENV_MAP_DIGEST) != digest:
         raise WorkerError(
             "AttemptMismatch", f"{ENV_MAP_DIGEST} is {env.get(ENV_MAP_DIGEST)!r}, but the file's digest is {digest!r}"

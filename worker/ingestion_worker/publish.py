@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from ingestion_crds.constants import Mode, VersionState
 from ingestion_crds.indexset import IndexSet
 
 from ingestion_worker import history
@@ -42,7 +43,7 @@ def publish_version(*, context: Context) -> dict[str, Any]:
         number=version.number,
         plan_hash=version.plan_hash,
         segments=total,
-        mode="Segmented",
+        mode=Mode.SEGMENTED.value,
     )
     return published_message(live=live)
 
@@ -54,7 +55,12 @@ def published_message(*, live: LiveVersion) -> dict[str, Any]:
 
 def version_message(*, live: LiveVersion) -> dict[str, Any]:
     """Return the version as the contract writes it once it is live."""
-    return {"id": live.version_id, "number": live.number, "planHash": live.plan_hash, "state": "active"}
+    return {
+        "id": live.version_id,
+        "number": live.number,
+        "planHash": live.plan_hash,
+        "state": VersionState.ACTIVE.value,
+    }
 
 
 def commit(*, context: Context, version_id: str, number: int, plan_hash: str, segments: int, mode: str) -> LiveVersion:
