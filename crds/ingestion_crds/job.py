@@ -59,6 +59,10 @@ def format_time(moment: datetime) -> str:
 Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 Uuid = Annotated[str, Field(pattern=UUID_PATTERN, max_length=36)]
 Count = Annotated[int, Field(ge=0, le=MAX_SEGMENTS)]
+Parallelism = Annotated[int, Field(ge=1, le=10_000)]
+BackoffLimit = Annotated[int, Field(ge=0, le=20)]
+Deadline = Annotated[int, Field(ge=1, le=INT32_MAX)]
+TimeToLive = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 class Model(BaseModel):
@@ -227,25 +231,19 @@ class Spec(Model):
         json_schema_extra={"default": {}},
     )
     template: Template | None = Field(None, description="The part of the worker pods that a job may choose.")
-    parallelism: int = Field(10, ge=1, le=10_000, description="Segments that run at the same time at most.")
-    segment_backoff_limit: int = Field(
+    parallelism: Parallelism = Field(10, description="Segments that run at the same time at most.")
+    segment_backoff_limit: BackoffLimit = Field(
         3,
-        ge=0,
-        le=20,
         description="How often the cluster runs a transiently failing segment again within one attempt; takes effect"
         " with the next stage that begins.",
     )
-    max_failed_segments: int | None = Field(
+    max_failed_segments: Count | None = Field(
         None,
-        ge=0,
-        le=MAX_SEGMENTS,
         description="The attempt stops early once more segments than this have failed; no limit when absent."
         " Takes effect with the next stage that begins.",
     )
-    active_deadline_seconds: int = Field(
+    active_deadline_seconds: Deadline = Field(
         21_600,
-        ge=1,
-        le=INT32_MAX,
         description="Seconds that one attempt may run, suspension not counted: after it a stage's time begins anew."
         " May be changed while it runs.",
     )
@@ -266,8 +264,8 @@ class Spec(Model):
     cancel_generation: int | None = Field(
         None, ge=0, le=INT32_MAX, description="Attempts up to and including this one are stopped."
     )
-    ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, le=INT32_MAX, description="Seconds after which a completed job is deleted; never when absent."
+    ttl_seconds_after_finished: TimeToLive | None = Field(
+        None, description="Seconds after which a completed job is deleted; never when absent."
     )
 
 

@@ -9,8 +9,20 @@ from typing import Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from ingestion_crds.constants import MAX_SEGMENTS, Mode
-from ingestion_crds.job import INT32_MAX, Document, Model, Pipeline, Segmentation, Source, Spec
+from ingestion_crds.constants import Mode
+from ingestion_crds.job import (
+    BackoffLimit,
+    Count,
+    Deadline,
+    Document,
+    Model,
+    Parallelism,
+    Pipeline,
+    Segmentation,
+    Source,
+    Spec,
+    TimeToLive,
+)
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import put_upload
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -42,11 +54,11 @@ class IngestOptions(Model):
     mode: Mode | None = None
     segmentation: Segmentation | None = None
     pipeline: Pipeline | None = None
-    parallelism: int | None = Field(None, ge=1, le=10_000)
-    segment_backoff_limit: int | None = Field(None, ge=0, le=20)
-    max_failed_segments: int | None = Field(None, ge=0, le=MAX_SEGMENTS)
-    active_deadline_seconds: int | None = Field(None, ge=1, le=INT32_MAX)
-    ttl_seconds_after_finished: int | None = Field(None, ge=0, le=INT32_MAX)
+    parallelism: Parallelism | None = None
+    segment_backoff_limit: BackoffLimit | None = None
+    max_failed_segments: Count | None = None
+    active_deadline_seconds: Deadline | None = None
+    ttl_seconds_after_finished: TimeToLive | None = None
 
     @field_validator("pipeline")
     @classmethod
