@@ -12,6 +12,7 @@ from uuid import UUID
 
 from ingestion_crds.constants import TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
 from ingestion_crds.job import Failure, IngestionJob, Model, Status, Version, job_id_of
+from ingestion_crds.retry import retry_pending
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -84,15 +85,9 @@ def job_id(job: AnyJob) -> str:
     return job.status.job_id or job_id_of(job.metadata.name, job.metadata.uid)
 
 
-def retry_waiting(job: AnyJob) -> bool:
-    """True between a retry's 202 and the operator's taking it up; False before the first run."""
-    observed = job.status.observed_retry_generation
-    return observed is not None and job.spec.retry_generation > observed
-
-
 def shown_phase(job: AnyJob) -> Phase:
     """Return the phase that clients see: queued while a retry waits."""
-    return Phase.QUEUED if retry_waiting(job) else job.status.phase
+    return Phase.QUEUED if retry_pending(job) else job.status.phase
 
 
 class VersionView(BaseModel):
@@ -197,7 +192,7 @@ class IngestResponse(BaseModel):
 
 def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     """Return a job's entry in a list."""
-    status, waiting = job.status, retry_waiting(job)
+    status, waiting = job.status, retry_pending(job)
     phase = shown_phase(job)
     reset = waiting and status.mode is Mode.SINGLE_PASS
     return IngestionJobSummaryResponse(
@@ -225,7 +220,7 @@ def page_json(entries: Iterable[bytes], *, next_cursor: str | None) -> bytes:
 
 def progress(job: IngestionJob) -> IngestionJobResponse:
     """Return a job's progress."""
-    status, waiting = job.status, retry_waiting(job)
+    status, waiting = job.status, retry_pending(job)
     phase = shown_phase(job)
     # A single pass starts over; a segmented job keeps what is done.
     reset = waiting and status.mode is Mode.SINGLE_PASS
@@ -266,7 +261,7 @@ def _version(version: Version | None, *, waiting: bool) -> VersionView | None:
 
 def _complaint(job: AnyJob) -> str | None:
     """Return the message of Stalled, which says what needs a person; None of an attempt that is to be retried."""
-    if retry_waiting(job) and job.status.phase in TERMINAL_PHASES:
+    if retry_pending(job) and job.status.phase in TERMINAL_PHASES:
         return None  # the operator has not looked at the retry yet
     for condition in job.status.conditions:
         if condition.type == ConditionType.STALLED and condition.status == "True":

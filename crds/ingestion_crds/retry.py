@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from ingestion_crds.constants import RETRYABLE_PHASES
 from ingestion_crds.job import IngestionJob
 
 
-def pending(job: IngestionJob) -> bool:
-    """True while a generation is recorded in spec that the operator has not taken up."""
+class _Spec(Protocol):
+    @property
+    def retry_generation(self) -> int: ...
+
+
+class _Status(Protocol):
+    @property
+    def observed_retry_generation(self) -> int | None: ...
+
+
+class Generations(Protocol):
+    """What says of a job which generation is wanted, and which was taken up: all of it, or a part that was read."""
+
+    @property
+    def spec(self) -> _Spec: ...
+
+    @property
+    def status(self) -> _Status: ...
+
+
+def pending(job: Generations) -> bool:
+    """True while a generation is wanted that the operator has not taken up: the first one of a new job, or a retry."""
     observed = job.status.observed_retry_generation
     return observed is None or job.spec.retry_generation > observed
+
+
+def retry_pending(job: Generations) -> bool:
+    """True while the generation that is pending is a retry: of a new job it never is."""
+    return job.status.observed_retry_generation is not None and pending(job)
 
 
 def why_not(job: IngestionJob) -> str | None:
