@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from ingestion_crds.config import ConfigError
+from ingestion_crds.constants import ENV_POD_NAMESPACE
 
-ENV_NAMESPACE: Final = "POD_NAMESPACE"
+ENV_HOST: Final = "INGESTION_API_HOST"
 ENV_PORT: Final = "INGESTION_API_PORT"
 SERVICE_ACCOUNT_NAMESPACE: Final = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -59,7 +60,9 @@ class Options:
         try:
             return Path(SERVICE_ACCOUNT_NAMESPACE).read_text().strip()
         except OSError as error:
-            raise ConfigError(f"{ENV_NAMESPACE}: not set; it names the namespace of the API keys' Secret") from error
+            raise ConfigError(
+                f"{ENV_POD_NAMESPACE}: not set; it names the namespace of the API keys' Secret"
+            ) from error
 
 
 def options_from_environment() -> Options:
@@ -72,5 +75,5 @@ def options_from_environment() -> Options:
     if not (port.isdecimal() and int(port) <= 65_535):
         raise ConfigError(f"{ENV_PORT}: {port!r} is not a number within 0 to 65535")
     return Options(
-        namespace=os.environ.get(ENV_NAMESPACE) or None, host=os.environ.get("INGESTION_API_HOST", ""), port=int(port)
+        namespace=os.environ.get(ENV_POD_NAMESPACE) or None, host=os.environ.get(ENV_HOST, ""), port=int(port)
     )

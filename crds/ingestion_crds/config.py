@@ -14,10 +14,9 @@ from typing import Any, Final, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from ingestion_crds.constants import BUILTIN_PROVIDER, MAX_SOURCE_BYTES, STORE_SECRET
+from ingestion_crds.constants import BUILTIN_PROVIDER, ENV_CONFIG, MAX_SOURCE_BYTES, STORE_SECRET
 from ingestion_crds.job import Model, Resources, Toleration
 
-ENV_CONFIG: Final = "INGESTION_CONFIG"
 DEFAULT_CONFIG: Final = "/etc/ingestion-operator/config.yaml"
 
 

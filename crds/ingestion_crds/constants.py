@@ -1,4 +1,6 @@
-"""Every name that crosses a process boundary, once: labels, annotations, environment, reasons.
+"""The names that packages have in common, each once: labels, annotations, environment, reasons.
+
+A variable of the environment that only one of them reads is named where it is read.
 
 Source of the label and annotation conventions:
 https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/
@@ -22,7 +24,8 @@ LABEL_GENERATION: Final = f"{GROUP}/generation"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "ingestion-operator"
 LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
-# Kubernetes' own, on the pods of an Indexed Job: as a label, and as an annotation.
+# Kubernetes' own, on the pods of a Job; the index as an annotation too.
+LABEL_CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
 LABEL_JOB_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 # Labels on an IngestionJob made through REST, to be listed by.
 LABEL_KNOWLEDGE_BASE: Final = f"{GROUP}/knowledge-base"
@@ -37,6 +40,10 @@ ANNOTATION_RETRY_REQUESTED: Final = f"{GROUP}/retry-requested-at"
 ANNOTATION_RETRY_HANDLED: Final = f"{GROUP}/retry-handled"
 ANNOTATION_RETRY_ORIGIN: Final = f"{GROUP}/retry-origin"
 ANNOTATION_IDEMPOTENCY_KEYS: Final = f"{GROUP}/idempotency-keys"
+
+# Environment of operator and API.
+ENV_CONFIG: Final = "INGESTION_CONFIG"
+ENV_POD_NAMESPACE: Final = "POD_NAMESPACE"
 
 # Environment of a worker container (docs/worker-contract.md).
 ENV_ATTEMPT_FILE: Final = "INGESTION_ATTEMPT_FILE"

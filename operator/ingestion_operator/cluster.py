@@ -24,7 +24,7 @@ from ingestion_crds.kube import (
 _MOST_PODS: Final = 2_000
 # Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
 _SOME_PODS: Final = 5
-_CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
+_CONTROLLER_UID: Final = names.LABEL_CONTROLLER_UID
 # No more of it is ever said, and there may be thousands.
 _LONGEST_MESSAGE: Final = 512
 
