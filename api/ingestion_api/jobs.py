@@ -53,7 +53,11 @@ class Jobs:
         raise not_found(f"there is no ingestion job {text}")
 
     async def read(self, *, namespace: str, name: str) -> IngestionJob | None:
-        """Return the job of this name as it is now, None when there is none."""
+        """Return the job of this name as it is now, None when there is none.
+
+        Raises:
+            ApiError: the API server does not answer, or refuses.
+        """
         try:
             body = await self._kube.request("GET", ingestion_path(namespace, name))
         except ApiError as error:

@@ -113,10 +113,14 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response("request line and headers are too large")
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins.
+
+        Raises:
+            BufferError: too many wait already. It ends the parser, which has up to 256 KiB of them at hand; who called
+                the parser then hangs up.
+        """
         if len(self.pipeline) >= _MOST_WAITING:
             self.logger.warning("too many requests sent ahead")
-            # Ends the parser, which has up to 256 KiB of them at hand; who called it then hangs up.
             raise BufferError("too many requests sent ahead")
         self._in_head = True
         super().on_message_begin()

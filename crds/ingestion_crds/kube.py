@@ -67,6 +67,7 @@ class ApiError(Exception):
 
     @property
     def not_found(self) -> bool:
+        """True when there is no such object."""
         return self.status == 404
 
     @property
@@ -86,11 +87,18 @@ class ApiError(Exception):
 
     @property
     def already_exists(self) -> bool:
+        """True when there is an object of that name already."""
         return self.status == 409 and self.reason == "AlreadyExists"
 
 
 def core_path(resource: str, namespace: str, name: str = "") -> str:
-    """Return the path of a namespaced core/v1 resource (`pods`, `configmaps`, `events`, `secrets`)."""
+    """Return the path of a namespaced core/v1 resource.
+
+    Args:
+        resource: `pods`, `configmaps`, `events` or `secrets`.
+        namespace: where it is.
+        name: of one object; empty for all.
+    """
     return _join(f"/api/v1/namespaces/{quote(namespace)}/{resource}", name)
 
 
@@ -105,7 +113,13 @@ def lease_path(namespace: str, name: str = "") -> str:
 
 
 def ingestion_path(namespace: str = "", name: str = "", subresource: str = "") -> str:
-    """Return the path of IngestionJobs; of all namespaces when none is given."""
+    """Return the path of IngestionJobs.
+
+    Args:
+        namespace: where they are; empty for all namespaces.
+        name: of one job; empty for all.
+        subresource: `status`, or empty for the job itself.
+    """
     path = _join(f"/apis/{GROUP}/{VERSION}/{_scope(namespace)}{PLURAL}", name)
     return f"{path}/{subresource}" if subresource else path
 

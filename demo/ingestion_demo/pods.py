@@ -35,7 +35,13 @@ class PodWatch:
             self._child.terminate()
 
     def uids(self, *, job_uid: str, stage: str, generation: int) -> set[str]:
-        """The pods of one attempt of a job seen so far."""
+        """Return the pods of one attempt of a job seen so far.
+
+        Args:
+            job_uid: the IngestionJob's.
+            stage: the stage that they run.
+            generation: the attempt's.
+        """
         return set(self._seen[(job_uid, stage, str(generation))])
 
     def _watch(self) -> None:

@@ -18,17 +18,31 @@ SCRIPT: Final = Path(__file__).with_name("flaky_provider.py")
 
 
 def deploy(*, kubeconfig: Path, image: str, pattern: str) -> None:
-    """Run the provider, refusing texts that match `pattern`; returns when it answers.
+    """Run the provider; returns when it answers.
 
-    Raises LocalClusterError with the pod's story when it does not come up.
+    Args:
+        kubeconfig: of the cluster.
+        image: the worker's.
+        pattern: texts that it refuses, a regular expression.
+
+    Raises:
+        LocalClusterError: it does not come up; with the pod's story.
     """
     serve(kubeconfig=kubeconfig, image=image, name=NAME, script=SCRIPT, env={"FLAKY_PATTERN": pattern})
 
 
 def serve(*, kubeconfig: Path, image: str, name: str, script: Path, env: Mapping[str, str]) -> None:
-    """Run a script that listens on port 8080 and answers /healthz, in the worker's image, behind a Service `name`.
+    """Run a script that listens on port 8080 and answers /healthz, behind a Service.
 
-    Raises LocalClusterError with the pod's story when it does not come up.
+    Args:
+        kubeconfig: of the cluster.
+        image: what it runs in, the worker's.
+        name: of the Service, and of all else that is made.
+        script: a file of Python.
+        env: its environment.
+
+    Raises:
+        LocalClusterError: it does not come up; with the pod's story.
     """
     items = _objects(image=image, name=name, script=script, env=env)
     manifest = {"apiVersion": "v1", "kind": "List", "items": items}

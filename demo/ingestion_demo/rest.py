@@ -24,7 +24,8 @@ class Rest:
     def wait_for_key(self) -> None:
         """Return when the key is accepted: the API reads new ones at most once a second.
 
-        Raises LocalClusterError when it is not within 15 s.
+        Raises:
+            LocalClusterError: it is not within 15 s.
         """
         for _ in range(30):
             # A port-forward may be taken up anew meanwhile.
@@ -40,7 +41,17 @@ class Rest:
         self._client.close()
 
     def upload(self, *, knowledge_base: str, file: Path, content_type: str, options: dict[str, Any]) -> str:
-        """Upload a document and return the id of the job that ingests it."""
+        """Upload a document and return the id of the job that ingests it.
+
+        Args:
+            knowledge_base: UUID.
+            file: the document.
+            content_type: its media type.
+            options: the form's other fields.
+
+        Raises:
+            LocalClusterError: the API refuses it.
+        """
         with file.open("rb") as content:
             answer = self._call(
                 "POST",
@@ -59,7 +70,16 @@ class Rest:
         self._call("POST", f"/ingestion-jobs/{job_id}/retry")
 
     def search(self, *, knowledge_base: str, query: str, limit: int = 3) -> list[dict[str, Any]]:
-        """Return the best chunks for a query."""
+        """Return the best chunks for a query.
+
+        Args:
+            knowledge_base: UUID.
+            query: the question.
+            limit: chunks at most.
+
+        Raises:
+            LocalClusterError: the API refuses it.
+        """
         body = {"query": query, "kb_ids": [knowledge_base], "limit": limit}
         answer = self._call("POST", "/search", json=body)
         results: list[dict[str, Any]] = answer["results"]
@@ -73,9 +93,16 @@ class Rest:
         until: Callable[[dict[str, Any]], bool],
         seconds: float,
     ) -> dict[str, Any]:
-        """Poll a job, showing each answer, until `until` says so.
+        """Poll a job and return it as it was last.
 
-        Raises LocalClusterError after `seconds`.
+        Args:
+            job_id: the job's.
+            show: is given each answer.
+            until: says of an answer whether it is the last.
+            seconds: how long at most.
+
+        Raises:
+            LocalClusterError: it takes longer.
         """
         deadline = time.monotonic() + seconds
         while True:

@@ -55,7 +55,13 @@ class Story:
         self._rows: list[tuple[str, float, str]] = []
 
     def add(self, what: str, seconds: float, result: str) -> None:
-        """Add a row."""
+        """Add a row.
+
+        Args:
+            what: was done.
+            seconds: it took.
+            result: what came of it.
+        """
         self._rows.append((what, seconds, result))
 
     @contextmanager

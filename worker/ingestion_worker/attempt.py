@@ -97,13 +97,21 @@ class Attempt:
     segments: str | None
 
     def require_version(self) -> VersionRef:
-        """Return the version; InvalidAttempt if the file has none."""
+        """Return the version.
+
+        Raises:
+            WorkerError: InvalidAttempt if the file has none.
+        """
         if self.version is None:
             raise WorkerError("InvalidAttempt", f"the attempt for {self.stage.value} names no version")
         return self.version
 
     def require_total_segments(self) -> int:
-        """Return the number of segments of the document; InvalidAttempt if the file has none."""
+        """Return the number of segments of the document.
+
+        Raises:
+            WorkerError: InvalidAttempt if the file does not say it.
+        """
         if self.total_segments is None:
             raise WorkerError("InvalidAttempt", f"the attempt for {self.stage.value} has no totalSegments")
         return self.total_segments

@@ -45,6 +45,11 @@ def split(*, text: str, chunk_size: int, overlap: int) -> list[tuple[int, str]]:
     Takes time in proportion to the text, whatever is in it, and makes the chunks that the splitter makes of the whole:
     of the whole on each side where there are more than 512 characters of white space.
 
+    Args:
+        text: what to cut.
+        chunk_size: characters of a chunk at most.
+        overlap: characters that a chunk may share with the one before.
+
     Source: https://docs.rs/text-splitter
     """
     from semantic_text_splitter import TextSplitter
@@ -139,7 +144,13 @@ def chunk_pages(*, pages: Sequence[str], before: str, first: int, chunk_size: in
 
 
 def chunk_id(*, version_id: str, segment: int, position: int) -> str:
-    """Return a chunk's id, the same on every run."""
+    """Return a chunk's id, the same on every run.
+
+    Args:
+        version_id: the version's UUID.
+        segment: the segment's index.
+        position: the chunk's place in its segment, from 0.
+    """
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{version_id}/{segment}/{position}"))
 
 

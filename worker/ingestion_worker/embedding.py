@@ -113,6 +113,12 @@ class BuiltinEmbedder:
 
     Reads the package's files without importing it: its import takes a quarter of a second and sets up logging.
     Without padding: a batch padded to its longest text took gigabytes.
+
+    Args:
+        spec: what is asked for.
+
+    Raises:
+        WorkerError: EmbeddingRejected for a model or dimensions that it does not have.
     """
 
     def __init__(self, *, spec: EmbeddingSpec) -> None:
@@ -195,6 +201,9 @@ class HttpEmbedder:
         api_key: bearer token or None.
         limits: of each batch.
         sleep: how to pause.
+
+    Raises:
+        WorkerError: EmbeddingUnauthorized when the key holds characters that no header can.
 
     Source: https://platform.openai.com/docs/api-reference/embeddings/create
     """

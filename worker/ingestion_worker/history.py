@@ -119,7 +119,17 @@ def sequence_of(*, key: str) -> int:
 
 
 def read_state(*, store: Store, knowledge_base: str, document_id: str) -> State:
-    """Return the newest entry of a document's history; an empty state if there is none."""
+    """Return the newest entry of a document's history; an empty state if there is none.
+
+    Args:
+        store: the tenant's store.
+        knowledge_base: its UUID.
+        document_id: the document's UUID.
+
+    Raises:
+        WorkerError: StoreUnavailable, also for an entry that is listed but not there; StoreForbidden; or as
+            `decode_state`.
+    """
     prefix = layout.history_prefix(knowledge_base=knowledge_base, document_id=document_id)
     newest = max((sequence_of(key=entry.key) for entry in store.list(prefix=prefix)), default=0)
     if newest == 0:
@@ -138,8 +148,19 @@ def raise_fence(
 
     Generation 0 has no earlier attempt and writes nothing.
 
+    Args:
+        store: the tenant's store.
+        knowledge_base: its UUID.
+        document_id: the document's UUID.
+        job_uid: the IngestionJob's.
+        number: of the version that the job makes.
+        generation: this attempt's.
+
+    Returns:
+        the state that this leaves: its live version may be the job's own.
+
     Raises:
-        WorkerError: Fenced when a later attempt has already shut this one out.
+        WorkerError: Fenced when a later attempt has already shut this one out; else as `read_state`.
     """
 
     def decide(state: State) -> State | None:
@@ -156,8 +177,14 @@ def raise_fence(
 def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveVersion:
     """Make a version live, atomically, and return what is live then: `version`, or this job's own earlier publish.
 
+    Args:
+        store: the tenant's store.
+        knowledge_base: its UUID.
+        version: what is to be live; its time is set here.
+
     Raises:
-        WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt of the job exists.
+        WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt of the job exists; else
+            as `read_state`.
     """
 
     def decide(state: State) -> State | None:

@@ -1,6 +1,9 @@
 """Where everything lies in a tenant's bucket, in one place (docs/store-layout.md says why).
 
 All ids were checked when the attempt was read, so no part of a key can leave its folder.
+
+The arguments are the same everywhere: UUIDs of knowledge base and document, and of the version; `prefix` is what
+`version_prefix` returns; `plan_hash` is the plan's own; segments are counted from 0, versions and entries from 1.
 """
 
 from __future__ import annotations
@@ -87,7 +90,11 @@ def segment_key(*, prefix: str, plan_hash: str, segment: int, chunks: int) -> st
 
 
 def parse_segment_key(*, key: str) -> tuple[int, int]:
-    """Return (segment, chunks) of an output's key; ValueError if it is none."""
+    """Return (segment, chunks) of an output's key.
+
+    Raises:
+        ValueError: it is none.
+    """
     folder, _, name = key.rpartition("/")
     if not name.endswith(".parquet"):
         raise ValueError(key)

@@ -124,7 +124,17 @@ def encode_segment(
 
 
 def find_output(*, store: Store, prefix: str, plan_hash: str, segment: int) -> int | None:
-    """Return the number of chunks of a segment's output, or None if there is no output yet."""
+    """Return the number of chunks of a segment's output, or None if there is no output yet.
+
+    Args:
+        store: the tenant's store.
+        prefix: the version's.
+        plan_hash: the plan's.
+        segment: the segment's index.
+
+    Raises:
+        WorkerError: StoreUnavailable, StoreForbidden.
+    """
     folder = layout.segment_prefix(prefix=prefix, plan_hash=plan_hash, segment=segment)
     for entry in store.list(prefix=folder):
         return layout.parse_segment_key(key=entry.key)[1]
@@ -132,7 +142,16 @@ def find_output(*, store: Store, prefix: str, plan_hash: str, segment: int) -> i
 
 
 def iterate_outputs(*, store: Store, prefix: str, plan_hash: str) -> Iterator[tuple[int, int]]:
-    """Yield (segment, chunks) of every output under a plan, as they are listed (1,000 per request on S3)."""
+    """Yield (segment, chunks) of every output under a plan, as they are listed (1,000 per request on S3).
+
+    Args:
+        store: the tenant's store.
+        prefix: the version's.
+        plan_hash: the plan's.
+
+    Raises:
+        WorkerError: StoreUnavailable, StoreForbidden.
+    """
     for entry in store.list(prefix=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash)):
         with contextlib.suppress(ValueError):
             yield layout.parse_segment_key(key=entry.key)

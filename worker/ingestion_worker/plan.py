@@ -95,7 +95,16 @@ def fingerprint(*, attempt: Attempt) -> dict[str, Any]:
 
 
 def write_plan(*, store: Store, prefix: str, plan: Plan) -> str:
-    """Write a plan under its hash and return the hash; writing it again changes nothing."""
+    """Write a plan under its hash and return the hash; writing it again changes nothing.
+
+    Args:
+        store: the tenant's store.
+        prefix: the version's.
+        plan: what to write.
+
+    Raises:
+        WorkerError: StoreUnavailable, StoreForbidden.
+    """
     data = plan.encode()
     digest = hash_of(data=data)
     store.put(key=layout.plan_key(prefix=prefix, plan_hash=digest), data=data)
@@ -105,8 +114,14 @@ def write_plan(*, store: Store, prefix: str, plan: Plan) -> str:
 def read_plan(*, store: Store, prefix: str, plan_hash: str) -> Plan:
     """Read the plan that an attempt names.
 
+    Args:
+        store: the tenant's store.
+        prefix: the version's.
+        plan_hash: the plan's.
+
     Raises:
-        WorkerError: SegmentsMissing when it is not there or not whole; PipelineChanged when it has another format.
+        WorkerError: SegmentsMissing when it is not there or not whole; PipelineChanged when it has another format; a
+            Store… code.
     """
     key = layout.plan_key(prefix=prefix, plan_hash=plan_hash)
     try:
@@ -123,7 +138,11 @@ def read_plan(*, store: Store, prefix: str, plan_hash: str) -> Plan:
 
 
 def check_pipeline(*, plan: Plan, attempt: Attempt) -> None:
-    """Raise PipelineChanged, naming what differs, unless this worker's pipeline is the plan's."""
+    """Refuse to go on when this worker's pipeline is another than the plan's.
+
+    Raises:
+        WorkerError: PipelineChanged, naming what differs.
+    """
     mine = fingerprint(attempt=attempt)
     if mine == plan.pipeline:
         return

@@ -66,8 +66,16 @@ def version_message(*, live: LiveVersion) -> dict[str, Any]:
 def commit(*, context: Context, version_id: str, number: int, plan_hash: str, segments: int, mode: str) -> LiveVersion:
     """Check the outputs and publish.
 
+    Args:
+        context: the stage's surroundings.
+        version_id: the version's UUID.
+        number: its number.
+        plan_hash: its plan's.
+        segments: how many there must be.
+        mode: `Segmented` or `SinglePass`.
+
     Raises:
-        WorkerError: as `publish_version`.
+        WorkerError: SegmentsMissing, naming them; else as `history.publish`.
     """
     attempt = context.attempt
     prefix = context.version_prefix(version_id=version_id)

@@ -103,7 +103,12 @@ class SegmentCache:
         self._lock = threading.Lock()
 
     def vectors(self, *, bucket: str, key: str, load: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return an output's vectors, reading them at most once while they stay in the cache."""
+        """Return an output's vectors, reading them at most once while they stay in the cache.
+
+        Args:
+            bucket, key: the output's.
+            load: reads them.
+        """
         with self._lock:
             found = self._vectors.get((bucket, key))
             if found is not None:

@@ -339,6 +339,11 @@ def system_resolver(host: str, port: int) -> list[str]:
 def checked_addresses(*, host: str, addresses: Iterable[str], allow: AllowList) -> list[str]:
     """Return the addresses if every one may be connected to.
 
+    Args:
+        host: whose they are.
+        addresses: as it was resolved.
+        allow: what may be besides public ones.
+
     Raises:
         WorkerError: SourceNotAllowed naming the first that may not: a name with one inner address is not half trusted.
     """
@@ -354,7 +359,16 @@ def checked_addresses(*, host: str, addresses: Iterable[str], allow: AllowList) 
 
 
 def guarded_backend(*, allow: AllowList, limits: FetchLimits, deadline: float, resolver: Resolver) -> Any:
-    """Return an httpcore network backend that connects only to checked addresses and keeps to a deadline."""
+    """Return an httpcore network backend that connects only to checked addresses and keeps to a deadline.
+
+    What it connects raises httpcore's errors; for an address that may not be it raises as `checked_addresses`.
+
+    Args:
+        allow: addresses that may be besides public ones.
+        limits: seconds to connect, and for messages.
+        deadline: in monotonic seconds; every wait ends there.
+        resolver: name resolution.
+    """
     import httpcore
 
     class Stream(httpcore.NetworkStream):

@@ -123,6 +123,12 @@ class Store:
     """A tenant's bucket. Cheap to make, safe to share between threads.
 
     Every method raises WorkerError StoreUnavailable or StoreForbidden; reads raise ObjectMissingError.
+
+    Args:
+        config: where it is, and the credentials.
+
+    Raises:
+        WorkerError: InvalidAttempt for a URL that is none of a store.
     """
 
     def __init__(self, *, config: StoreConfig) -> None:
@@ -161,7 +167,12 @@ class Store:
         return body
 
     def get_range(self, *, key: str, start: int, end: int) -> bytes:
-        """Return the bytes [start, end) of an object."""
+        """Return bytes of an object.
+
+        Args:
+            key: the object's.
+            start, end: the bytes [start, end).
+        """
         with _mapped(key):
             return bytes(obstore.get_range(self._backend, key, start=start, end=end))
 
@@ -211,6 +222,11 @@ class Store:
     def download(self, *, key: str, path: Path, max_bytes: int) -> str:
         """Copy an object into a local file, piece by piece, and return its SHA-256 in hex.
 
+        Args:
+            key: the object's.
+            path: the file.
+            max_bytes: the largest that is copied.
+
         Raises:
             WorkerError: DocumentTooLarge when it has more than `max_bytes`, before anything is copied;
                 StoreUnavailable when it is overwritten meanwhile.
@@ -243,7 +259,11 @@ class Store:
             obstore.delete(self._backend, key)
 
     async def put_stream(self, *, key: str, chunks: AsyncIterator[bytes]) -> None:
-        """Write an object from an asynchronous stream, in parts; an error in the stream leaves no object."""
+        """Write an object from an asynchronous stream, in parts; an error in the stream leaves no object.
+
+        Raises:
+            Exception: whatever the stream raised.
+        """
         broken: Exception | None = None
 
         async def until_it_breaks() -> AsyncIterator[bytes]:

@@ -18,6 +18,16 @@ def claim_number(*, store: Store, knowledge_base: str, document_id: str, job_uid
 
     Two create-only objects: the number's (so that no two jobs share one) and the job's (so that a job has one). A crash
     between the two leaves a number that its job takes up again, or that nobody has: numbers may have gaps.
+
+    Args:
+        store: the tenant's store.
+        knowledge_base: its UUID.
+        document_id: the document's UUID.
+        job_uid: the IngestionJob's.
+
+    Raises:
+        WorkerError: StoreUnavailable, also when other jobs were faster each time; StoreForbidden.
+        ObjectMissingError: a number was deleted from outside after it was listed.
     """
     claim = layout.claim_key(knowledge_base=knowledge_base, document_id=document_id, job_uid=job_uid)
     prefix = layout.numbers_prefix(knowledge_base=knowledge_base, document_id=document_id)

@@ -119,7 +119,12 @@ _BODY: Final[dict[str, Any]] = {
     openapi_extra={"requestBody": _BODY},
 )
 async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestResponse:
-    """Store an upload and make its job."""
+    """Store an upload and make its job.
+
+    Raises:
+        ProblemError: 400 for a wrong form or options; 413 for a file that is too large; 429 for too many uploads; 503
+            when store or API server does not answer.
+    """
     parts = services_of(request)
     limit = parts.config.max_source_bytes
     announced = content_length(request.scope)

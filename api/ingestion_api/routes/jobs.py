@@ -84,7 +84,11 @@ async def list_ingestion_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query()] = None,
 ) -> Response:
-    """Return one page of jobs."""
+    """Return one page of jobs.
+
+    Raises:
+        ProblemError: 400 for a phase or a cursor that is none; 503 until all jobs are listed.
+    """
     index = services_of(request).index
     if not index.synced:
         raise still_listing()

@@ -73,7 +73,11 @@ class SearchResponse(BaseModel):
     responses={**BAD_REQUEST, **UNAUTHORIZED},
 )
 async def search_knowledge_base(request: Request, body: SearchRequest, caller: Caller) -> SearchResponse:
-    """Answer a search."""
+    """Answer a search.
+
+    Raises:
+        ProblemError: 400 for what is not supported, else as `Searches.run`.
+    """
     for name, given in (
         ("rerank", body.rerank),
         ("prefer_draft", body.prefer_draft),

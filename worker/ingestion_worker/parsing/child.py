@@ -22,7 +22,13 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class TextWriter:
-    """Writes UTF-8 text to a file, up to a number of bytes."""
+    """Writes UTF-8 text to a file, up to a number of bytes.
+
+    Args:
+        path: the file.
+        name: the document's, for messages.
+        limit: bytes at most.
+    """
 
     def __init__(self, *, path: Path, name: str, limit: int) -> None:
         with _writing(name):
@@ -34,7 +40,11 @@ class TextWriter:
         self.has_text = False
 
     def write(self, text: str) -> None:
-        """Append text; DocumentTooLarge once it is over the limit."""
+        """Append text.
+
+        Raises:
+            WorkerError: DocumentTooLarge once it is over the limit; Internal when the disk does not take it.
+        """
         data = text.encode("utf-8", "replace")
         self._bytes += len(data)
         if self._bytes > self._limit:

@@ -30,6 +30,11 @@ _NOTES: Final = ("footnotes", "endnotes")
 def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
     """Write the document's text, one paragraph per line; footnotes and endnotes after it.
 
+    Args:
+        path: the file.
+        name: its name at the source.
+        write: takes the text.
+
     Raises:
         WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentTooLarge, DocumentTooComplex;
             UnsupportedType when it includes a file of a type that is not read.

@@ -65,13 +65,21 @@ def parse_html(
 
 
 def check_size(*, size: int, name: str) -> None:
-    """Raise DocumentTooLarge for more HTML than is read."""
+    """Refuse more HTML than is read.
+
+    Raises:
+        WorkerError: DocumentTooLarge.
+    """
     if size > MAX_HTML_BYTES:
         raise WorkerError("DocumentTooLarge", f"{name} has {size} bytes; at most {MAX_HTML_BYTES} of HTML are read")
 
 
 def html_text(*, data: bytes, name: str, charset: str | None = None, xml: bool = False) -> str:
-    """Return the visible text of the body; the arguments are those of `parse_html`.
+    """Return the visible text of the body.
+
+    Args:
+        data: the file's bytes.
+        name, charset, xml: as for `parse_html`.
 
     Raises:
         WorkerError: DocumentUnreadable, DocumentTruncated.

@@ -71,6 +71,12 @@ def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) ->
 
     The page before is empty when it cannot be read: that is the other segment's to report.
 
+    Args:
+        path: the file.
+        name: its name at the source.
+        first, last: which pages.
+        before: whether the page before is wanted.
+
     Raises:
         WorkerError: PageUnreadable naming the page, counted from 1, or what `inspect_pdf` raises.
     """

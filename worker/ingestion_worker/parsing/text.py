@@ -61,6 +61,12 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
 def parse_text(*, path: Path, name: str, write: Callable[[str], None], charset: str | None = None) -> None:
     """Write the file's text as it is, with `\\n` line ends and no control characters.
 
+    Args:
+        path: the file.
+        name: its name at the source.
+        write: takes the text.
+        charset: what is stated of it.
+
     Raises:
         WorkerError: DocumentUnreadable when it is no text, DocumentTruncated when it ends inside a character.
     """
@@ -77,6 +83,11 @@ def decode(*, data: bytes, name: str, charset: str | None) -> str:
 
     A stated charset that UTF-8 cannot be told from comes before it. What is UTF-8 but for a few damaged bytes has
     U+FFFD in their place, whether it has a mark or not.
+
+    Args:
+        data: the bytes.
+        name: the document's, for messages.
+        charset: what is stated; None, or a name that nobody knows, states nothing.
 
     Raises:
         WorkerError: DocumentUnreadable or DocumentTruncated.
