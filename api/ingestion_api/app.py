@@ -58,7 +58,7 @@ def create_app(options: Options | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
-        # Else another path with or without a slash is answered with the address that the client itself sent as Host.
+        # Else a path with a slash too many or too few is redirected, to whatever host the client named as Host.
         redirect_slashes=False,
     )
     problems.install(app)

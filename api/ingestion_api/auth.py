@@ -27,9 +27,9 @@ from ingestion_api.problems import ProblemError, unavailable
 
 LOG: Final = logging.getLogger("ingestion_api.auth")
 FRESH_SECONDS: Final = 5.0
-# An unknown key makes the Secret be read at once, but strangers must not make that more than one read a second.
+# An unknown key has the Secret read at once. Strangers must not cause more than one read a second that way.
 REREAD_SECONDS: Final = 1.0
-# While the API server does not answer, what was read last is believed so long; then nobody gets in.
+# So long what was read last is believed while the API server does not answer; then nobody gets in.
 STALE_SECONDS: Final = 30.0
 _HEADER: Final = "x-api-key"
 _KEY: Final = re.compile(r"^ik_([a-z0-9]{4,32})_([A-Za-z0-9_-]{43})$")
@@ -155,7 +155,7 @@ class KeyRing:
                 raise unavailable("the API keys cannot be read from the cluster; try again")
 
     async def _read(self) -> bool:
-        """Read the Secret; False when the API server does not give it, and what was read last stands for a while."""
+        """Read the Secret and return True; False when the API server does not give it: what was read before stands."""
         try:
             secret = await self._kube.request("GET", self._path, timeout=5.0)
         except ApiError as error:
@@ -164,7 +164,7 @@ class KeyRing:
                 return False
             secret = {}
         finally:
-            # The end of it: those who waited for one that hung are not to try, one after the other, for as long.
+            # The time of its end: after a try that hung, those who waited for it must not hang in one more each.
             self._tried_at = time.monotonic()
         self._entries = decode_entries(secret)
         return True

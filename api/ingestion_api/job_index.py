@@ -30,7 +30,7 @@ Place = tuple[float, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedJob:
-    """What is kept of a job: what finds it, and its entry in a list as it is sent. As models it took 8 times as much.
+    """What is kept of a job: what it is found by, and its entry in a list as JSON. As models that took 8 times as much.
 
     Args:
         namespace, name: the resource's.
@@ -61,7 +61,7 @@ class IndexedJob:
         """
         metadata = job.metadata
         return cls(
-            # One text for all jobs that share it: each was read from a JSON of its own.
+            # Each job was read from JSON of its own: those with the same text are to share one copy of it.
             namespace=sys.intern(metadata.namespace),
             name=metadata.name,
             job_id=job_id(job),
@@ -99,7 +99,7 @@ class JobIndex:
         try:
             await follow(self._kube, ingestion_path(), take=take, listed=listed, failed=failed)
         except Exception:
-            # Nobody waits for this task. The cluster asks how it is, and starts the process anew.
+            # Nobody waits for this task. The probe reports its end, and the cluster starts the process anew.
             LOG.exception("the jobs are no longer followed")
         finally:
             self.ended = True
@@ -181,7 +181,7 @@ class JobIndex:
     def _delete(self, uid: str) -> None:
         self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
-        # The answer to a request may come in after the event that deleted its job: it must not come back.
+        # The answer to an earlier request may come in after a job was deleted, and must not bring it back.
         self._gone[uid] = None
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)

@@ -40,7 +40,7 @@ class Jobs:
             ApiError: the API server does not answer.
         """
         text = str(wanted)
-        # Asked before the look-up: what is listed while the reads are under way was not known to it.
+        # Asked before the look-up, which does not know what is listed while the reads are under way.
         synced = self._index.synced
         indexed = self._index.name_of(namespace=namespace, job_id=text)
         # The index may be a moment old, and the name another job's by now.
@@ -134,7 +134,7 @@ def _refusal(namespace: str, error: ApiError) -> Exception:
 class JobUnknownError(ProblemError):
     """It cannot be found out whether the job was made, so what it needs must stay.
 
-    Without Retry-After: who repeats the request by itself may make a second document.
+    Without Retry-After: a client that repeats the request by itself could make a second document.
     """
 
     def __init__(self, name: str) -> None:

@@ -55,7 +55,7 @@ class AccessLog:
         try:
             await self._app(scope, receive, sending)
         except asyncio.CancelledError:
-            # What takes longer than a shutdown may. uvicorn's own answer is a plain 500.
+            # The request took longer than a shutdown may. uvicorn's own answer would be a plain 500.
             if status:
                 raise
             await unavailable("the API is being restarted; try again").response()(scope, receive, sending)

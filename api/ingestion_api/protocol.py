@@ -13,19 +13,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingestion_api.problems import bad_request, unavailable
 
-# What a cluster asks to decide whether to end the process: to have many clients is no reason to.
+# By these a cluster decides whether to end the process, and many clients are no reason for that.
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
-# Beside the one that is being answered. Few clients send any; the parser makes kilobytes of each that takes 18 bytes.
+# Requests beside the one that is being answered. Few clients send any; one of 18 bytes becomes kilobytes in memory.
 _MOST_WAITING: Final = 8
 # An answer stays in memory until it is read.
 _UNREAD_SECONDS: Final = 30.0
 
 
 class _Parser(httptools.HttpRequestParser):
-    """Ignores that a client would rather go on with another protocol (RFC 9110, 7.8): reads its request all the same.
+    """Reads a request that asks to go on with another protocol (RFC 9110, 7.8) as if it did not.
 
-    httptools takes what follows such a head, even the body that it announces, for that other protocol's, and uvicorn
-    what comes of it later for requests: those that a stranger puts into a body.
+    httptools takes all that follows such a head for the other protocol, even the body that it announces. uvicorn then
+    takes it for requests: a stranger could put requests into a body.
     """
 
     def __init__(self, protocol: BoundedHttp) -> None:
@@ -33,7 +33,7 @@ class _Parser(httptools.HttpRequestParser):
         self._begin()
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]
-        """Parse bytes; a head with `Upgrade` a second time, without that.
+        """Parse bytes. A head with `Upgrade` is parsed a second time, without it.
 
         Raises:
             httptools.HttpParserError: they are no request that can be answered.
@@ -44,7 +44,7 @@ class _Parser(httptools.HttpRequestParser):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 method = self.get_method()
-                if method == b"CONNECT":  # no header asks for it, and nobody knows what comes next
+                if method == b"CONNECT":  # there is no header to leave out
                     raise httptools.HttpParserError("CONNECT") from None
                 head = [b"%s %s HTTP/%s" % (method, self._protocol.url, self.get_http_version().encode())]
                 head += [b"%s: %s" % header for header in self._protocol.headers if header[0] != b"upgrade"]
@@ -60,8 +60,8 @@ class BoundedHttp(HttpToolsProtocol):
     """Hangs up on a client that keeps a connection busy without a request, or would fill memory with what is no body.
 
     - Over `h11_max_incomplete_event_size` bytes of request line and headers, or of what stands between and after the
-      pieces of a body: 400 if that can still be answered. Bytes are counted as they come: the parser keeps a header
-      without an end to itself.
+      pieces of a body: 400 if that can still be answered. Bytes are counted as they come: the parser does not
+      tell of a header before its end.
     - No whole head within `timeout_keep_alive` seconds, from the beginning of the connection, the last answer, or the
       last piece of a body that was answered before it had come.
     - Over `limit_concurrency` connections: 503 and hung up, but for probes.
@@ -78,7 +78,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._most_connections = self.config.limit_concurrency
         self.limit_concurrency = None  # uvicorn's own answer is plain text, to probes too
         self._bytes = 0
-        """That came since a head began, or since the last piece of a body."""
+        """How many came since a head began, or since the last piece of a body."""
         self._in_head = True
         self._no_head: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -146,7 +146,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body has come; it may be answered already, and its sender not have read that yet."""
+        """A piece of a body has come. The request may be answered already, before its client has read that."""
         self._bytes = 0
         if self._no_head is not None:
             self._wait_for_head()

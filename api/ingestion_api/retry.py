@@ -171,7 +171,7 @@ class Retries:
             annotations[ANNOTATION_RETRY_ORIGIN] = json.dumps(
                 {"generation": write.generation, "trigger": Trigger.REST.value, "requestedBy": f"key:{caller.key_id}"}
             )
-            # A subset that some earlier retry was cut to must not cut this one.
+            # An earlier retry may have been cut to a subset; this one must not be.
             body["spec"] = {"retryGeneration": write.generation, "retrySegments": None}
         path = ingestion_path(job.metadata.namespace, job.metadata.name)
         self._index.put(await self._kube.request("PATCH", path, body=body, content_type=MERGE_PATCH))

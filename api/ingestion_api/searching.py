@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ingestion_worker.search import Hit, SegmentCache
 
 _TENANT_CACHES: Final = 4
-# Beside those caches (512 MiB), uploads, and what the process takes itself, it fits into the chart's limit.
+# Together with the caches (512 MiB), uploads, and the process itself this fits into the chart's memory limit.
 _READ_BYTES: Final = 192 * 2**20
-# Their specs come from tenants.
+# Bounded, as it is tenants who choose their specs.
 _EMBEDDERS: Final = 32
 
 
@@ -136,7 +136,7 @@ class Searches:
         """Return the embedder of a live version; None, so that it is passed over, when its provider is gone.
 
         Raises:
-            ProblemError: 503 when the provider's key is not to be had.
+            ProblemError: 503 when the provider's key cannot be had.
         """
         from ingestion_worker.embedding import make_embedder
 
@@ -158,7 +158,7 @@ class Searches:
             return embedder
 
     async def _provider_keys(self) -> dict[str, str]:
-        """Return the keys that are to be had: one that is not matters only to who needs it."""
+        """Return the keys that can be had: a missing one matters only to a search that needs it."""
         keys: dict[str, str] = {}
         for provider in self._config.embedding_providers:
             if provider.secret_name and (key := await self._provider_key(provider.secret_name)) is not None:

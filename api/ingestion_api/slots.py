@@ -18,7 +18,7 @@ class Slots:
     Args:
         what: for the message, in the plural.
         count: slots.
-        tenants: how many tenants share them: of several, none gets the last quarter, so that the others get on.
+        tenants: how many share them; if it is several, none may hold the last quarter, so that the others get on.
         wait_seconds: how long to wait for one.
     """
 
@@ -63,7 +63,7 @@ class Slots:
     def _ended(self, task: asyncio.Task[Any], own: asyncio.Semaphore) -> None:
         self._give_back(own)
         if not task.cancelled():
-            # Looked at here, as nobody else may: asyncio logs an error that was never looked at.
+            # Looked at here, in case nobody else does: asyncio logs an error that nobody has looked at.
             task.exception()
 
     async def _take(self, namespace: str) -> asyncio.Semaphore:

@@ -43,7 +43,7 @@ class TenantStores:
             refresh: read the Secret even if it was read a moment ago, as the store refused the credentials.
 
         Raises:
-            ProblemError: 400 when the namespace is no tenant; 503 when its credentials are not to be had.
+            ProblemError: 400 when the namespace is no tenant; 503 when its credentials cannot be had.
             ApiError: the API server does not say.
         """
         tenant = self._config.tenant(namespace)
@@ -55,7 +55,7 @@ class TenantStores:
         read_at, store = self._open.get(namespace, (0.0, None))
         if store is not None and not refresh and time.monotonic() - read_at <= FRESH_SECONDS:
             return store
-        # One read for all who wait for it, so that they do not wait for one another's when the API server hangs.
+        # All who wait share one read: while the API server hangs they would else wait for one read after the other.
         read = self._reads.get(namespace)
         if read is None:
             read = self._reads[namespace] = asyncio.create_task(self._connect(tenant))

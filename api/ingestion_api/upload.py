@@ -21,7 +21,7 @@ from ingestion_api.problems import ProblemError, bad_request
 MAX_FIELDS: Final = 16
 MAX_FIELD_BYTES: Final = 16 * 1024
 MAX_PART_HEADER_BYTES: Final = 4096
-# Of a slower client, or one that keeps an upload open with a byte now and then, the place is another's.
+# A client that is slower, or keeps its upload open with a byte now and then, loses its place to another.
 _LEAST_BYTES: Final = 64 * 1024
 
 
@@ -31,7 +31,7 @@ class FilePart:
 
     Args:
         name: the client's file name; may be empty.
-        content_type: the client's media type; None when it gave none that says anything.
+        content_type: the client's media type; None when it gave none, or one that says nothing.
     """
 
     name: str

@@ -21,7 +21,7 @@ DEFAULT_CONFIG: Final = "/etc/ingestion-operator/config.yaml"
 
 
 class ConfigError(ValueError):
-    """What a process needs to know of its surroundings is missing or wrong; the message says where, and what is."""
+    """The configuration of a process is missing or wrong; the message names the file, field or variable."""
 
 
 class Tenant(Model):
@@ -81,7 +81,7 @@ class Config(Model):
     @classmethod
     def _networks(cls, networks: list[str]) -> list[str]:
         for network in networks:
-            ip_network(network, strict=False)  # the worker could only fail over it, or let everything by
+            ip_network(network, strict=False)  # found here: a worker could only fail over a wrong one
         return networks
 
     @classmethod
@@ -108,7 +108,10 @@ class Config(Model):
         return next((tenant for tenant in self.tenants if tenant.namespace == namespace), None)
 
     def allows_image(self, image: str) -> bool:
-        """Return whether a job may name this worker image: the chart's own, or one that a pattern is of, if any is."""
+        """Return whether a job may name this worker image.
+
+        It may always name the chart's own, and another where a pattern matches that or there are no patterns.
+        """
         patterns = self.worker_allowed_images
         return not patterns or image == self.worker_image or any(fnmatchcase(image, pattern) for pattern in patterns)
 

@@ -87,7 +87,7 @@ MAX_FAILURE_MESSAGE_BYTES: Final = 200
 MAX_IDEMPOTENCY_KEYS: Final = 20
 MAX_SEGMENTS: Final = 100_000
 MAX_SOURCE_BYTES: Final = 2**30
-"""Where the chart (`sources.maxBytes`) says nothing else: the largest document, uploaded or read."""
+"""The largest document, uploaded or read, unless the chart's `sources.maxBytes` says otherwise."""
 MAX_TERMINATION_MESSAGE_BYTES: Final = 4096
 
 

@@ -21,8 +21,8 @@ class ErrorCode:
         code: CamelCase name, at most `CODE_LENGTH` characters, as it stands in status and metrics.
         stage: the stage that reports it, or `any`.
         exit_code: the worker's exit code; None when the operator finds the error, not a worker.
-        retryable: a retry of the same job can succeed, once what `remedy` says is done;
-            False means that the document, or what a job cannot change, is at fault, as a rule.
+        retryable: a retry of the same job can succeed, once what `remedy` says is done; False means, as a rule, that
+            the fault lies in the document, or in settings that a job cannot change.
         meaning: what happened.
         remedy: what a person does about it.
     """

@@ -1,4 +1,4 @@
-"""A list and then a watch, without end: what a view of a collection is fed by.
+"""A list and then a watch, without end: they feed a view of a collection.
 
 Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
@@ -14,12 +14,12 @@ from typing import Any, Final, NoReturn
 from ingestion_crds.kube import ApiError, JsonObject, KubeClient, no_answer
 
 PAGE: Final = 500
-"""Objects of one answer at most: all in one would take tens of KB of memory for each, where there may be thousands."""
+"""Objects in one answer at most: each takes tens of KB of memory, and there may be thousands."""
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
 Take = Callable[[JsonObject, bool], None]
-"""Is told of an object, and whether it was deleted."""
+"""Is given an object, and whether it was deleted."""
 
 
 async def pages(
@@ -65,17 +65,17 @@ async def follow(
     listed: Callable[[frozenset[str], int], None] | None = None,
     failed: Callable[[ApiError, float], None],
 ) -> NoReturn:
-    """Tell of each object of a collection as it is and as it changes, until cancelled.
+    """Hand on each object of a collection as it is, and then each change, until cancelled.
 
-    After an error everything is listed again, ever less often while watches do not last.
+    After an error everything is listed again, after ever longer pauses while watches do not last.
 
     Args:
         kube: the API server.
         path: the collection's.
         query: parameters of list and watch, such as `labelSelector`.
-        take: is told of each listed object, and of each change.
-        listed: is told, after each list, the UIDs in it and its resourceVersion: what else is known is gone, or newer.
-        failed: is told what ended list or watch, and after how many seconds it is tried again.
+        take: is given each listed object, and each change.
+        listed: is given, after each list, the UIDs in it and its resourceVersion: any other object is gone, or newer.
+        failed: is given what ended list or watch, and the seconds until they are tried again.
     """
     pause = _FIRST_PAUSE_SECONDS
     while True:

@@ -38,10 +38,10 @@ from ingestion_crds.indexset import PATTERN as INDEX_SET_PATTERN
 
 UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 INT32_MAX: Final = 2**31 - 1
-# Two of three members of 0..99,999, in pairs, take 393,000 characters: no set of segments is longer.
+# The longest set holds two of every three segments, in pairs: of 100,000 segments that takes 393,000 characters.
 INDEX_SET_LENGTH: Final = 400_000
 RETRY_SET_LENGTH: Final = 65_536
-# Names are held to ASCII where Kubernetes does so too: in JSON another character may take six bytes.
+# Names are ASCII where Kubernetes wants that too: any other character may take six bytes in JSON.
 NAME_PATTERN: Final = r"^[A-Za-z0-9._-]*$"
 KEY_PATTERN: Final = r"^[A-Za-z0-9._/-]*$"
 QUANTITY_PATTERN: Final = r"^[A-Za-z0-9.+-]+$"
@@ -50,7 +50,7 @@ CODE_LENGTH: Final = 32
 MAX_CODES: Final = 48
 
 
-@lru_cache(maxsize=4096)  # a status holds many times, most of which it held when it was last written
+@lru_cache(maxsize=4096)  # a status holds many times; most of them were in it when it was last written
 def format_time(moment: datetime) -> str:
     """Return a time as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -82,7 +82,7 @@ class Source(Model):
     uri: str = Field(
         min_length=1,
         max_length=2048,
-        # Without classes such as \s: what they match is another thing to the API server than to pydantic.
+        # Without classes such as \s, which match other characters in the API server than in pydantic.
         pattern=r"^(s3|https?)://[^/ \t\n\f\r]+/?[^ \t\n\f\r]*$",
         description="An object of the tenant's own bucket (s3://BUCKET/KEY), or an http(s) URL on a public"
         " or allowed address.",
@@ -159,7 +159,7 @@ def _decimal(value: Any) -> Any:
 
 
 Quantity = Annotated[int | str, BeforeValidator(_decimal)]
-"""As in a pod: 0.5 is one too where it comes from YAML, in the chart's values; the CRD wants "0.5" or 500m."""
+"""As in a pod. The chart's values may say 0.5, which is a float in YAML; the CRD wants "0.5" or 500m."""
 
 
 class Resources(Model):

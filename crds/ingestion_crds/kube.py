@@ -26,8 +26,8 @@ from ingestion_crds.constants import GROUP, PLURAL, VERSION
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
-# The server ends a watch so often, and the next one goes on where that was: nothing else is sure to be sent, bookmarks
-# too are promised to nobody. Silence for longer means that the other end is gone without a word.
+# The server ends a watch after so long, and the next one goes on from there. Until then it need not send anything: not
+# even bookmarks are promised. Silence for longer means that the other end is gone.
 WATCH_SECONDS: Final = 120
 _WATCH_GRACE_SECONDS: Final = 30
 _TLS_SHUTDOWN_SECONDS: Final = 0.1
@@ -248,7 +248,7 @@ class KubeClient:
         try:
             if response.status >= 400:
                 raise _api_error(response.status, await response.read())
-            if stream.content_type != "application/json":  # and maybe no line at all, as when nothing happens
+            if stream.content_type != "application/json":  # asked first: no line may follow for long
                 raise no_answer(f"{stream.content_type} is no stream of events")
             buffer = bytearray()
             async for block in stream.content.iter_any():
@@ -306,7 +306,7 @@ def _exists(kubeconfig: str) -> bool:
 
 
 def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
-    """Return the JSON that the API server has sent; what stands in front of it may answer anything in its place."""
+    """Return the JSON of an answer. A proxy may have sent anything in place of the API server."""
     try:
         answer = parse(bytes(raw))
     except orjson.JSONDecodeError as error:
@@ -350,7 +350,7 @@ def without_managed_fields(raw: bytes) -> bytes:
 
 
 def no_answer(why: str) -> ApiError:
-    """Return the error of a request that the API server did not answer, or somebody else did."""
+    """Return the error of a request that got no answer, or one that is not the API server's."""
     return ApiError(status=0, reason="NoAnswer", message=why)
 
 

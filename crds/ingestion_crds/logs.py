@@ -55,11 +55,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(*, logger: str | None = None, level: int | str = logging.INFO, **context: Any) -> None:
-    """Send what a logger is given from `level` on to stdout, each line with the fields of `context`.
+    """Write what a logger is given to stdout, each line with the fields of `context`.
 
     Args:
         logger: its name; None for all, those of libraries too.
-        level: the least that is written.
+        level: what is less severe is not written.
         context: fields of every line.
     """
     handler = logging.StreamHandler(sys.stdout)

@@ -51,7 +51,7 @@ def custom_resource_definition() -> JsonObject:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        # With the CRD all jobs would go. Helm never deletes it; Argo CD would, with its application.
+        # Who deletes the CRD deletes all jobs. Helm never does; Argo CD would, together with its application.
         "metadata": {
             "name": f"{PLURAL}.{GROUP}",
             "annotations": {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"},
@@ -110,7 +110,7 @@ def _root_schema() -> JsonObject:
     ):
         codes["x-kubernetes-validations"] = [_short_keys("code", CODE_LENGTH)]
     status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-    # Kubernetes writes list items of their own into managedFields unless the list is atomic.
+    # Unless a list is atomic, Kubernetes writes each of its items into managedFields.
     for field in ("failures", "attempts"):
         status["properties"][field]["x-kubernetes-list-type"] = "atomic"
     # kstatus calls an object without conditions current: a fresh job must not look finished.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Budget:
-    """So many bytes are in memory at the same time; who wants more waits until others have given theirs back.
+    """At most so many bytes are in memory at the same time; who wants more waits until others have given theirs back.
 
     Args:
         max_bytes: of all shares together. One that is larger than that is held alone.

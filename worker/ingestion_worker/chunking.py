@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 # A segment has at most 16 Mi characters and a chunk takes at least one, so a chunk's index stays unique.
 CHUNKS_PER_SEGMENT = 2**24
-# The splitter looks for each chunk's end in all that follows up to the next line end: it is given so much at a time.
+# For each chunk's end the splitter searches all that follows up to the next line end, so it is given a part at a time.
 _WINDOW_CHUNKS = 16
 _WINDOW_CHARACTERS = 4096
-# In white space the splitter takes time with the square of its length: no chunk spans more of it.
+# The splitter's time grows with the square of the length of white space, so no chunk spans more than this.
 _GAP: Final = re.compile(r"(?<!\s)\s{513,}")
 _PAGE_BREAK = "\n\n"
 
@@ -42,8 +42,8 @@ class Chunk:
 def split(*, text: str, chunk_size: int, overlap: int) -> list[tuple[int, str]]:
     """Cut text at the largest units that fit (paragraphs, sentences, words); return (offset, chunk) in characters.
 
-    Takes time in proportion to the text, whatever is in it, and makes the chunks that the splitter makes of the whole:
-    of the whole on each side where there are more than 512 characters of white space.
+    Takes time in proportion to the text, whatever is in it. The chunks are those that the splitter makes of the whole
+    text or, where there are more than 512 characters of white space, of the whole text on each side of them.
 
     Args:
         text: what to cut.
@@ -75,7 +75,7 @@ def _in_windows(*, splitter: TextSplitter, text: str, chunk_size: int) -> list[t
             chunks.pop()
         if end >= len(text):
             return chunks + found
-        # Near its end a window looks as if the text ended there.
+        # Near the end of a window chunks are cut as if the text ended there.
         certain = [(offset, content) for offset, content in found if offset + 2 * chunk_size < end]
         chunks += certain
         start = max(

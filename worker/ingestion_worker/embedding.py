@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["BuiltinEmbedder", "Embedder", "EmbeddingSpec", "HttpEmbedder", "RequestLimits", "make_embedder"]
 
 BATCH_TEXTS: Final = 64
-# A batch also ends at so many characters: what bounds memory is text, not the number of texts.
+# A batch also ends at so many characters: memory depends on them, not on the number of texts.
 BATCH_CHARACTERS: Final = 200_000
 RETRY_AFTER_CAP_SECONDS: Final = 60.0
 _MESSAGE_CHARACTERS: Final = 500
@@ -178,7 +178,7 @@ def _load_builtin() -> tuple[Any, NDArray[np.float16]]:
 
 
 def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return vectors of length 1; that of a text of which the model knows nothing stays 0, and has score 0."""
+    """Return the vectors with length 1; a zero vector, of a text of which the model knows nothing, stays zero."""
     import numpy as np
 
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -192,8 +192,8 @@ class HttpEmbedder:
 
     Safe to share between threads. `dimensions` is sent only once a model has answered with longer vectors than asked
     for, as many servers refuse the field. A batch that is refused is asked for in halves: many servers take fewer texts
-    at a time, none says how many, and of one text that is too long the others are not to suffer. No proxy or
-    credentials are taken from the environment.
+    at a time and none says how many, and one text that is too long must not fail the others. No proxy or credentials
+    are taken from the environment.
 
     Args:
         spec: model and dimensions to ask for.
@@ -240,7 +240,7 @@ class HttpEmbedder:
             )
         except (ValueError, UnicodeError) as error:
             raise WorkerError("EmbeddingUnauthorized", "the embedding key holds characters no header can") from error
-        # Who drops an embedder that threads share cannot know when the last of them is done with it.
+        # Closed with the last reference: whoever drops an embedder cannot know when other threads are done with it.
         self._close = weakref.finalize(self, self._client.close)
 
     def close(self) -> None:
@@ -267,7 +267,7 @@ class HttpEmbedder:
             if error.code != "EmbeddingRejected" or len(batch) == 1:
                 raise
         vectors = self._embed_halves(batch)
-        self._most_texts = min(self._most_texts, (len(batch) + 1) // 2)  # it was their number: apart they are taken
+        self._most_texts = min(self._most_texts, (len(batch) + 1) // 2)  # apart they were taken: it was their number
         return vectors
 
     def _embed_halves(self, batch: list[str]) -> NDArray[np.float32]:
@@ -277,7 +277,7 @@ class HttpEmbedder:
         return np.concatenate([self._embed_batch(batch[:half]), self._embed_batch(batch[half:])])
 
     def _embed_at_once(self, batch: list[str]) -> NDArray[np.float32]:
-        sent = self._send_dimensions  # by this request; another thread may learn meanwhile that it has to be
+        sent = self._send_dimensions  # for this request: another thread may change it meanwhile
         vectors = self._vectors(self._request(batch, send_dimensions=sent), len(batch))
         if vectors.shape[1] > self._spec.dimensions and not sent:
             self._send_dimensions = True
@@ -327,7 +327,7 @@ class HttpEmbedder:
         content = bytearray()
         headers = {"Content-Type": "application/json"}
         with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-            # Without a chunk size: with one, httpx gathers that much first, and a dripping server is never left.
+            # Without a chunk size: httpx would gather that much first, and wait for ever for a server that drips.
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > limit:
@@ -354,7 +354,7 @@ class HttpEmbedder:
             raise WorkerError("EmbeddingInvalid", f"the endpoint's answer is not usable: {_text(error)}") from error
         if vectors.ndim != 2 or not np.isfinite(vectors).all():
             raise WorkerError("EmbeddingInvalid", "the endpoint's vectors hold something that is no finite number")
-        return _unit(vectors.astype(np.float64))  # in four bytes the squares of honest numbers are 0 or infinite
+        return _unit(vectors.astype(np.float64))  # in float32 the squares of honest numbers can be 0 or infinite
 
 
 def _refusal(*, status: int, content: bytes) -> WorkerError:

@@ -103,7 +103,7 @@ def decode_state(*, data: bytes, sequence: int) -> State:
 
 
 def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) -> _Kind:
-    """Return a dataclass of texts and numbers, none longer than we write it, and of what is known to be right."""
+    """Return a dataclass of `values`, once their types and lengths are those that we write, and of what is `known`."""
     kinds = kind.__annotations__  # by their names, as they are not evaluated here
     for name, value in values.items():
         most = _MAX_TITLE if name == "title" else _MAX_FIELD

@@ -23,7 +23,7 @@ MAX_VECTOR_BYTES: Final = 64 * 2**20
 MAX_OUTPUT_BYTES: Final = 128 * 2**20
 # A few KB of Parquet can unpack to gigabytes.
 MAX_UNPACKED_BYTES: Final = 256 * 2**20
-# What is read of a chunk that is found; the vectors are read apart from it.
+# The columns that a search reads of the chunks it has found; it reads the vectors before, by themselves.
 HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "content", "start", "end", "page")
 _FLOAT_BYTES: Final = 4
 

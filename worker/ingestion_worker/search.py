@@ -49,7 +49,7 @@ LOG: Final = logging.getLogger(__name__)
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 _TEXTS: Final = ("chunk_id", "content")
-# A column of one long text, repeated, is small in the file: its values are made only once each, and looked at first.
+# A long text that is repeated is small in the file. So each text is made only once, and its length looked at first.
 _MAX_TEXT_BYTES: Final = 4 * 32_768
 # What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
 _FACT_BYTES: Final = 1500
@@ -300,7 +300,7 @@ def _search(
                 try:
                     return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
                 except _ForeignError as error:
-                    # Said once, as long as the cache knows; the others still answer.
+                    # Logged once, as long as the cache keeps it; the others still answer.
                     LOG.warning("an output is left out of searches", extra={"key": key, "error": str(error)})
                     return np.zeros((0, dimensions), dtype=np.float32)
 
@@ -413,7 +413,7 @@ def _top(*, vectors: NDArray[np.float32], query: NDArray[np.float32], limit: int
         return []
     with np.errstate(invalid="ignore", over="ignore"):
         scores = vectors @ query
-    scores[~np.isfinite(scores)] = -np.inf  # of vectors that are none
+    scores[~np.isfinite(scores)] = -np.inf  # of vectors with NaN or infinity
     count = min(limit, len(scores))
     rows = np.argpartition(-scores, count - 1)[:count]
     return [(float(scores[row]), int(row)) for row in rows if scores[row] > -np.inf]
@@ -469,12 +469,13 @@ def _opened(
             if unpacked <= room:
                 yield file
                 return
-        # It packs better than most. It is given up before more is asked for: two that wait for each other would hang.
+        # It packs better than most. The share is given back before a larger one is asked for: two searches that kept
+        # theirs would wait for each other.
         room = unpacked
 
 
 def _check_types(*, file: pq.ParquetFile) -> None:
-    """Refuse an output whose columns are not what we write: numbers alone take no more than their rows say."""
+    """Refuse an output whose columns have other types than ours: only of numbers do rows bound the memory."""
     import pyarrow as pa
 
     for name, wanted in column_types(dimensions=1).items():
@@ -482,7 +483,7 @@ def _check_types(*, file: pq.ParquetFile) -> None:
         found = file.schema_arrow.field(index).type if index >= 0 else None
         if isinstance(found, pa.DictionaryType):
             found = found.value_type
-        if isinstance(found, pa.FixedSizeListType):  # of which length, whoever reads it looks at
+        if isinstance(found, pa.FixedSizeListType):  # whoever reads it looks at its length
             found = pa.list_(found.value_type, 1)
         if found != wanted:
             raise _ForeignError(f"its {name} is {found}, not {wanted}")
@@ -490,7 +491,7 @@ def _check_types(*, file: pq.ParquetFile) -> None:
 
 @contextmanager
 def _whole() -> Iterator[None]:
-    """Damage that shows only when values are read is said as `_ForeignError`: the other outputs still answer."""
+    """Turn damage that shows only when values are read into `_ForeignError`: the other outputs still answer."""
     import pyarrow as pa
 
     try:

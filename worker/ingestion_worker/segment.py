@@ -111,7 +111,7 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
     wants_before = bool(overlap and cut.start)
     pages = _pages(context=context, plan=plan, path=path, cut=cut, before=wants_before)
     before = pages.pop(0) if wants_before else ""
-    # Scanned, or blank: only who has the document can tell.
+    # Scanned, or blank: only a person with the document can tell.
     blank = IndexSet.of(number for number, text in enumerate(pages, cut.start + 1) if not text.strip())
     if blank:
         LOG.warning("pages without text", extra={"document": plan.name, "pages": str(blank)})

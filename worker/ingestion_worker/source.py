@@ -71,7 +71,7 @@ class AllowList:
         deny: networks that count as not public as well (INGESTION_SOURCE_DENY).
 
     Raises:
-        ValueError: when `deny` names what is no network: it would let by what is meant.
+        ValueError: `deny` names something that is no network; to pass over it would allow what it was to deny.
     """
 
     def __init__(self, *, text: str, deny: str = "") -> None:

@@ -34,7 +34,7 @@ from obstore.store import LocalStore, S3Store
 from ingestion_worker import layout
 from ingestion_worker.outcome import WorkerError
 
-# One request's body at most: below the request's own timeout on a slow link.
+# The largest body of one request: it must be sent within the request's timeout on a slow link too.
 PIECE_BYTES: Final = 8 * 2**20
 _MESSAGE_CHARACTERS: Final = 300
 _REFUSED: Final = re.compile(r"status code: 40[13]\b")
@@ -274,7 +274,8 @@ class Store:
             except Exception as error:
                 broken = error
 
-        # An upload that is aborted leaves the parts that are still under way then. One that ends leaves an object.
+        # An upload that is aborted leaves those parts in the store that are under way then. So it is ended, and the
+        # object deleted.
         with _mapped(key):
             await obstore.put_async(self._backend, key, until_it_breaks(), chunk_size=PIECE_BYTES, max_concurrency=2)
         if broken is not None:

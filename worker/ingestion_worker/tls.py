@@ -19,7 +19,7 @@ def tls_context() -> ssl.SSLContext:
 def trust(*, authorities: Path) -> None:
     """Trust certificate authorities besides the others, for the rest of this process.
 
-    SSL_CERT_FILE is what all read that verify a server here, the S3 client too, and it stands for all there are.
+    Whatever verifies a server here reads SSL_CERT_FILE, the S3 client too, and trusts nothing but what is in it.
 
     Args:
         authorities: a PEM file (INGESTION_CA_FILE).

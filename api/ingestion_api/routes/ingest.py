@@ -177,7 +177,7 @@ def _read(fields: dict[str, str]) -> tuple[IngestForm, IngestOptions]:
 def _options(text: str) -> IngestOptions:
     """Read `options` as the API server reads a spec: by its own names and types, and nothing that it does not know.
 
-    The models alone let unknown fields by, as a resource may have been written by a newer release.
+    By themselves the models ignore unknown fields, as a newer release may have written a resource.
     """
     return IngestOptions.model_validate_json(text, strict=True, extra="forbid", by_alias=True, by_name=False)
 

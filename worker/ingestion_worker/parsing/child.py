@@ -55,7 +55,7 @@ class TextWriter:
             self._file.write(data)
 
     def flush(self) -> None:
-        """Hand what was written to the parent's view of the file."""
+        """Make what was written visible to the parent."""
         with _writing(self._name):
             self._file.flush()
 
@@ -67,7 +67,7 @@ class TextWriter:
 
 @contextlib.contextmanager
 def _writing(name: str) -> Iterator[None]:
-    """Report an error of the disk as one that may pass: it is no fault of the document."""
+    """Report an error of the disk as transient: it is no fault of the document."""
     try:
         yield
     except OSError as error:

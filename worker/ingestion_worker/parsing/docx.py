@@ -18,7 +18,7 @@ from ingestion_worker.parsing.html import check_size, html_text
 from ingestion_worker.parsing.text import decode, normal_lines
 from ingestion_worker.parsing.types import DocumentType, type_of
 
-# The sum of the sizes that the archive declares; a ratio would refuse honest files (one had 91 times).
+# Of all sizes that the archive declares. A ratio would refuse honest files: one unpacked to 91 times its size.
 MAX_UNPACKED_BYTES: Final = 512 * 2**20
 MAX_ENTRIES: Final = 20_000
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -78,7 +78,7 @@ class _Package:
         archive: its parts.
         name: for messages.
         write: takes the text.
-        included: it stands in another: it may include no more.
+        included: whether another includes it; then it may include none itself.
     """
 
     def __init__(self, *, archive: zipfile.ZipFile, name: str, write: Callable[[str], None], included: bool) -> None:
@@ -98,7 +98,7 @@ class _Package:
         ]
         for notes in (part for wanted in _NOTES for kind, part in targets if kind == wanted):
             if notes in self._archive.namelist():
-                # The lines that separate them from the text are notes without any.
+                # The lines that separate notes from the text are notes too, without text.
                 self._read_part(part=notes, write=lambda text: self._write(text) if text.strip() else None)
 
     def _read_part(self, *, part: str, write: Callable[[str], None]) -> None:
@@ -106,7 +106,7 @@ class _Package:
             _paragraphs(part=file, write=write, include=functools.partial(self._include, part))
 
     def _include(self, owner: str, relationship: str) -> None:
-        """Write a file that stands whole in the archive and that Word shows in its place in the text."""
+        """Write the text of a file in the archive that Word shows at this place."""
         _, part = self._targets(owner).get(relationship, ("", relationship))
         if part not in self._archive.namelist():
             raise WorkerError("DocumentUnreadable", f"{self._name} is damaged: it includes {part}, which is not there")
@@ -188,8 +188,8 @@ def _main_part(*, archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _events(part: IO[bytes]) -> Any:
-    # No entities, no DTD, no network, and libxml2's own bounds on depth (256) and text stay on. What is between two
-    # comments is one text without them.
+    # No entities, no DTD, no network, and libxml2's own bounds on depth (256) and text stay on. Comments are left out:
+    # they would cut a text into pieces.
     return etree.iterparse(
         part,
         events=("start", "end"),
@@ -202,8 +202,8 @@ def _events(part: IO[bytes]) -> Any:
     )
 
 
-# Inside these nothing is text: a Fallback repeats content for older readers, properties hold tab stops, what was moved
-# stands where it was moved to as well, and above a word in Chinese or Japanese stands how it is read.
+# Nothing inside these is text of the document: a Fallback repeats content for older readers, properties hold tab stops,
+# moved text stands at its new place as well, and `rt` says how a Chinese or Japanese word is pronounced.
 _SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "rt", "sectPr"})
 _MARKS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 _OFF: Final = frozenset({"0", "false", "off"})
@@ -212,9 +212,10 @@ _OFF: Final = frozenset({"0", "false", "off"})
 def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Callable[[str], None]) -> None:
     pieces: list[str] = []
     skipping = 0
-    fields: list[bool] = []  # of each that is open in this paragraph, whether what follows still says how to make it
-    around = 0  # of these, how many another is inside of and says how to make
-    hidden: tuple[Any, bool] = (None, False)  # the last run that was asked
+    # A field is an instruction, a separator, and its result, which is text. Both can hold other fields.
+    fields: list[bool] = []  # the paragraph's open fields, outermost first: True while in the instruction
+    around = 0  # how many of them stand in another's instruction
+    hidden: tuple[Any, bool] = (None, False)  # the last run that was looked at, and whether it is hidden
     for event, element in _events(part):
         tag = element.tag
         local = tag.rpartition("}")[2] if isinstance(tag, str) else ""
@@ -235,7 +236,7 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             run = element.getparent()
             if run is not hidden[0]:
                 hidden = run, _is_hidden(run=run)
-            # What a field gives is no text where another is made of it.
+            # The result of a field inside another's instruction is part of that instruction.
             if not around and not hidden[1]:
                 pieces.append(_MARKS.get(local) or element.text or "")
         elif local == "fldChar":
@@ -269,6 +270,6 @@ def _attribute(*, element: Any, name: str) -> str:
 
 
 def _is_hidden(*, run: Any) -> bool:
-    # Its properties come first.
+    # A run's properties are its first child.
     found = () if run is None else run[0].iterchildren("{*}vanish")
     return any(_OFF.isdisjoint(vanish.attrib.values()) for vanish in found)

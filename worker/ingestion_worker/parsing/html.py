@@ -19,19 +19,20 @@ MAX_HTML_BYTES: Final = 64 * 2**20
 _META: Final = re.compile(
     rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*(?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE
 )
-# XHTML's own place for it.
+# XHTML's own place for the charset.
 _DECLARATION: Final = re.compile(
     rb"""\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*["'](?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""",
     re.IGNORECASE,
 )
 _INVISIBLE: Final = ["script", "style", "noscript", "template", "head", "svg", "iframe", "object"]
-# XML may close any element by `/>`. HTML takes that for a start, which swallows what follows, but for those that never
-# hold anything; and it takes CDATA for a comment.
+# XML may close any element by `/>`. HTML takes that for a start tag, so that the element swallows what follows, unless
+# it is one that never holds anything. And HTML takes CDATA for a comment.
 _CLOSED: Final = re.compile(r"""<([A-Za-z][^\s<>"'/]*)((?:[^<>"']|"[^"]*"|'[^']*')*)/>""")
 _NEVER_HOLD: Final = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"}
 )
-# Unlike other templates, this one is shown: as the inside of the element that it stands in, whose end ends it here.
+# Unlike other templates, this one is shown, as the inside of its parent. Here it becomes an element of another name,
+# which ends where its parent does.
 _SHADOW: Final = re.compile(
     r"""<template(?=\s[^>]{0,1000}\bshadowrootmode\s*=\s*["']?(?:open|closed)\b)""", re.IGNORECASE
 )
@@ -39,7 +40,7 @@ _BLOCKS: Final = (
     "address,article,aside,blockquote,br,button,caption,center,dd,details,div,dl,dt,fieldset,figcaption,figure,footer,form,"
     "h1,h2,h3,h4,h5,h6,header,hr,label,legend,li,main,nav,ol,option,p,pre,section,shadow-root,summary,table,tr,ul"
 )
-# Control characters, so that none of them is published, whoever wrote it.
+# Marks around text whose spaces are kept. Control characters, which are never published, whoever wrote them.
 _KEPT: Final = re.compile("\x01([^\x01\x02]*)\x02")
 _SPACES: Final = re.compile(r"[ \t\u00a0]+")
 _LINES: Final = re.compile(r" ?\n[ \n]*\n ?")

@@ -1,4 +1,4 @@
-"""PDF through pdfium. Only inside the guarded child: pdfium's error codes are stale per process."""
+"""PDF through pdfium. Only inside the guarded child: the error code may be of an earlier document of the process."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
     if failed == pages:
         raise WorkerError("DocumentUnreadable", f"none of the {pages} pages of {name} can be read")
     if failed:
-        # Which page it is will be said by its segment.
+        # Its segment will say which page that is.
         return {"pages": pages}
     raise WorkerError("DocumentEmpty", f"there is no text on the {pages} pages of {name}; is it scanned?")
 
@@ -131,16 +131,16 @@ def _open(*, path: Path, name: str) -> Any:
 def _page_text(*, document: Any, index: int) -> str:
     page = document[index]
     try:
-        # Asked before anything is made part of the page, which gives it other boxes.
+        # Asked first: flattening gives the page other boxes.
         left, bottom, right, top = seen = page.get_bbox()
         cropped = seen != _media_box(document=document, index=index, page=page)
-        # What is filled into a form, or lies on top of a page, is no text of it before it is made part of it.
+        # What is filled into a form, or lies on top of a page, is text of the page only once it is flattened into it.
         if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
             page = document[index]
         text_page = page.get_textpage()
         try:
-            # Of other pages, what sticks out over an edge is kept.
+            # On a page that is not cropped, text that sticks out over an edge is kept.
             if cropped and left < right and bottom < top:
                 return clean_text(text=text_page.get_text_bounded(left, bottom, right, top))
             return clean_text(text=text_page.get_text_range())
@@ -151,7 +151,7 @@ def _page_text(*, document: Any, index: int) -> str:
 
 
 def _media_box(*, document: Any, index: int, page: Any) -> tuple[float, float, float, float]:
-    """Return the box of a whole page, also where it is inherited: pdfium says that only if nothing is cropped off."""
+    """Return the box of the whole page. One that is inherited pdfium tells only while nothing is cropped off."""
     own: tuple[float, float, float, float] | None = page.get_mediabox(fallback_ok=False)
     if own is not None:
         return own
@@ -167,7 +167,7 @@ def _media_box(*, document: Any, index: int, page: Any) -> tuple[float, float, f
 
 
 def _lies_on_top(*, page: Any) -> bool:
-    """Return True if there is something on a page that may hold text, and take off what never does or is not shown."""
+    """Return whether an annotation may hold text of the page; if so, remove those that never do or are not shown."""
     silent = []
     for index in range(raw.FPDFPage_GetAnnotCount(page)):
         annotation = raw.FPDFPage_GetAnnot(page, index)

@@ -17,7 +17,7 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Text in these passes for UTF-8, or holds zero bytes: only what is stated tells.
+# Text in these is valid UTF-8 as well, or holds zero bytes: they are not guessed, but must be stated.
 _STATED_ONLY: Final = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")
 # What browsers read under these names: Windows' supersets, in which such text is mostly written.
 # Source: https://encoding.spec.whatwg.org/#names-and-labels
@@ -31,11 +31,11 @@ _MEANT: Final = {
     "euc_kr": "cp949",
 }
 _WESTERN: Final = "cp1252"
-# Their letters are not all in it, but it reads as well as the code page that has them.
+# The Western code page lacks letters of these, but reading their text in it looks as good as in their own.
 _NOT_WESTERN: Final = frozenset(
     {"Croatian", "Czech", "Hungarian", "Lithuanian", "Polish", "Romanian", "Slovak", "Slovene", "Turkish"}
 )
-# The encodings that are guessed: those in which documents are found, of the hundred that some text would fit.
+# The encodings that are guessed: some text would fit each of a hundred, but documents are written in these.
 _USED: Final = [
     *("cp1250", "cp1251", _WESTERN, "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp866", "cp874"),
     *("iso8859_2", "iso8859_5", "iso8859_7", "koi8_r", "koi8_u"),
@@ -47,7 +47,7 @@ _COHERENCE_MARGIN: Final = 0.1
 _BEFORE_BYTES: Final = 256
 _GUESS_BYTES: Final = 16_384
 _STEP_BYTES: Final = 512
-# Fewer bytes than these, beyond ASCII, would fit anything.
+# Fewer bytes beyond ASCII would fit any encoding.
 _TELLING_BYTES: Final = 8
 _LONGEST_CHARACTER: Final = 4
 _REPLACEMENT: Final = "\ufffd"
@@ -81,8 +81,8 @@ def normal_lines(*, text: str) -> str:
 def decode(*, data: bytes, name: str, charset: str | None) -> str:
     """Decode text: by its byte order mark, as UTF-8, by the stated charset, else by what the bytes look like.
 
-    A stated charset that UTF-8 cannot be told from comes before it. What is UTF-8 but for a few damaged bytes has
-    U+FFFD in their place, whether it has a mark or not.
+    A stated charset comes before UTF-8 if its text is valid UTF-8 as well. A few damaged bytes in UTF-8 become U+FFFD,
+    whether there is a mark or not.
 
     Args:
         data: the bytes.
@@ -147,7 +147,7 @@ def _known(charset: str | None) -> str:
 
 
 def _guess(*, data: bytes, at: int) -> str:
-    """Tell the encoding from the lines with more than ASCII, from `at` on, where the first byte is that is no UTF-8."""
+    """Guess the encoding by the lines that are not all ASCII, from the first byte on that is not UTF-8, at `at`."""
     from charset_normalizer import from_bytes
 
     start = max(0, at - _BEFORE_BYTES)
@@ -157,7 +157,7 @@ def _guess(*, data: bytes, at: int) -> str:
     lines = b"".join(line for line in window.splitlines(keepends=True) if not line.isascii())
     if sum(byte > 127 for byte in lines) < _TELLING_BYTES:
         return _WESTERN
-    # Without a line end the last character may be cut, and looks like nothing.
+    # Without a line end the last character may be cut in two, and fit no encoding.
     for cut in range(_LONGEST_CHARACTER):
         probe = lines[: len(lines) - cut]
         matches = from_bytes(probe, steps=max(1, len(probe) // _STEP_BYTES), chunk_size=_STEP_BYTES, cp_isolation=_USED)

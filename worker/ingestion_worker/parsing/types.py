@@ -67,8 +67,8 @@ def detect_type(*, path: Path, name: str, content_type: str | None, served_type:
         path: the file.
         name: its name at the source.
         content_type: what the job says; it decides unless it says nothing (`application/octet-stream`).
-        served_type: what an HTTP server said. That something is a web page counts before a name such as `README.md`,
-            but not before one that promises a PDF: a page in its place says that one has to log in.
+        served_type: what an HTTP server said. That it is a web page counts more than a name such as `README.md`, but
+            less than a name that promises a PDF: a page in its place asks to log in.
 
     Raises:
         WorkerError: UnsupportedType, naming what was found.
