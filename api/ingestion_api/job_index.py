@@ -14,9 +14,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Self
 
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import Phase
 from ingestion_crds.follow import follow
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, ingestion_path
 
 from ingestion_api.metrics import Metrics
 from ingestion_api.views import NarrowJob, job_id, shown_phase, summary

@@ -6,9 +6,10 @@ import asyncio
 import uuid
 from typing import Any, Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import API_VERSION, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
 from ingestion_crds.job import IngestionJob, Spec
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, ingestion_path
 
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable

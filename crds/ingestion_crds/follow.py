@@ -11,7 +11,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient, no_answer
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import ApiError, KubeClient, no_answer
 
 PAGE: Final = 500
 """Objects in one answer at most: each takes tens of KB of memory, and there may be thousands."""

@@ -19,7 +19,8 @@ from ingestion_api import keys
 from ingestion_api.app import create_app
 from ingestion_api.main import server_options
 from ingestion_api.options import Options
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job

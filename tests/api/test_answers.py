@@ -33,9 +33,10 @@ from ingestion_api.routes.search import SearchRequest, search_knowledge_base
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
 from ingestion_api.views import NarrowJob, page_json, progress, summary
+from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import ports
 from support.builders import KNOWLEDGE_BASE, ingestion_job

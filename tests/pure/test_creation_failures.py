@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.creation_failures import CreationFailures
 

@@ -6,7 +6,8 @@ import time
 from typing import Any, cast
 
 import pytest
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_operator import leader
 from ingestion_operator.leader import LeaderClient, Leadership, Lease
 

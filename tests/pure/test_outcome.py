@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
-from ingestion_crds.kube import JsonObject
 from ingestion_operator.outcome import PodResult, Results, may_lack_config_map, read_obstacle, read_prepare
 from support.builders import prepared
 
