@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_type_hints
 
 from ingestion_worker import layout
 from ingestion_worker.attempt import EmbeddingSpec
@@ -53,6 +53,9 @@ class LiveVersion:
     mode: str
     embedding: EmbeddingSpec
     published_at: str
+
+
+_TYPES: Final[dict[type, dict[str, Any]]] = {kind: get_type_hints(kind) for kind in (EmbeddingSpec, LiveVersion)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +107,9 @@ def decode_state(*, data: bytes, sequence: int) -> State:
 
 def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) -> _Kind:
     """Return a dataclass of `values`, once their types and lengths are those that we write, and of what is `known`."""
-    kinds = kind.__annotations__  # by their names, as they are not evaluated here
     for name, value in values.items():
         most = _MAX_TITLE if name == "title" else _MAX_FIELD
-        if type(value).__name__ != kinds.get(name) or len(str(value)) > most:
+        if type(value) is not _TYPES[kind].get(name) or len(str(value)) > most:
             raise ValueError(f"{name} is no text or number of at most {most} characters")
     return kind(**values, **known)
 
