@@ -6,9 +6,9 @@ import copy
 import json
 from typing import Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject
 from ingestion_operator.actions import CreateChildren
 
 from ingestion_bench.past import next_children

@@ -6,10 +6,11 @@ import asyncio
 import time
 from typing import Any, Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path, job_path
 from ingestion_operator.questions import settled
 
 from ingestion_bench.past import Past, play

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from ingestion_crds.kube import JsonObject, KubeClient
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import KubeClient
 
 Wish = Callable[[JsonObject], bool]
 

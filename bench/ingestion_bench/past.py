@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Mode, Stage
 from ingestion_crds.errors import ANY, ERROR_CODES
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, Status, format_time, version_id_of
-from ingestion_crds.kube import JsonObject
 from ingestion_operator.actions import CreateChildren, DeleteJob, RemovePods
 from ingestion_operator.children import read_job
 from ingestion_operator.outcome import Harvest, PodResult, shorten

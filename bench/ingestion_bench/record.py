@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, ingestion_path
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.pace import Kept
 from ingestion_operator.reconcile import Reconciler

@@ -16,9 +16,10 @@ from typing import Final
 import httpx
 import yaml
 from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, Store, Tenant
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient, core_path, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from local_cluster.process import Process

@@ -19,7 +19,7 @@ import orjson
 import yaml
 from kubernetes.aio import client, config
 
-from ingestion_crds import JsonObject as JsonObject  # noqa: PLC0414 - for those who talk to a cluster
+from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
 from ingestion_crds.constants import GROUP, PLURAL, VERSION
 

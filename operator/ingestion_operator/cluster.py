@@ -6,19 +6,11 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.follow import pages
-from ingestion_crds.kube import (
-    JSON_PATCH,
-    MERGE_PATCH,
-    ApiError,
-    JsonObject,
-    KubeClient,
-    core_path,
-    ingestion_path,
-    job_path,
-)
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
 
 # A page of 500 has some 3.5 MB. What is not among so many is said to be unknown.
 _MOST_PODS: Final = 2_000

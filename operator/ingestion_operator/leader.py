@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
+from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
-from ingestion_crds.kube import JSON_PATCH, ApiError, JsonObject, KubeClient, lease_path
+from ingestion_crds.kube import JSON_PATCH, ApiError, KubeClient, lease_path
 
 # client-go's defaults: a dead leader is replaced in less than 20 s.
 LEASE_SECONDS: Final = 15

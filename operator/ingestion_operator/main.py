@@ -20,12 +20,12 @@ import aiohttp.web
 import kopf
 import prometheus_client
 import uvloop
+from ingestion_crds import JsonObject, logs
 from ingestion_crds import constants as names
-from ingestion_crds import logs
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import follow
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient, job_path
+from ingestion_crds.kube import ApiError, KubeClient, job_path
 
 from ingestion_operator import metrics
 from ingestion_operator.children import read_job

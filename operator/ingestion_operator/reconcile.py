@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob, Status, dump_status, format_time
-from ingestion_crds.kube import ApiError, JsonObject
+from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
 from ingestion_operator.actions import (

@@ -17,7 +17,8 @@ from ingestion_bench.failed import scattered
 from ingestion_bench.past import Past
 from ingestion_bench.record import record
 from ingestion_bench.stand import Stand
-from ingestion_crds.kube import JsonObject, KubeClient
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import KubeClient
 from local_cluster.control_plane import ControlPlane
 
 pytestmark = pytest.mark.controlplane

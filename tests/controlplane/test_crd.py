@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
 from pydantic import ValidationError
 from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 

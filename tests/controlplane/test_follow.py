@@ -14,10 +14,11 @@ import httpx
 import pytest
 from faults.proxy import Answer, Call, Forward, Proxy
 from faults.watch_faults import Ended, Failing, WatchFault
+from ingestion_crds import JsonObject
 from ingestion_crds import follow as following
 from ingestion_crds import kube as kubernetes
 from ingestion_crds.follow import follow
-from ingestion_crds.kube import ApiError, JsonObject, KubeClient, core_path
+from ingestion_crds.kube import ApiError, KubeClient, core_path
 from local_cluster.control_plane import ControlPlane
 from support.kubeconfig import kubeconfig
 from support.worker_builders import http_server

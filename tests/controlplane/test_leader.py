@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, ingestion_path, job_path, lease_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path, job_path, lease_path
 from local_cluster import ports
 from local_cluster.control_plane import APISERVER, ControlPlane
 from support.builders import failure, ingestion_job, prepared

@@ -11,18 +11,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.kube import (
-    JSON_PATCH,
-    MERGE_PATCH,
-    ApiError,
-    JsonObject,
-    KubeClient,
-    core_path,
-    ingestion_path,
-    job_path,
-)
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
 from local_cluster.control_plane import ControlPlane
 from support.builders import failure, ingestion_job, prepared
 from support.kubelet import HANG, Exit, FakeKubelet, PodRun, Script, fails

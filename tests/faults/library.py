@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from faults.real_worker import RealWorker
 from faults.rig import Run
 from faults.store_proxy import StoreProxy
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.kube import JsonObject
 from ingestion_worker import layout
 from ingestion_worker.search import search_text
 from ingestion_worker.store import Store, StoreConfig

@@ -25,8 +25,9 @@ import yaml
 from faults.processes import Supervised
 from faults.proxy import Call, Proxy
 from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path, ingestion_path, job_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job

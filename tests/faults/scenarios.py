@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from faults.rig import Api, Run
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import JsonObject
 from support.builders import failure, prepared
 from support.kubelet import HANG, Exit, PodRun, Script, fails
 

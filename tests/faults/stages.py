@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from faults.rig import Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import LABEL_STAGE
-from ingestion_crds.kube import JsonObject
 from support.kubelet import HANG, Exit, PodRun
 
 STAGES = (PREPARE, SEGMENTS, PUBLISH)

@@ -17,8 +17,9 @@ from faults.rig import NAME, Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
 from faults.stages import held_at, until_pods_run
 from faults.stand import FULL, Stand
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, ingestion_path
 from support.kubelet import HANG, Exit, PodRun, Wait
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]

@@ -13,9 +13,10 @@ from faults.rig import NAME, Api, Run
 from faults.scenarios import PREPARE, SEGMENTS, annotation, script, segmented
 from faults.stages import comes_to_the_same, held_at, job_of, until_pods_run
 from faults.stand import FULL, Arrange, Stand, Struck
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
 from support.kubelet import PodRun
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]

@@ -19,7 +19,8 @@ from faults.rig import NAME, Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS
 from faults.stand import FULL, Stand
 from faults.store_proxy import StoreCall
-from ingestion_crds.kube import JsonObject, ingestion_path
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import ingestion_path
 from ingestion_worker import layout
 from support.builders import DOCUMENT, KNOWLEDGE_BASE
 from support.kubelet import Exit, PodRun

@@ -19,8 +19,9 @@ from faults.rig import Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
 from faults.stages import STAGES, held_at, stalled, until_pods_run
 from faults.stand import FULL, SIDE_BY_SIDE, Stand
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import LABEL_STAGE, Reason
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, KubeClient, core_path
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
 from local_cluster.control_plane import APISERVER, CONTROLLER_MANAGER, ControlPlane
 from support.builders import failure
 from support.crd import install_crd

@@ -17,8 +17,9 @@ from faults.rig import Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
 from faults.stages import STAGES, held_at, stalled, until_pods_run
 from faults.stand import FULL, Stand
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import WORKER_SERVICE_ACCOUNT, Reason
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, job_path
 from support.kubelet import Exit, PodRun, Wait
 from support.namespaces import forbid_all
 

@@ -22,10 +22,10 @@ from faults.rig import Run
 from faults.scenarios import PREPARE, SEGMENTS
 from faults.stand import FULL, Stand
 from faults.store_proxy import StoreCall, refuse
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import TERMINAL_PHASES
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.kube import JsonObject
 from support.s3_server import S3Server, serving
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import MAX_CODES
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, JsonObject, KubeClient, ingestion_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, ingestion_path
 from ingestion_crds.schema import custom_resource_definition
 from local_cluster.control_plane import ControlPlane
 from support.builders import failure, ingestion_job, prepared

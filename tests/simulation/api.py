@@ -20,9 +20,10 @@ from uuid import UUID
 import jsonpatch
 import jsonpointer
 import orjson
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob, format_time
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, JsonObject
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError
 from ingestion_crds.schema import custom_resource_definition
 from pydantic import ValidationError
 

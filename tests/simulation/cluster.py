@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any, Final
 
 import ingestion_operator.main
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.kube import ApiError, JsonObject
+from ingestion_crds.kube import ApiError
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.main import Operator
 from ingestion_operator.reconcile import Reconciler

@@ -16,12 +16,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import format_time
-from ingestion_crds.kube import ApiError, JsonObject
+from ingestion_crds.kube import ApiError
 
 from simulation.api import (
     FOREGROUND,

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import Attempt, AttemptJob, IngestionJob, Status
-from ingestion_crds.kube import JsonObject
 
 from simulation.api import INGESTION_JOBS, Change, finished, owner_of
 from simulation.cluster import SimulatedCluster

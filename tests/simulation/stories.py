@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import JsonObject, ingestion_path, job_path
+from ingestion_crds.kube import ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS

@@ -23,10 +23,11 @@ from ingestion_api.jobs import Jobs
 from ingestion_api.metrics import Metrics
 from ingestion_api.problems import ProblemError
 from ingestion_api.retry import Retries
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
 from ingestion_operator.children import child_name
 from support.builders import foreign_job, ingestion_job
 from support.campaign import record

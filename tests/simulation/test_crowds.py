@@ -7,9 +7,10 @@ from collections.abc import Callable
 import ingestion_operator.main
 import ingestion_operator.pace
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Reason, Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster

@@ -10,8 +10,9 @@ import os
 from typing import Any, Final
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path
 from support.builders import ingestion_job
 from support.campaign import record
 

@@ -9,10 +9,11 @@ from itertools import pairwise
 import ingestion_operator.main
 import ingestion_operator.pace
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
 from ingestion_operator.children import read_job
 from support.builders import ingestion_job
 

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from itertools import count
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
 from ingestion_operator import children
 from support.builders import ingestion_job
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import RETRYABLE_PHASES, Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
 from ingestion_operator.children import child_name
 from support.builders import ingestion_job
 

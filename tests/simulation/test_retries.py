@@ -11,9 +11,10 @@ from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import Jobs
 from ingestion_api.metrics import Metrics
 from ingestion_api.retry import Retries, key_digest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS

@@ -6,8 +6,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, ingestion_path, job_path
 from ingestion_operator.cluster import KubeCluster
 from support.builders import foreign_job, ingestion_job
 

@@ -15,17 +15,9 @@ from typing import Any, Final, Protocol
 
 import pytest
 import pytest_asyncio
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import (
-    JSON_PATCH,
-    MERGE_PATCH,
-    ApiError,
-    JsonObject,
-    KubeClient,
-    core_path,
-    ingestion_path,
-    job_path,
-)
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import JOB_TRACKING, copied

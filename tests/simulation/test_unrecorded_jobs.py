@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS

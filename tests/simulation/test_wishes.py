@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Tenant
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, ingestion_path, job_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS

@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from ingestion_crds import JsonObject
 from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import API_VERSION, KIND, Stage
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject
 from ingestion_operator.children import Dispatch, build_job
 
 KNOWLEDGE_BASE = "2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a11"

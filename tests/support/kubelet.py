@@ -11,10 +11,11 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.kube import MERGE_PATCH, ApiError, JsonObject, KubeClient, core_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ingestion_crds.kube import REQUEST_TIMEOUT_SECONDS, ApiError, JsonObject, KubeClient
+from ingestion_crds import JsonObject
+from ingestion_crds.kube import REQUEST_TIMEOUT_SECONDS, ApiError, KubeClient
 
 _PATIENCE_SECONDS = 120.0
 _AGAIN_SECONDS = 0.1

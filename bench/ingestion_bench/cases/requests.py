@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import httpx
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject, ingestion_path
+from ingestion_crds.kube import ingestion_path
 from local_cluster.progress import say
 
 from ingestion_bench import failed

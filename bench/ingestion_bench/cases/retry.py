@@ -8,10 +8,11 @@ from functools import partial
 from typing import Final
 
 import httpx
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JsonObject, core_path, ingestion_path, job_path
+from ingestion_crds.kube import core_path, ingestion_path, job_path
 
 from ingestion_bench import failed
 from ingestion_bench.bare import LABEL, bare_children

@@ -8,10 +8,11 @@ from itertools import repeat
 from typing import Final
 
 import httpx
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import Phase
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path
 from local_cluster import ports
 from local_cluster.process import Process
 

@@ -11,8 +11,9 @@ from itertools import repeat
 from statistics import median
 from typing import Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, JsonObject, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path
 from local_cluster.control_plane import CONTROLLER_MANAGER
 
 from ingestion_bench import many
