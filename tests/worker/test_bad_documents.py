@@ -235,8 +235,16 @@ def said(text: str) -> str:
     return f"<w:r><w:t>{text}</w:t></w:r>"
 
 
+def inserted(font: str, *codes: str) -> str:
+    return "".join(f'<w:r><w:sym w:font="{font}" w:char="{code}"/></w:r>' for code in codes)
+
+
 SEX = field("<w:r><w:instrText>MERGEFIELD Sex</w:instrText></w:r>", said("M"))
 CHOICE = '<mc:AlternateContent xmlns:mc="urn:mc">{}{}</mc:AlternateContent>'
+EMOJI = CHOICE.format(
+    '<mc:Choice><x:symEx xmlns:x="urn:x" x:font="Emoji" x:char="1F60A"/></mc:Choice>',
+    "<mc:Fallback><w:t>again</w:t></mc:Fallback>",
+)
 HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
 
 
@@ -255,6 +263,15 @@ HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
         (HIDDEN.format('<w:vanish w:val="1"/>') + said("shown"), "shown"),
         (HIDDEN.format('<w:vanish w:val="false"/>') + said("shown"), "hidden\tshown"),
         (HIDDEN.format("<w:rPrChange><w:rPr><w:vanish/></w:rPr></w:rPrChange>") + said("shown"), "hidden\tshown"),
+        (f"{said('left')}<w:r><w:ptab/></w:r>{said('right')}", "left\tright"),
+        (f"{said('10 ')}{inserted('Symbol', 'F06D')}{said('g, never ')}{inserted('symbol', 'b3')}", "10 µg, never ≥"),
+        (inserted("Symbol", "F022", "F07E", "F0A0", "F0CF", "F0D0", "F0EF", "F0F2", "F0FE"), "∀∼€∉∠⎪∫⎭"),
+        (inserted("Wingdings", "F04A", "F08A", "F095", "F0E0", "F0F4", "F0FC", "F0FE"), "☺⑩❿→⇳✓☑"),
+        (inserted("Wingdings 2", "F052", "00A3"), "☑□"),
+        (inserted("MS Gothic", "2612") + f"<w:r>{EMOJI}</w:r>", "☒😊"),
+        (f"{said('a')}{inserted('Webdings', 'F061')}{said('b')}", "a\ufffdb"),
+        (inserted("Symbol", "F0FF", "D800", "E000", "zz", "-1", ""), "\ufffd" * 6),
+        (HIDDEN.format("<w:vanish/>").replace("<w:tab/>", "<w:sym/>") + "<w:r><w:sym/></w:r>", "\ufffd"),
         (CHOICE.format(f"<mc:Choice>{said('one')}</mc:Choice>", f"<mc:Choice>{said('two')}</mc:Choice>") * 2, "oneone"),
     ],
 )

@@ -19,7 +19,7 @@ from ingestion_worker.store import ObjectMissingError, Store
 
 FORMAT: Final = 1
 # Raise it with every change to parsing, chunking or output that changes bytes.
-PIPELINE_VERSION: Final = 5
+PIPELINE_VERSION: Final = 6
 # Libraries whose versions can change the bytes of an output.
 _LIBRARIES: Final = (
     "charset-normalizer",

@@ -15,6 +15,7 @@ from lxml import etree
 
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.parsing.html import check_size, html_text
+from ingestion_worker.parsing.symbols import symbol
 from ingestion_worker.parsing.text import decode, normal_lines
 from ingestion_worker.parsing.types import DocumentType, type_of
 
@@ -205,7 +206,9 @@ def _events(part: IO[bytes]) -> Any:
 # Nothing inside these is text of the document: a Fallback repeats content for older readers, properties hold tab stops,
 # moved text stands at its new place as well, and `rt` says how a Chinese or Japanese word is pronounced.
 _SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "rt", "sectPr"})
-_MARKS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+_MARKS: Final = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+# The second one of newer Words is for emojis.
+_SYMBOLS: Final = frozenset({"sym", "symEx"})
 _OFF: Final = frozenset({"0", "false", "off"})
 
 
@@ -232,13 +235,15 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             skipping -= 1
         elif skipping:
             continue
-        elif local == "t" or local in _MARKS:
+        elif local == "t" or local in _MARKS or local in _SYMBOLS:
             run = element.getparent()
             if run is not hidden[0]:
                 hidden = run, _is_hidden(run=run)
             # The result of a field inside another's instruction is part of that instruction.
             if not around and not hidden[1]:
-                pieces.append(_MARKS.get(local) or element.text or "")
+                pieces.append(
+                    _symbol(element=element) if local in _SYMBOLS else _MARKS.get(local) or element.text or ""
+                )
         elif local == "fldChar":
             kind = _attribute(element=element, name="fldCharType")
             if kind == "begin":
@@ -263,6 +268,10 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
                 del element.getparent()[0]
     if pieces:
         write("".join(pieces))
+
+
+def _symbol(*, element: Any) -> str:
+    return symbol(font=_attribute(element=element, name="font"), code=_attribute(element=element, name="char"))
 
 
 def _attribute(*, element: Any, name: str) -> str:
