@@ -386,6 +386,30 @@ def test_vertical_tabs_and_form_feeds_end_lines(worker: Worker) -> None:
     assert clean_text(text="one\x0btwo\x0cthree\r\nso\x02\r\nft\x00") == "one\ntwo\nthree\nsoft"
 
 
+UNSEEN = "Haft\u00adpflicht fire\u200bwall 1\u2060000 \ufeffend, क्\u200dष نمی\u200cخواهم so\u00ad"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", f"{UNSEEN}\nft".encode()),
+        ("a.md", f"{UNSEEN}\r\nft".encode()),
+        ("a.html", f"<p>{UNSEEN}ft</p>".encode()),
+        ("b.html", f"<pre><code>{UNSEEN}ft".encode()),
+        ("a.docx", docx(paragraphs=[f"{UNSEEN}ft"])),
+        ("b.docx", docx(body=said("Haft") + "<w:r><w:softHyphen/></w:r>" + said(f"{UNSEEN[5:]}ft"))),
+    ],
+)
+def test_a_word_is_whole_whatever_unseen_stands_in_it(worker: Worker, name: str, data: bytes) -> None:
+    wanted = "Haftpflicht firewall 1000 end, क्\u200dष نمی\u200cخواهم soft"
+    assert canonical(worker, data, name).decode().strip() == wanted
+    assert clean_text(text=f"{UNSEEN}\r\nft") == wanted
+
+
+def test_a_soft_hyphen_joins_no_paragraphs(worker: Worker) -> None:
+    assert canonical(worker, docx(paragraphs=["one\u00ad", "two"]), "a.docx") == b"one\ntwo\n"
+
+
 @pytest.mark.parametrize("element", ["button", "caption", "center", "details", "label", "legend", "option", "summary"])
 def test_html_elements_do_not_glue_words_together(worker: Worker, element: str) -> None:
     inner = f"<{element}>one</{element}><{element}>two</{element}>"

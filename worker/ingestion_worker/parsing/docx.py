@@ -219,6 +219,11 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
     fields: list[bool] = []  # the paragraph's open fields, outermost first: True while in the instruction
     around = 0  # how many of them stand in another's instruction
     hidden: tuple[Any, bool] = (None, False)  # the last run that was looked at, and whether it is hidden
+
+    def flush(end: str) -> None:
+        write(normal_lines(text="".join(pieces)) + end)
+        pieces.clear()
+
     for event, element in _events(part):
         tag = element.tag
         local = tag.rpartition("}")[2] if isinstance(tag, str) else ""
@@ -228,8 +233,7 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             skipping += skipped
             if local == "p" and pieces and not skipping:
                 # A text box's paragraph, inside the one that it is anchored to.
-                write("".join(pieces) + "\n")
-                pieces.clear()
+                flush("\n")
             continue
         if skipped:
             skipping -= 1
@@ -255,8 +259,7 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
                 fields.pop()
                 around -= bool(fields) and fields[-1]
         elif local == "p":
-            write("".join(pieces) + "\n")
-            pieces.clear()
+            flush("\n")
             fields.clear()
             around = 0
         elif local == "altChunk":
@@ -267,7 +270,7 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             while element.getprevious() is not None:
                 del element.getparent()[0]
     if pieces:
-        write("".join(pieces))
+        flush("")
 
 
 def _symbol(*, element: Any) -> str:

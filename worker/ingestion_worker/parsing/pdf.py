@@ -11,7 +11,7 @@ import pypdfium2
 from pypdfium2 import raw
 
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.parsing.text import LINE_END
+from ingestion_worker.parsing.text import INVISIBLE, LINE_END
 
 MAX_PAGES: Final = 200_000
 MAX_PAGE_CHARACTERS: Final = 5_000_000
@@ -32,7 +32,7 @@ _SILENT: Final = frozenset(
 )
 _FAR: Final = 1e6  # points: no page is so large
 _HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
-_CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\uffff]")
+_CONTROL: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f-\x9f{INVISIBLE}\uffff]")
 
 
 def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) ->
 
 
 def clean_text(*, text: str) -> str:
-    """Return a page's text with `\\n` line ends, words joined at soft hyphens, and no control characters."""
+    """Return a page's text as `normal_lines` would, without the control characters that pdfium adds."""
     return _CONTROL.sub("", _HYPHEN.sub("", LINE_END.sub("\n", text)))
 
 

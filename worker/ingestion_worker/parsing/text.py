@@ -55,11 +55,13 @@ _BEYOND_ASCII: Final = bytes(range(128, 256))
 _DAMAGED_SHARE: Final = 0.25
 _PROBE_BYTES: Final = 65_536
 LINE_END: Final = re.compile("\r\n|[\r\x0b\x0c]")
-_CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
+# These only say where a line may end. Left in a word they hide it from search.
+INVISIBLE: Final = "\u200b\u2060\ufeff"
+_UNSEEN: Final = re.compile(f"\u00ad\n?|[\x00-\x08\x0e-\x1f\x7f{INVISIBLE}]")
 
 
 def parse_text(*, path: Path, name: str, write: Callable[[str], None], charset: str | None = None) -> None:
-    """Write the file's text as it is, with `\\n` line ends and no control characters.
+    """Write the file's text as it is, with `\\n` line ends and nothing that is not seen.
 
     Args:
         path: the file.
@@ -74,8 +76,8 @@ def parse_text(*, path: Path, name: str, write: Callable[[str], None], charset: 
 
 
 def normal_lines(*, text: str) -> str:
-    """Return text with `\\n` line ends and without control characters."""
-    return _CONTROL.sub("", LINE_END.sub("\n", text))
+    """Return text with `\\n` line ends, words joined at soft hyphens, and no control or invisible characters."""
+    return _UNSEEN.sub("", LINE_END.sub("\n", text))
 
 
 def decode(*, data: bytes, name: str, charset: str | None) -> str:
