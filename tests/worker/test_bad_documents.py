@@ -51,6 +51,25 @@ def assembled(objects: list[bytes]) -> bytes:
     )
 
 
+def pdf_of(*, content: bytes, page: bytes, pages: bytes = b"") -> bytes:
+    """Return a PDF of one page with this content, whose font is F1.
+
+    Args:
+        content: what is drawn.
+        page: what else the page says.
+        pages: what else its parent says.
+    """
+    return assembled(
+        [
+            b"<< /Type /Catalog /Pages 2 0 R >>",
+            b"<< /Type /Pages /Kids [3 0 R] /Count 1 %s >>" % pages,
+            b"<< /Type /Page /Parent 2 0 R /Resources << /Font << /F1 4 0 R >> >> /Contents 5 0 R %s >>" % page,
+            b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+            b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+        ]
+    )
+
+
 def archive(entries: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
@@ -692,20 +711,27 @@ def test_boxes_that_pages_inherit_count(tmp_path: Path, page: str, inherited: st
     """Of a page that is not cropped, what sticks out over an edge is kept."""
     text = b"BT /F1 12 Tf 560 700 Td (sticks out) Tj ET BT /F1 12 Tf 40 50 Td (below) Tj ET"
     file = tmp_path / "a.pdf"
-    file.write_bytes(
-        assembled(
-            [
-                b"<< /Type /Catalog /Pages 2 0 R >>",
-                b"<< /Type /Pages /Kids [3 0 R] /Count 1 %s >>" % inherited.encode(),
-                b"<< /Type /Page /Parent 2 0 R /Resources << /Font << /F1 4 0 R >> >> /Contents 5 0 R %s >>"
-                % page.encode(),
-                b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-                b"<< /Length %d >>\nstream\n%s\nendstream" % (len(text), text),
-            ]
-        )
-    )
+    file.write_bytes(pdf_of(content=text, page=page.encode(), pages=inherited.encode()))
     (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
     assert ("sticks out" in found, "below" in found) == (not cropped, not cropped)
+
+
+TURNS = {0: b"1 0 0 1 0 0", 90: b"0 1 -1 0 600 0", 180: b"-1 0 0 -1 600 800", 270: b"0 -1 1 0 0 800"}
+LINES = b"""BT /F1 12 Tf 60 500 Td [(The)-350(liability)-350(insur-)] TJ 0 -14 Td (ance holds) Tj
+0 -14 Td (for all.) Tj ET BT /F1 12 Tf 300 500 Td (A second) Tj 0 -14 Td (column) Tj ET"""
+
+
+@pytest.mark.parametrize("rotate", [0, 90, 180, 270, -90, 450])
+@pytest.mark.parametrize(("turned", "box"), [*((turned, b"") for turned in TURNS), (0, b"/CropBox [5 5 595 795]")])
+def test_a_page_is_read_from_its_first_line_however_it_is_displayed(
+    tmp_path: Path, turned: int, box: bytes, rotate: int
+) -> None:
+    """Sideways pages are scans that nobody turned; others hold wide tables, turned so that they are upright."""
+    file = tmp_path / "a.pdf"
+    page = b"/MediaBox [0 0 600 800] /Rotate %d %s" % (rotate, box)
+    file.write_bytes(pdf_of(content=b"q %s cm %s Q" % (TURNS[turned], LINES), page=page))
+    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    assert found == "The liability insurance holds\nfor all.\nA second\ncolumn"
 
 
 def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> None:

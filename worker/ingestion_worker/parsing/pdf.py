@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +32,7 @@ _SILENT: Final = frozenset(
         raw.FPDF_ANNOT_STRIKEOUT,
     }
 )
+_TELLING_CHARACTERS: Final = 100
 _FAR: Final = 1e6  # points: no page is so large
 _HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
 _CONTROL: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f-\x9f{INVISIBLE}\uffff]")
@@ -138,7 +141,7 @@ def _page_text(*, document: Any, index: int) -> str:
         if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
             page = document[index]
-        text_page = page.get_textpage()
+        text_page = _upright_text(page=page)
         try:
             # On a page that is not cropped, text that sticks out over an edge is kept.
             if cropped and left < right and bottom < top:
@@ -148,6 +151,26 @@ def _page_text(*, document: Any, index: int) -> str:
             text_page.close()
     finally:
         page.close()
+
+
+def _upright_text(*, page: Any) -> Any:
+    """Return the text of a page, turned so that most of it is upright, whichever way it is displayed.
+
+    pdfium orders lines as they are displayed: sideways they come from last to first, with words torn or glued.
+    """
+    text_page = page.get_textpage()
+    count = text_page.count_chars()
+    angles = Counter(
+        round(-math.degrees(raw.FPDFText_GetCharAngle(text_page, index)) / 90) % 4 * 90
+        for index in range(0, count, max(1, count // _TELLING_CHARACTERS))
+        if not raw.FPDFText_IsGenerated(text_page, index)
+    )
+    ((angle, _),) = angles.most_common(1) or [(page.get_rotation(), 0)]
+    if angle == page.get_rotation():
+        return text_page
+    text_page.close()
+    page.set_rotation(angle)
+    return page.get_textpage()
 
 
 def _media_box(*, document: Any, index: int, page: Any) -> tuple[float, float, float, float]:
