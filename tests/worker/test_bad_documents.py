@@ -722,7 +722,8 @@ LINES = b"""BT /F1 12 Tf 60 500 Td [(The)-350(liability)-350(insur-)] TJ 0 -14 T
 
 
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270, -90, 450])
-@pytest.mark.parametrize(("turned", "box"), [*((turned, b"") for turned in TURNS), (0, b"/CropBox [5 5 595 795]")])
+@pytest.mark.parametrize("box", [b"", b"/CropBox [5 5 595 795]"])
+@pytest.mark.parametrize("turned", TURNS)
 def test_a_page_is_read_from_its_first_line_however_it_is_displayed(
     tmp_path: Path, turned: int, box: bytes, rotate: int
 ) -> None:
@@ -732,6 +733,20 @@ def test_a_page_is_read_from_its_first_line_however_it_is_displayed(
     file.write_bytes(pdf_of(content=b"q %s cm %s Q" % (TURNS[turned], LINES), page=page))
     (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
     assert found == "The liability insurance holds\nfor all.\nA second\ncolumn"
+
+
+@pytest.mark.parametrize(
+    ("turned", "box"),
+    [(0, b"150 0 350 800"), (90, b"0 150 600 350"), (180, b"250 0 450 800"), (270, b"0 450 600 650")],
+)
+def test_what_is_cropped_off_glues_nothing_together(tmp_path: Path, turned: int, box: bytes) -> None:
+    lines = b"""BT /F1 12 Tf 200 500 Td (one) Tj -100 -14 Td (out) Tj 100 0 Td (two) Tj 200 0 Td (out) Tj
+    -200 -14 Td (three) Tj -120 -14 Td [(out)-7000(four)-14000(out)] TJ 120 -14 Td (five) Tj ET"""
+    file = tmp_path / "a.pdf"
+    page = b"/MediaBox [0 0 600 800] /CropBox [%s] /Rotate %d" % (box, turned)
+    file.write_bytes(pdf_of(content=b"q %s cm %s Q" % (TURNS[turned], lines), page=page))
+    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    assert found == "one\ntwo\nthree\nfour\nfive"
 
 
 def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import math
 import re
 from collections import Counter
@@ -143,10 +145,11 @@ def _page_text(*, document: Any, index: int) -> str:
             page = document[index]
         text_page = _upright_text(page=page)
         try:
+            text = text_page.get_text_range()
             # On a page that is not cropped, text that sticks out over an edge is kept.
-            if cropped and left < right and bottom < top:
-                return clean_text(text=text_page.get_text_bounded(left, bottom, right, top))
-            return clean_text(text=text_page.get_text_range())
+            if cropped and left < right and bottom < top and text_page.get_text_bounded(*seen).split() != text.split():
+                text = _inside(text_page=text_page, box=seen)
+            return clean_text(text=text)
         finally:
             text_page.close()
     finally:
@@ -171,6 +174,26 @@ def _upright_text(*, page: Any) -> Any:
     text_page.close()
     page.set_rotation(angle)
     return page.get_textpage()
+
+
+def _inside(*, text_page: Any, box: tuple[float, float, float, float]) -> str:
+    """Return what is in a box at least in part, with a line end or a space for what is not.
+
+    pdfium itself glues what is left of a line to the next one, and lines that run upwards.
+    """
+    left, bottom, right, top = box
+    x1, x2, y1, y2 = (ctypes.c_double() for _ in range(4))
+
+    def is_inside(index: int) -> bool:
+        raw.FPDFText_GetCharBox(text_page, index, x1, x2, y1, y2)
+        return max(left, x1.value) < min(right, x2.value) and max(bottom, y1.value) < min(top, y2.value)
+
+    pieces = []
+    for inside, run in itertools.groupby(range(text_page.count_chars()), key=is_inside):
+        first, *more = run
+        text = text_page.get_text_range(first, 1 + len(more))
+        pieces.append(text if inside else "\n" if "\n" in text else " ")
+    return "".join(pieces).strip()
 
 
 def _media_box(*, document: Any, index: int, page: Any) -> tuple[float, float, float, float]:
