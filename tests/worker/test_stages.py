@@ -15,6 +15,7 @@ from ingestion_worker.embedding import EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import HIT_COLUMNS, unpacked_bytes
+from ingestion_worker.plan import hash_of
 from ingestion_worker.search import SegmentCache, live_versions, search_text
 from ingestion_worker.store import Store
 from support.worker_builders import (
@@ -404,13 +405,23 @@ def test_the_layout_is_as_documented(worker: Worker) -> None:
     assert layout.safe_file_name(name="../../etc/päss wd.PDF") == "p_ss_wd.PDF"
 
 
-def test_a_copy_or_a_plan_that_somebody_changed_is_not_read(worker: Worker) -> None:
+@pytest.mark.parametrize(
+    ("name", "data", "other"),
+    [
+        ("a.pdf", pdf(pages=[sentences(count=5)] * 5), pdf(pages=[sentences(count=5, tag=" of another")] * 5)),
+        ("a.txt", sentences(count=100).encode(), sentences(count=100).replace("harbour", "brewery").encode()),
+        ("a.txt", sentences(count=100).encode(), bytes(len(sentences(count=100)))),
+    ],
+)
+def test_a_copy_or_a_plan_that_somebody_changed_is_not_read(
+    worker: Worker, name: str, data: bytes, other: bytes
+) -> None:
     """Both are named by their content, and whoever has the bucket's credentials can write to it."""
-    prepared = worker.prepare(document__source__uri=worker.upload(data=pdf(pages=[sentences(count=5)] * 5)))
+    prepared = worker.prepare(document__source__uri=worker.upload(data=data, name=name))
     (copy,) = [entry.key for entry in worker.store.list(prefix="kb") if "/sources/" in entry.key]
     (plan,) = [entry.key for entry in worker.store.list(prefix="kb") if "/plans/" in entry.key]
     changes = {
-        copy: pdf(pages=[sentences(count=5, tag=" of another")] * 5),
+        copy: other,
         plan: worker.store.get(key=plan).replace(b"Segmented", b"Segmente1"),
     }
     for key, changed in changes.items():
@@ -421,6 +432,31 @@ def test_a_copy_or_a_plan_that_somebody_changed_is_not_read(worker: Worker) -> N
             worker.segment(prepared=prepared, segment=0)
         worker.store.put(key=key, data=good)
     worker.segment(prepared=prepared, segment=0)
+
+
+def test_a_text_that_was_changed_only_where_a_segment_overlaps_it_is_not_read(worker: Worker) -> None:
+    data = sentences(count=100).encode()
+    prepared = worker.prepare(document__source__uri=worker.upload(data=data, name="a.txt"))
+    (copy,) = [entry.key for entry in worker.store.list(prefix="kb") if "/sources/" in entry.key]
+    cut = data.index(b"\n", 1900) + 1
+    worker.store.put(key=copy, data=data[: cut - 3] + b"X" + data[cut - 2 :])
+    for segment in range(2):
+        with pytest.raises(WorkerError, match=r"SegmentsMissing: the text .* was changed after it was written"):
+            worker.segment(prepared=prepared, segment=segment)
+    worker.segment(prepared=prepared, segment=2)
+
+
+def test_a_plan_of_another_format_is_refused(worker: Worker) -> None:
+    prepared = worker.prepare(document__source__uri=worker.upload(data=sentences(count=100).encode(), name="a.txt"))
+    (key,) = [entry.key for entry in worker.store.list(prefix="kb") if "/plans/" in entry.key]
+    plan = json.loads(worker.store.get(key=key))
+    before = {**plan, "format": plan["format"] - 1, "cuts": [cut[:3] for cut in plan["cuts"]]}
+    data = json.dumps(before).encode()
+    digest = hash_of(data=data)
+    worker.store.put(key=key.replace(prepared["version"]["planHash"], digest), data=data)
+    prepared["version"]["planHash"] = digest
+    with pytest.raises(WorkerError, match=r"PipelineChanged: the plan .* has a format that this worker does not know"):
+        worker.segment(prepared=prepared, segment=0)
 
 
 @pytest.mark.parametrize(("pages", "mode"), [(3, "SinglePass"), (4, "Segmented")])

@@ -17,7 +17,7 @@ from ingestion_worker.attempt import Attempt
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 # Raise it with every change to parsing, chunking or output that changes bytes.
 PIPELINE_VERSION: Final = 6
 # Libraries whose versions can change the bytes of an output.
@@ -38,11 +38,18 @@ _HASH_DIGITS: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One segment's range: pages [start, end), or bytes [start, end) of the canonical text with its first character."""
+    """One segment's range: pages [start, end), or bytes [start, end) of the canonical text.
+
+    Args:
+        start, end: the range.
+        character: of a text, the number of its first character.
+        digest: of a text, the hash of what the segment reads: its range, and before it what it overlaps.
+    """
 
     start: int
     end: int
     character: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +78,12 @@ class Plan:
     def encode(self) -> bytes:
         """Return the plan as canonical JSON."""
         body = {"format": FORMAT, **asdict(self)}
-        body["cuts"] = [[cut.start, cut.end, cut.character] for cut in self.cuts]
+        body["cuts"] = [[cut.start, cut.end, cut.character, cut.digest] for cut in self.cuts]
         return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def hash_of(*, data: bytes) -> str:
-    """Return the hash of an encoded plan."""
+    """Return the hash of an encoded plan, or of a segment's text: short, as each segment reads those of all."""
     return hashlib.sha256(data).hexdigest()[:_HASH_DIGITS]
 
 
@@ -133,7 +140,10 @@ def read_plan(*, store: Store, prefix: str, plan_hash: str) -> Plan:
     body: dict[str, Any] = json.loads(data)
     if body.pop("format") != FORMAT:
         raise WorkerError("PipelineChanged", f"the plan {key} has a format that this worker does not know")
-    cuts = tuple(Cut(start=start, end=end, character=character) for start, end, character in body.pop("cuts"))
+    cuts = tuple(
+        Cut(start=start, end=end, character=character, digest=digest)
+        for start, end, character, digest in body.pop("cuts")
+    )
     return Plan(cuts=cuts, **body)
 
 

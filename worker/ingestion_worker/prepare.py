@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +22,9 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import find_output
 from ingestion_worker.parsing.guard import run_parser
 from ingestion_worker.parsing.types import DocumentType, detect_type
-from ingestion_worker.plan import Cut, Plan, fingerprint, write_plan
+from ingestion_worker.plan import Cut, Plan, fingerprint, hash_of, write_plan
 from ingestion_worker.publish import commit, published_message, version_message
-from ingestion_worker.segment import run_segment
+from ingestion_worker.segment import first_byte, run_segment
 from ingestion_worker.source import Fetched, fetch_source
 from ingestion_worker.store import ObjectMissingError
 
@@ -190,11 +190,12 @@ def _cuts(*, context: Context, canonical: Canonical, name: str) -> tuple[Mode, t
             Cut(start=start, end=min(canonical.pages, start + step)) for start in range(0, canonical.pages, step)
         )
     if mode is Mode.SINGLE_PASS:
-        return mode, (Cut(start=0, end=canonical.path.stat().st_size),)
-    _check_count(count=canonical.characters // sizes.characters_per_segment, name=name)
-    cuts = tuple(cut_text(path=canonical.path, characters=sizes.characters_per_segment))
-    _check_count(count=len(cuts), name=name)
-    return mode, cuts
+        cuts = [Cut(start=0, end=canonical.path.stat().st_size)]
+    else:
+        _check_count(count=canonical.characters // sizes.characters_per_segment, name=name)
+        cuts = list(cut_text(path=canonical.path, characters=sizes.characters_per_segment))
+        _check_count(count=len(cuts), name=name)
+    return mode, tuple(_with_digests(cuts=cuts, path=canonical.path, overlap=context.attempt.chunk_overlap))
 
 
 def _mode(*, mode: Mode, sizes: Segmentation, canonical: Canonical) -> Mode:
@@ -242,6 +243,14 @@ def cut_text(*, path: Path, characters: int) -> Iterator[Cut]:
                 yield Cut(start=start, end=start + size, character=character)
                 return
             buffer += piece
+
+
+def _with_digests(*, cuts: Iterable[Cut], path: Path, overlap: int) -> Iterator[Cut]:
+    with path.open("rb") as file:
+        for cut in cuts:
+            begin = first_byte(cut=cut, overlap=overlap)
+            file.seek(begin)
+            yield replace(cut, digest=hash_of(data=file.read(cut.end - begin)))
 
 
 def _copy(*, context: Context, key: str, path: Path) -> None:

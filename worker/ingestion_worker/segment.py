@@ -15,7 +15,7 @@ from ingestion_worker.context import Context
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import check_vectors, encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
-from ingestion_worker.plan import Cut, Plan, check_pipeline, read_plan
+from ingestion_worker.plan import Cut, Plan, check_pipeline, hash_of, read_plan
 from ingestion_worker.store import ObjectMissingError
 
 LOG: Final = logging.getLogger(__name__)
@@ -100,9 +100,10 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
     cut = plan.cuts[segment]
     size, overlap = context.attempt.chunk_size, context.attempt.chunk_overlap
     if plan.unit == "bytes":
-        reach = (overlap + _WORD_SLACK) * _MAX_CHARACTER_BYTES if overlap else 0
-        begin = max(0, cut.start - reach)
+        begin = first_byte(cut=cut, overlap=overlap)
         data = _read_range(context=context, plan=plan, local=local, start=begin, end=cut.end)
+        if hash_of(data=data) != cut.digest:
+            raise WorkerError("SegmentsMissing", f"the text {plan.canonical_key} was changed after it was written")
         # Only the first character of what lies before can be cut in two; the segment's own bounds never are.
         before = data[: cut.start - begin].decode("utf-8", "ignore")
         text = data[cut.start - begin :].decode("utf-8")
@@ -116,6 +117,12 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
     if blank:
         LOG.warning("pages without text", extra={"document": plan.name, "pages": str(blank)})
     return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap)
+
+
+def first_byte(*, cut: Cut, overlap: int) -> int:
+    """Return where in a canonical text a segment begins to read: before its cut, by what it overlaps."""
+    reach = (overlap + _WORD_SLACK) * _MAX_CHARACTER_BYTES if overlap else 0
+    return max(0, cut.start - reach)
 
 
 def _pages(*, context: Context, plan: Plan, path: Path, cut: Cut, before: bool) -> list[str]:
@@ -158,6 +165,4 @@ def _read_range(*, context: Context, plan: Plan, local: Path | None, start: int,
             data = context.store.get_range(key=plan.canonical_key, start=start, end=end)
         except ObjectMissingError as error:
             raise WorkerError("SegmentsMissing", f"the text {plan.canonical_key} is not in the store") from error
-    if len(data) != end - start:
-        raise WorkerError("SegmentsMissing", f"the text {plan.canonical_key} is shorter than the plan says")
     return data
