@@ -195,6 +195,29 @@ def test_a_whole_run_as_a_process_with_a_remote_embedder(tmp_path: Path, url: st
     assert [version.embedding.provider for version in live] == ["local"]
 
 
+def test_no_process_of_the_same_user_reads_a_workers_credentials() -> None:
+    """A parser that a document has taken over is one. From root nothing is hidden, so here nobody is root."""
+    code = """if True:
+        import ctypes, os, subprocess
+        from ingestion_worker import main
+
+        def read(**_):
+            found = subprocess.run(["cat", f"/proc/{os.getpid()}/environ"], capture_output=True).stdout
+            print(b"sk-hidden" in found)
+
+        if os.geteuid() == 0:
+            os.setgid(65532)
+            os.setuid(65532)
+            ctypes.CDLL(None).prctl(4, 1)  # as it is when a container starts
+        read()
+        main.run_container = read
+        main.main(["publish_version"])
+    """
+    env = {**os.environ, "INGESTION_EMBEDDING_API_KEY": "sk-hidden"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_no_command_imports_at_its_start_what_takes_long() -> None:
     code = (
         "import sys; import ingestion_worker.main, ingestion_worker.context;"

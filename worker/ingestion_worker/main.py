@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 LOG: Final = logging.getLogger("ingestion_worker")
+_PR_SET_DUMPABLE: Final = 4
 
 
 def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[str, Any]:
@@ -166,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words[0] if len(words) == 1 else ""
+    # No other process of this user may read the credentials in this one: a document may have taken over its parser.
+    # What this process starts is not held back by it.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
     code = run_container(command=command, env=os.environ)
     logging.shutdown()
     if arguments is None:

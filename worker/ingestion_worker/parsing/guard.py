@@ -71,7 +71,7 @@ def run_parser(
         "outputBytes": limits.output_bytes,
         "parent": os.getpid(),
     }
-    # A parser sees no credentials: a hijacked one would find none in its environment.
+    # A parser sees no credentials: a hijacked one finds none in its environment, and `main` closes the parent's to it.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "INGESTION_"))}
     command = [sys.executable, "-m", "ingestion_worker.parsing.child"]
     try:
