@@ -264,6 +264,7 @@ EMOJI = CHOICE.format(
     '<mc:Choice><x:symEx xmlns:x="urn:x" x:font="Emoji" x:char="1F60A"/></mc:Choice>',
     "<mc:Fallback><w:t>again</w:t></mc:Fallback>",
 )
+IN_FONT = '<w:r><w:rPr><w:rFonts w:ascii="{}" w:hAnsi="Arial"/></w:rPr><w:t>{}</w:t></w:r>'
 HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
 
 
@@ -287,6 +288,9 @@ HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
         (inserted("Symbol", "F022", "F07E", "F0A0", "F0CF", "F0D0", "F0EF", "F0F2", "F0FE"), "∀∼€∉∠⎪∫⎭"),
         (inserted("Wingdings", "F04A", "F08A", "F095", "F0E0", "F0F4", "F0FC", "F0FE"), "☺⑩❿→⇳✓☑"),
         (inserted("Wingdings 2", "F052", "00A3"), "☑□"),
+        (IN_FONT.format("Symbol", "m\uf06d\xb7≥ 中\xa0") + said("m"), "µµ•≥ 中\xa0m"),
+        (IN_FONT.format("Wingdings", "\xfcJ\xa7") + IN_FONT.format("Webdings", "a b"), "✓☺▪\ufffd \ufffd"),
+        (IN_FONT.format("Arial", "m\xb7"), "m\xb7"),
         (inserted("MS Gothic", "2612") + f"<w:r>{EMOJI}</w:r>", "☒😊"),
         (f"{said('a')}{inserted('Webdings', 'F061')}{said('b')}", "a\ufffdb"),
         (inserted("Symbol", "F0FF", "D800", "E000", "zz", "-1", ""), "\ufffd" * 6),

@@ -15,7 +15,7 @@ from lxml import etree
 
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.parsing.html import check_size, html_text
-from ingestion_worker.parsing.symbols import symbol
+from ingestion_worker.parsing.symbols import shown, symbol
 from ingestion_worker.parsing.text import decode, normal_lines
 from ingestion_worker.parsing.types import DocumentType, type_of
 
@@ -218,7 +218,8 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
     # A field is an instruction, a separator, and its result, which is text. Both can hold other fields.
     fields: list[bool] = []  # the paragraph's open fields, outermost first: True while in the instruction
     around = 0  # how many of them stand in another's instruction
-    hidden: tuple[Any, bool] = (None, False)  # the last run that was looked at, and whether it is hidden
+    last: Any = None  # the last run that was looked at
+    hidden, font = False, ""  # of that run
 
     def flush(end: str) -> None:
         write(normal_lines(text="".join(pieces)) + end)
@@ -241,13 +242,14 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             continue
         elif local == "t" or local in _MARKS or local in _SYMBOLS:
             run = element.getparent()
-            if run is not hidden[0]:
-                hidden = run, _is_hidden(run=run)
+            if run is not last:
+                last, hidden, font = run, _is_hidden(run=run), _font(run=run)
             # The result of a field inside another's instruction is part of that instruction.
-            if not around and not hidden[1]:
-                pieces.append(
-                    _symbol(element=element) if local in _SYMBOLS else _MARKS.get(local) or element.text or ""
-                )
+            if not around and not hidden:
+                if local in _SYMBOLS:
+                    pieces.append(_symbol(element=element))
+                else:
+                    pieces.append(_MARKS.get(local) or shown(text=element.text or "", font=font))
         elif local == "fldChar":
             kind = _attribute(element=element, name="fldCharType")
             if kind == "begin":
@@ -282,6 +284,13 @@ def _attribute(*, element: Any, name: str) -> str:
 
 
 def _is_hidden(*, run: Any) -> bool:
+    return any(_OFF.isdisjoint(vanish.attrib.values()) for vanish in _properties(run=run, name="vanish"))
+
+
+def _font(*, run: Any) -> str:
+    return next((_attribute(element=fonts, name="ascii") for fonts in _properties(run=run, name="rFonts")), "")
+
+
+def _properties(*, run: Any, name: str) -> list[Any]:
     # A run's properties are its first child.
-    found = () if run is None else run[0].iterchildren("{*}vanish")
-    return any(_OFF.isdisjoint(vanish.attrib.values()) for vanish in found)
+    return [] if run is None else list(run[0].iterchildren(f"{{*}}{name}"))

@@ -1,4 +1,4 @@
-"""Symbols that Word inserts by a code of their font, as the Unicode characters that they show."""
+"""What Word writes in the codes of a symbol font, as the Unicode characters that it shows."""
 
 from __future__ import annotations
 
@@ -25,16 +25,36 @@ _WINGDINGS: Final = {
     **dict(enumerate("✗✓☒☑", 0xFB)),
 }
 _WINGDINGS_2: Final = {**dict(enumerate("✗✓☒☑☒☒", 0x4F)), 0xA3: "□"}
-_FONTS: Final = {"symbol": _SYMBOL, "wingdings": _WINGDINGS, "wingdings 2": _WINGDINGS_2}
+_FONTS: Final[dict[str, dict[int, str]]] = {
+    "symbol": _SYMBOL,
+    "wingdings": _WINGDINGS,
+    "wingdings 2": _WINGDINGS_2,
+    "wingdings 3": {},
+    "webdings": {},
+}
+# The first byte of a code of the font itself, as it is and moved into the private use area; others are Unicode.
+_OWN: Final = (0x00, 0xF0)
 
 
 def symbol(*, font: str, code: str) -> str:
-    """Return the character that a hexadecimal code means in a font, and U+FFFD where that is not known."""
+    """Return the character that a hexadecimal code shows in a font, and U+FFFD where that is not known."""
     try:
         number = int(code, 16)
-        # A font's own codes have one byte, often moved into the private use area; others are Unicode in any font.
-        if number >> 8 in (0x00, 0xF0):
+        if number >> 8 in _OWN:
             return _FONTS.get(font.lower(), {}).get(number & 0xFF, _UNKNOWN)
         return chr(number) if chr(number).isprintable() else _UNKNOWN
     except (ValueError, OverflowError):
         return _UNKNOWN
+
+
+def shown(*, text: str, font: str) -> str:
+    """Return the characters that text shows in a font."""
+    table = _FONTS.get(font.lower())
+    if table is None:
+        return text
+    return "".join(
+        character
+        if character.isspace() or ord(character) >> 8 not in _OWN
+        else table.get(ord(character) & 0xFF, _UNKNOWN)
+        for character in text
+    )
