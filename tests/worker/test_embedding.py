@@ -136,7 +136,7 @@ def test_vectors_come_in_the_order_of_the_texts_and_normalised() -> None:
         vectors = embedder(url, api_key="k").embed(["a", "bb", "ccc"] * 40)
     assert vectors.shape == (120, 3)
     assert np.allclose(vectors[:, 0], 1)
-    assert [len(request["input"]) for request in endpoint.requests] == [64, 56]
+    assert [len(request["input"]) for request in endpoint.requests] == [1, 63, 56]
     assert endpoint.requests[0]["path"] == "/v1/embeddings"
     assert "dimensions" not in endpoint.requests[0]
     assert set(endpoint.keys) == {"Bearer k"}
@@ -156,6 +156,24 @@ def test_dimensions_are_sent_only_once_a_model_gives_more() -> None:
         assert client.embed(["a"]).shape == (1, 3)
         client.embed(["b"])
     assert [request.get("dimensions") for request in endpoint.requests] == [None, 3, 3]
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 66, 200])
+@pytest.mark.parametrize(("given", "again"), [(3, 0), (8, 1)], ids=["as asked", "more"])
+def test_no_more_than_one_text_is_asked_for_twice(given: int, again: int, count: int) -> None:
+    """Each pod has an embedder of its own, which has to learn anew whether dimensions are to be sent."""
+    endpoint = Endpoint(dimensions=given)
+    texts = ["x" * (1 + number) for number in range(count)]
+    with http_server(handle=endpoint) as url:
+        client = embedder(url)
+        client.embed(texts)
+        first = len(endpoint.requests)
+        client.embed(texts)
+    asked = [text for request in endpoint.requests for text in request["input"]]
+    assert asked == texts[:again] + texts + texts
+    fewest = len(list(batches(texts=texts)))
+    assert first <= fewest + 1 + again
+    assert len(endpoint.requests) - first == fewest
 
 
 def test_threads_that_learn_at_once_that_dimensions_are_to_be_sent_all_get_theirs() -> None:
@@ -298,7 +316,7 @@ def test_vectors_that_cannot_be_right_are_refused(case: str) -> None:
     endpoint = Endpoint()
     endpoint.mangle = MANGLED[case]
     with http_server(handle=endpoint) as url:
-        assert failure(lambda: embedder(url).embed(["a", "bb"])).code == "EmbeddingInvalid"
+        assert failure(lambda: embedder(url).embed(["a", "bb", "ccc"])).code == "EmbeddingInvalid"
 
 
 @pytest.mark.parametrize("number", [1e30, 1e-30, 1, -3e38, 0])

@@ -191,9 +191,9 @@ class HttpEmbedder:
     """An OpenAI-compatible endpoint: `POST {url}/embeddings`.
 
     Safe to share between threads. `dimensions` is sent only once a model has answered with longer vectors than asked
-    for, as many servers refuse the field. A batch that is refused is asked for in halves: many servers take fewer texts
-    at a time and none says how many, and one text that is too long must not fail the others. No proxy or credentials
-    are taken from the environment.
+    for, as many servers refuse the field; the first text is asked for alone, so that no other is asked for twice. A
+    batch that is refused is asked for in halves: many servers take fewer texts at a time and none says how many, and
+    one text that is too long must not fail the others. No proxy or credentials are taken from the environment.
 
     Args:
         spec: model and dimensions to ask for.
@@ -225,7 +225,7 @@ class HttpEmbedder:
         self._url = url.rstrip("/") + "/embeddings"
         self._limits = limits or RequestLimits()
         self._sleep = sleep
-        self._send_dimensions = False
+        self._send_dimensions: bool | None = None  # until a model has answered
         self._most_texts = BATCH_TEXTS
         headers = {"Accept": "application/json"}
         if api_key:
@@ -259,6 +259,8 @@ class HttpEmbedder:
         return result
 
     def _embed_batch(self, batch: list[str]) -> NDArray[np.float32]:
+        if self._send_dimensions is None and len(batch) > 1:
+            return self._embed_parts(batch, 1)
         if len(batch) > self._most_texts:
             return self._embed_halves(batch)
         try:
@@ -271,17 +273,21 @@ class HttpEmbedder:
         return vectors
 
     def _embed_halves(self, batch: list[str]) -> NDArray[np.float32]:
+        return self._embed_parts(batch, (len(batch) + 1) // 2)
+
+    def _embed_parts(self, batch: list[str], cut: int) -> NDArray[np.float32]:
         import numpy as np
 
-        half = (len(batch) + 1) // 2
-        return np.concatenate([self._embed_batch(batch[:half]), self._embed_batch(batch[half:])])
+        return np.concatenate([self._embed_batch(batch[:cut]), self._embed_batch(batch[cut:])])
 
     def _embed_at_once(self, batch: list[str]) -> NDArray[np.float32]:
-        sent = self._send_dimensions  # for this request: another thread may change it meanwhile
+        sent = bool(self._send_dimensions)  # for this request: another thread may change it meanwhile
         vectors = self._vectors(self._request(batch, send_dimensions=sent), len(batch))
         if vectors.shape[1] > self._spec.dimensions and not sent:
             self._send_dimensions = True
             vectors = self._vectors(self._request(batch, send_dimensions=True), len(batch))
+        elif self._send_dimensions is None:
+            self._send_dimensions = False
         if vectors.shape[1] != self._spec.dimensions:
             raise WorkerError(
                 "EmbeddingInvalid",
