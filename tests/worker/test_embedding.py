@@ -248,6 +248,27 @@ def test_statuses_have_codes_and_only_some_are_tried_again(
     assert len(endpoint.requests) == requests
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "requests"),
+    [
+        ({"error": {"code": 429, "message": "upstream is busy"}}, "EmbeddingRateLimited", 5),
+        ({"error": {"code": "502", "message": "upstream is away"}, "data": []}, "EmbeddingUnavailable", 5),
+        ({"error": {"code": 401, "message": "no such key"}}, "EmbeddingUnauthorized", 1),
+        ({"error": {"code": 400, "message": "a text is too long"}}, "EmbeddingRejected", 1),
+        ({"error": {"code": "server_error", "message": "it broke"}}, "EmbeddingUnavailable", 5),
+        ({"error": "it broke"}, "EmbeddingUnavailable", 5),
+        ({"error": None}, "EmbeddingInvalid", 1),
+    ],
+)
+def test_an_error_behind_a_200_counts_as_one(said: dict[str, Any], code: str, requests: int) -> None:
+    """As gateways answer that ask others."""
+    endpoint = Endpoint()
+    endpoint.mangle = lambda _: said
+    with http_server(handle=endpoint) as url:
+        assert failure(lambda: embedder(url).embed(["a"])).code == code
+    assert len(endpoint.requests) == requests
+
+
 def test_retry_after_is_honoured_up_to_a_minute() -> None:
     pauses: list[float] = []
     script = [(429, {"Retry-After": "7"}), (429, {"Retry-After": "100000"}), (503, {})]

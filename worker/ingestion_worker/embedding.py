@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.utils
 import json
 import random
+import re
 import threading
 import time
 import weakref
@@ -314,6 +315,7 @@ class HttpEmbedder:
             except httpx.HTTPError as problem:
                 error = WorkerError("EmbeddingUnavailable", f"the embedding endpoint did not answer: {_text(problem)}")
             else:
+                status = _said_status(status=status, content=content)
                 if status == 200:
                     return content
                 error = _refusal(status=status, content=content)
@@ -372,6 +374,20 @@ def _refusal(*, status: int, content: bytes) -> WorkerError:
     if status in (401, 403):
         return WorkerError("EmbeddingUnauthorized", f"the embedding endpoint answered {status}")
     return WorkerError("EmbeddingRejected", f"the embedding endpoint answered {status}: {said}")
+
+
+def _said_status(*, status: int, content: bytes) -> int:
+    """Return the status that is meant: some gateways answer 200 and have what went wrong behind them in the body."""
+    if status != 200 or b'"embedding"' in content:
+        return status
+    try:
+        error = json.loads(content).get("error")
+    except (ValueError, AttributeError, RecursionError):
+        return status
+    if not error:
+        return status
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 503
 
 
 def _server_message(content: bytes) -> str:
