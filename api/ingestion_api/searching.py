@@ -145,7 +145,7 @@ class Searches:
             return None
         key = keys.get(spec.provider)
         if provider and provider.secret_name and key is None:
-            raise unavailable(f"the Secret of the embedding provider {provider.name} is missing, or lacks apiKey")
+            raise unavailable(f"the Secret of the provider {provider.name} is missing, or its apiKey is, or is no text")
         with self._lock:
             embedder, made_with = self._embedders.pop(spec, (None, None))
             if embedder is None or made_with != key:
@@ -174,7 +174,10 @@ class Searches:
                 return None
             raise
         encoded = (secret.get("data") or {}).get("apiKey")
-        return None if encoded is None else base64.b64decode(encoded).decode()
+        try:
+            return None if encoded is None else base64.b64decode(encoded).decode()
+        except UnicodeDecodeError:  # no key that could be sent
+            return None
 
 
 def _request_limits(seconds: float) -> RequestLimits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import shutil
@@ -109,9 +110,13 @@ class Stand:
             await self.found(searches, knowledge_base)
         return caught.value
 
-    async def write_secret(self, **data: str) -> None:
+    async def write_secret(self, **data: str | bytes) -> None:
         """Make the provider's Secret, or change it."""
-        body = {"metadata": {"name": "local-key"}, "stringData": data}
+        encoded = {
+            name: base64.b64encode(value.encode() if isinstance(value, str) else value).decode()
+            for name, value in data.items()
+        }
+        body = {"metadata": {"name": "local-key"}, "data": encoded}
         path = core_path("secrets", self.namespace)
         if any(item["metadata"]["name"] == "local-key" for item in (await self.kube.request("GET", path))["items"]):
             await self.kube.request("PATCH", f"{path}/local-key", body=body, content_type=MERGE_PATCH)
@@ -193,8 +198,10 @@ async def test_a_key_that_is_replaced_is_used_at_once(stand: Stand) -> None:
     assert stand.endpoint.keys == ["Bearer first", "Bearer first", "Bearer second"]
 
 
-@pytest.mark.parametrize("data", [None, {"otherKey": "x"}])
-async def test_a_key_that_is_not_there_matters_to_those_who_need_it(stand: Stand, data: dict[str, str] | None) -> None:
+@pytest.mark.parametrize("data", [None, {"otherKey": "x"}, {"apiKey": b"\xff"}])
+async def test_a_key_that_is_not_there_matters_to_those_who_need_it(
+    stand: Stand, data: dict[str, str | bytes] | None
+) -> None:
     if data:
         await stand.write_secret(**data)
     with stand.searches(secret="local-key") as searches:

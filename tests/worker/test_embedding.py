@@ -142,11 +142,14 @@ def test_vectors_come_in_the_order_of_the_texts_and_normalised() -> None:
     assert set(endpoint.keys) == {"Bearer k"}
 
 
-def test_no_key_no_header() -> None:
+@pytest.mark.parametrize(
+    ("key", "header"), [(None, None), ("\n", None), (" k k\r\n", "Bearer k k")], ids=["none", "blank", "from a file"]
+)
+def test_a_key_is_sent_without_the_space_around_it_and_none_without_header(key: str | None, header: str | None) -> None:
     endpoint = Endpoint()
     with http_server(handle=endpoint) as url:
-        embedder(url).embed(["a"])
-    assert endpoint.keys == [None]
+        embedder(url, api_key=key).embed(["a"])
+    assert endpoint.keys == [header]
 
 
 def test_dimensions_are_sent_only_once_a_model_gives_more() -> None:

@@ -9,6 +9,7 @@ import email.utils
 import json
 import random
 import re
+import string
 import threading
 import time
 import weakref
@@ -229,8 +230,9 @@ class HttpEmbedder:
         self._send_dimensions: bool | None = None  # until a model has answered
         self._most_texts = BATCH_TEXTS
         headers = {"Accept": "application/json"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+        key = (api_key or "").strip(string.whitespace)  # a Secret made from a file has its line end
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         try:
             self._client = httpx.Client(
                 headers=headers,
