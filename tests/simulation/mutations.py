@@ -621,13 +621,13 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="an attempt that raises no fence",
         part="worker",
         file="history.py",
-        changes=(("        if fence == generation or _superseded(", "        if True or _superseded("),),
+        changes=(("        if fence == generation or (", "        if True or ("),),
     ),
     Mutation(
         name="a publish over a newer version",
         part="worker",
         file="history.py",
-        changes=(("live.number >= version.number:", "live.number < 0:"),),
+        changes=(("        _check_superseded(state=state, job_uid=version.job_uid, number=version.number)\n", ""),),
     ),
     Mutation(
         name="the pointer written over what is there",

@@ -194,6 +194,8 @@ def test_any_order_of_fences_and_publishes_keeps_the_rules(
             if live < number:
                 assert result == ("Fenced" if fences.get(number, 0) > generation else "live")
                 fences[number] = max(fences.get(number, 0), generation)
+            elif live > number:
+                assert result == "VersionSuperseded"
         else:
             made = version(number=number, generation=generation)
             result = outcome(lambda made=made: history.publish(store=store, knowledge_base=KB, version=made))

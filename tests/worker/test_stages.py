@@ -306,6 +306,33 @@ def test_an_older_version_does_not_replace_a_newer_one(worker: Worker) -> None:
     ]
 
 
+def test_what_is_superseded_already_is_not_embedded(worker: Worker) -> None:
+    """Only publishing said so, when all vectors were paid for."""
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    old = worker.prepare(document__source__uri=uri)
+    done = worker.segment(prepared=old, segment=0)
+    short = worker.upload(data=b"The zebra.", name="b.txt")
+    single = {"document__source__uri": short, "job__uid": "single"}
+    with pytest.raises(WorkerError, match="SourceNotFound"):
+        worker.prepare(**{**single, "document__source__uri": f"{short}.gone"})
+    worker.ingest(document__source__uri=uri, job__uid="newer")
+    before = {entry.key for entry in worker.store.list(prefix="kb")}
+    worker.more["make_embedder"] = pytest.fail
+    for run in (
+        lambda: worker.segment(prepared=old, segment=1),
+        lambda: worker.prepare(document__source__uri=uri),
+        lambda: worker.prepare(document__source__uri=uri, generation=1),
+        lambda: worker.prepare(**single, generation=1),
+        lambda: worker.publish(prepared=old, generation=1),
+    ):
+        with pytest.raises(WorkerError) as caught:
+            run()
+        assert (caught.value.code, caught.value.exit_code) == ("VersionSuperseded", 78)
+    assert {entry.key for entry in worker.store.list(prefix="kb")} == before
+    assert worker.segment(prepared=old, segment=0) == done
+    assert worker.prepare(document__source__uri=uri, job__uid="newer", generation=1)["version"]["number"] == 3
+
+
 def test_a_late_publish_of_an_earlier_attempt_changes_nothing(worker: Worker) -> None:
     uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
     prepared = worker.prepare(document__source__uri=uri)

@@ -162,18 +162,30 @@ def raise_fence(
         the state that this leaves: its live version may be the job's own.
 
     Raises:
-        WorkerError: Fenced when a later attempt has already shut this one out; else as `read_state`.
+        WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt has already shut this
+            one out; else as `read_state`.
     """
 
     def decide(state: State) -> State | None:
+        _check_superseded(state=state, job_uid=job_uid, number=number)
         fence = state.fences.get(job_uid, 0)
         if fence > generation:
             raise _fenced(job_uid=job_uid, generation=generation, fence=fence)
-        if fence == generation or _superseded(state=state, number=number):
+        if fence == generation or (state.live is not None and state.live.job_uid == job_uid):
             return None
         return replace(state, fences={**state.fences, job_uid: generation}, numbers={**state.numbers, job_uid: number})
 
     return _advance(store=store, knowledge_base=knowledge_base, document_id=document_id, decide=decide)
+
+
+def check_superseded(*, store: Store, knowledge_base: str, document_id: str, job_uid: str, number: int) -> None:
+    """Refuse early what `publish` would refuse in the end.
+
+    Raises:
+        WorkerError: VersionSuperseded when a newer version is live.
+    """
+    state = read_state(store=store, knowledge_base=knowledge_base, document_id=document_id)
+    _check_superseded(state=state, job_uid=job_uid, number=number)
 
 
 def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveVersion:
@@ -193,10 +205,7 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
         live = state.live
         if live is not None and live.version_id == version.version_id:
             return None
-        if live is not None and live.number >= version.number:
-            raise WorkerError(
-                "VersionSuperseded", f"version {live.number} is live, so version {version.number} is not published"
-            )
+        _check_superseded(state=state, job_uid=version.job_uid, number=version.number)
         fence = state.fences.get(version.job_uid, 0)
         if fence > version.generation:
             raise _fenced(job_uid=version.job_uid, generation=version.generation, fence=fence)
@@ -215,9 +224,11 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
     return state.live
 
 
-def _superseded(*, state: State, number: int) -> bool:
-    # Numbers only grow, so nothing at or below the live number can be published any more: no fence is needed.
-    return state.live is not None and state.live.number >= number
+def _check_superseded(*, state: State, job_uid: str, number: int) -> None:
+    # Numbers only grow: what is superseded once stays so, and needs no fence.
+    live = state.live
+    if live is not None and live.job_uid != job_uid and live.number >= number:
+        raise WorkerError("VersionSuperseded", f"version {live.number} is live, so version {number} is not published")
 
 
 def _fenced(*, job_uid: str, generation: int, fence: int) -> WorkerError:

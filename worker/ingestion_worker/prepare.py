@@ -51,7 +51,8 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
     and outputs are named by their content.
 
     Raises:
-        WorkerError: a Source…, Document…, Store… or, in a single pass, any later stage's code.
+        WorkerError: VersionSuperseded, Fenced, a Source…, Document…, Store… or, in a single pass, any later stage's
+            code.
     """
     attempt = context.attempt
     version_id = attempt.version_id

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ingestion_crds.indexset import IndexSet
 
-from ingestion_worker import layout
+from ingestion_worker import history, layout
 from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
 from ingestion_worker.context import Context
 from ingestion_worker.outcome import WorkerError
@@ -30,13 +30,22 @@ def process_segment(*, context: Context, segment: int) -> dict[str, Any]:
     Output that is there already ends it at once: the work of another pod, or of this one before it was killed.
 
     Raises:
-        WorkerError: PipelineChanged, PageUnreadable, DocumentTooComplex, an Embedding… or a Store… code.
+        WorkerError: VersionSuperseded, PipelineChanged, PageUnreadable, DocumentTooComplex, an Embedding… or a Store…
+            code.
     """
     version = context.attempt.require_version()
     prefix = context.version_prefix(version_id=version.id)
     done = _done(context=context, prefix=prefix, plan_hash=version.plan_hash, segment=segment)
     if done is not None:
         return {"segment": segment, "chunks": done}
+    # Vectors can cost money, and those of a version that is superseded are for nothing.
+    history.check_superseded(
+        store=context.store,
+        knowledge_base=context.attempt.knowledge_base,
+        document_id=context.attempt.document_id,
+        job_uid=context.attempt.job_uid,
+        number=version.number,
+    )
     plan = read_plan(store=context.store, prefix=prefix, plan_hash=version.plan_hash)
     check_pipeline(plan=plan, attempt=context.attempt)
     if len(plan.cuts) != context.attempt.require_total_segments():
