@@ -167,6 +167,42 @@ def test_racing_pods_of_one_job_get_one_number_and_jobs_get_different_ones(store
     assert len(set(numbers.values())) == 6
 
 
+def test_a_store_that_writes_over_what_is_there_is_refused_by_each_pod(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version could replace a newer one, and nobody would know."""
+    put = obstore.put
+    modes: list[str | None] = []
+
+    def heedless(*arguments: Any, mode: str | None = None, **options: Any) -> Any:
+        modes.append(mode)
+        return put(*arguments, **options)
+
+    claim: dict[str, Any] = {"store": any_store, "knowledge_base": KB, "document_id": DOCUMENT}
+    with monkeypatch.context() as patched:
+        patched.setattr(obstore, "put", heedless)
+        for job in ("job-1", "job-1", "job-2"):
+            with pytest.raises(WorkerError, match="If-None-Match") as caught:
+                claim_number(**claim, job_uid=job)
+            assert caught.value.code == "StoreUnavailable"
+        assert modes == ["create"] * 6
+    assert claim_number(**claim, job_uid="job-1") == claim_number(**claim, job_uid="job-1")
+
+
+def test_trying_the_store_costs_a_job_one_write_and_one_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[str] = []
+    for name in ("put", "get", "list"):
+        call = getattr(obstore, name)
+        monkeypatch.setattr(
+            obstore, name, lambda *given, name=name, call=call, **more: (requests.append(name), call(*given, **more))[1]
+        )
+    claim: dict[str, Any] = {"store": store, "knowledge_base": KB, "document_id": DOCUMENT, "job_uid": "job-1"}
+    claim_number(**claim)
+    assert requests == ["get", "list", "put", "put", "get", "put", "get"]
+    claim_number(**claim)
+    assert requests[7:] == ["get"]
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(

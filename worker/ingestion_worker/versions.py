@@ -26,7 +26,8 @@ def claim_number(*, store: Store, knowledge_base: str, document_id: str, job_uid
         job_uid: the IngestionJob's.
 
     Raises:
-        WorkerError: StoreUnavailable, also when other jobs were faster each time; StoreForbidden.
+        WorkerError: StoreUnavailable, also when other jobs were faster each time, or the store writes over what is
+            there; StoreForbidden.
         ObjectMissingError: a number was deleted from outside after it was listed.
     """
     claim = layout.claim_key(knowledge_base=knowledge_base, document_id=document_id, job_uid=job_uid)
@@ -44,6 +45,11 @@ def claim_number(*, store: Store, knowledge_base: str, document_id: str, job_uid
             key = layout.number_key(knowledge_base=knowledge_base, document_id=document_id, number=number)
             if not store.create(key=key, data=owner):
                 continue
+            # What publishing relies on, each job tries once: this is there, and has other bytes.
+            if store.create(key=key, data=owner + b"\n"):
+                raise WorkerError(
+                    "StoreUnavailable", "the store ignores If-None-Match: *, so a version could replace a newer one"
+                )
         store.create(key=claim, data=json.dumps({"number": number}).encode())
         # Read it back: of two pods of this job that claimed two numbers, the first to get here decided for both.
         held = _held(store=store, claim=claim)
