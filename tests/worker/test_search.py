@@ -141,6 +141,22 @@ def test_outputs_that_are_brought_back_from_a_backup_are_found_again(
     assert every == find(worker.store)
 
 
+def test_what_is_ingested_after_a_restore_is_found(
+    any_store: Store, worker_on: Callable[[Store], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its history entry has the number of one that the backup did not hold yet."""
+    worker, cache = worker_on(any_store), SegmentCache()
+    for job in ("lost", "again"):
+        uri = worker.upload(data=f"The lighthouse is {job}.".encode(), name="a.txt")
+        worker.ingest(document__source__uri=uri, job__uid=job)
+        assert [hit.content for hit in find(any_store, cache=cache)] == [f"The lighthouse is {job}."]
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "get", pytest.fail)  # what is in the cache is not read again
+            assert find(any_store, cache=cache)
+        for entry in [*any_store.list(prefix="kb")]:
+            any_store.delete(key=entry.key)
+
+
 def test_vectors_of_other_dimensions_than_the_version_says_are_passed_over(worker: Worker) -> None:
     ingest(worker)
     replace_output(worker.store, dimensions=8)

@@ -178,17 +178,17 @@ def live_versions(
         WorkerError: StoreUnavailable or StoreForbidden; DocumentTooLarge when an entry is none of ours.
     """
     cache = cache or SegmentCache()
-    newest: dict[str, int] = {}
+    newest: dict[str, tuple[int, str]] = {}
     root = layout.history_root(knowledge_base=knowledge_base)
     for entry in store.list(prefix=root):
         _check_time(deadline)
         document_id, _, _ = entry.key.removeprefix(f"{root}/").partition("/")
         if not re.fullmatch(UUID_PATTERN, document_id):
             continue  # whatever lies there, it is none of ours
-        newest[document_id] = max(newest.get(document_id, 0), sequence_of(key=entry.key))
+        newest[document_id] = max(newest.get(document_id, (0, "")), (sequence_of(key=entry.key), entry.tag))
 
     def read(document_id: str) -> LiveVersion | None:
-        sequence = newest[document_id]
+        sequence, tag = newest[document_id]
         if sequence == 0:
             return None
         key = layout.history_key(knowledge_base=knowledge_base, document_id=document_id, sequence=sequence)
@@ -201,7 +201,8 @@ def live_versions(
             return live
 
         try:
-            found: LiveVersion | None = cache.fact(bucket=store.bucket, key=key, load=load)
+            # With its tag: in a bucket that is restored from a backup, another entry comes to have this key.
+            found: LiveVersion | None = cache.fact(bucket=store.bucket, key=f"{key} {tag}", load=load)
         except ObjectMissingError:
             return None
         return found

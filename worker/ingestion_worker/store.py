@@ -86,10 +86,11 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One object of a listing."""
+    """One object of a listing; its tag is another one when its bytes are."""
 
     key: str
     size: int
+    tag: str
 
 
 class ObjectMissingError(Exception):
@@ -251,7 +252,8 @@ class Store:
         with _mapped(prefix):
             for page in obstore.list(self._backend, prefix=f"{prefix}/"):
                 for item in page:
-                    yield Entry(key=item["path"], size=item["size"])
+                    tag = item["e_tag"] or item["last_modified"].isoformat()
+                    yield Entry(key=item["path"], size=item["size"], tag=tag)
 
     def delete(self, *, key: str) -> None:
         """Delete an object; one that is not there is no error."""
