@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,19 @@ from ingestion_worker.store import Store, StoreConfig
 from ingestion_worker.versions import claim_number
 from support.kill_runner import runner
 from support.worker_builders import BUILTIN, DOCUMENT, KB, Worker, builtin, sentences
+
+ROOT = Path(__file__).parents[2]
+# What the page calls, over the folder that the bucket is.
+FOLDER_AS_S3 = r"""
+kubectl() { :; }
+s3() {
+    url=${!#}
+    case $* in
+        *-T*) cp --no-clobber "${@: -2:1}" "${url#http://127.0.0.1:7070/}" ;;
+        *) prefix=${url##*prefix=}; find "team-a/${prefix//%2F//}" -name '*.json' -printf '<Key>%p</Key>' ;;
+    esac
+}
+"""
 
 
 def version(*, number: int, generation: int = 0, plan: str = "plan") -> LiveVersion:
@@ -303,6 +319,47 @@ def test_a_single_pass_killed_at_any_operation_ends_in_the_same_version(tmp_path
     mine = {e.key: store.get(key=e.key) for e in store.list(prefix="kb") if "/versions/" in e.key}
     theirs = {e.key: reference.store.get(key=e.key) for e in reference.store.list(prefix="kb") if "/versions/" in e.key}
     assert mine == theirs
+
+
+def test_a_document_that_is_taken_out_stays_out(worker: Worker, tmp_path: Path) -> None:
+    """docs/give-a-file.md, run as it stands: whatever pods of its jobs do after that, deleted or not."""
+    page = (ROOT / "docs" / "give-a-file.md").read_text().partition("## Take a document out")[2]
+    (block,) = re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    ids = re.search(r"KB=kb/(\S+) DOCUMENT=(\S+)", block)
+    assert ids
+    knowledge_base = ids[1]
+    changes = {"knowledgeBase": knowledge_base, "document__id": ids[2]}
+    changes["document__source__uri"] = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    old = {**changes, "job__uid": "5c0e0000-0000-4000-8000-000000000001"}
+    new = {**changes, "job__uid": "5c0e0000-0000-4000-8000-000000000002"}
+    late = worker.prepare(**old)
+    for segment in range(late["segments"]):
+        worker.segment(prepared=late, segment=segment, **old)
+    published = worker.prepare(**new)
+    for segment in range(published["segments"]):
+        worker.segment(prepared=published, segment=segment, **new)
+    worker.publish(prepared=published, **new)
+
+    commands = re.findall(r"^\$ (.*)$", block, re.MULTILINE)
+    script = "\n".join(["set -euo pipefail", FOLDER_AS_S3, *commands])
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)
+
+    def live() -> list[int]:
+        return [version.number for version in live_versions(store=worker.store, knowledge_base=knowledge_base)]
+
+    def outcomes() -> set[str]:
+        return {
+            outcome(partial(run, generation=generation, **job))
+            for prepared, job in ((late, old), (published, new))
+            for run in (worker.prepare, partial(worker.publish, prepared=prepared))
+            for generation in (0, 1, 10**9)
+        }
+
+    assert outcomes() == {"Fenced"}
+    assert live() == []
+    worker.ingest(**changes, job__uid="5c0e0000-0000-4000-8000-000000000003")
+    assert outcomes() == {"VersionSuperseded"}
+    assert live() == [3]
 
 
 @pytest.mark.parametrize("letter", ["x", "\\", "'", "\u2028", "\U0001f600"])
