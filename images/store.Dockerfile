@@ -8,7 +8,8 @@ ARG VERSITYGW=compiled
 FROM ${GO_BASE} AS compiled
 WORKDIR /src
 COPY cluster/go/versitygw/ ./
-# Patched: 1.8.0 takes names for paths unseen, and bodies into memory unmeasured (docs/decisions/0003-dependencies.md).
+# Patched: 1.8.0 takes names for paths unseen, bodies into memory unmeasured, and never waits for the disk
+# (docs/decisions/0003-dependencies.md).
 RUN go mod download && cp -r "$(go list -m -f '{{.Dir}}' github.com/versity/versitygw)" /versitygw-sources && \
     chmod -R u+w /versitygw-sources && cd /versitygw-sources && git apply /src/*.patch && cd /src && \
     go mod edit -replace=github.com/versity/versitygw=/versitygw-sources && \

@@ -1,16 +1,20 @@
-"""The embedded store tells its tenants apart, with the options that the chart gives it."""
+"""The embedded store, with the options that the chart gives it: it tells its tenants apart, and keeps what it took."""
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import hmac
+import os
 import re
 import secrets
+import shutil
 import socket
+import struct
 import subprocess
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,12 +37,14 @@ class Embedded:
 
     Args:
         folder: its volume.
+        options: more of them, for what it keeps there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, options: str = "") -> None:
         self._program = str(binaries.path(name="versitygw"))
         self._address = free_address()
-        self._command = ["sh", "-c", _command(folder=folder, program=self._program, address=self._address)]
+        command = _command(folder=folder, program=self._program, address=self._address)
+        self._command = ["sh", "-c", command.replace(" posix ", f" posix {options} ")]
         self._secret = secrets.token_hex(20)
 
     @property
@@ -81,6 +87,57 @@ def test_every_tenant_gets_in_whatever_was_set_up_before(tmp_path: Path) -> None
                 store.admin("change-bucket-owner", "--bucket", name, "--owner", name)
             for name, secret in accounts.items():
                 Store(config=store.tenant(name, secret=secret)).put(key="mine", data=name.encode())
+
+
+@contextmanager
+def mounted(image: Path, folder: Path) -> Iterator[None]:
+    """Mount a disk whose content is a file."""
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def cut_power(folder: Path) -> None:
+    """End a mounted disk at once: what is not on it by now never will be."""
+    shutdown, without_flush = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN and EXT4_GOING_FLAGS_NOLOGFLUSH
+    where = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.ioctl(where, shutdown, struct.pack("I", without_flush))
+    finally:
+        os.close(where)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mkfs.ext4"), reason="mounts a disk")
+@pytest.mark.parametrize("options", ["", "--disableotmp"], ids=["unnamed files", "temporary files"])
+@pytest.mark.parametrize("last", ["nothing", "put", "create", "file"])
+def test_what_was_acknowledged_is_there_after_a_power_cut(tmp_path: Path, last: str, options: str) -> None:
+    """Objects had their full length, and held zeros."""
+    image, disk, data = tmp_path / "image", tmp_path / "disk", os.urandom(1000)
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    disk.mkdir()
+    store = Embedded(disk, options=options)
+    tenant = Store(config=store.tenant("team-a", secret="its-own"))
+    with mounted(image, disk), store.started():
+        store.admin("create-user", "--access", "team-a", "--secret", "its-own", "--role", "user")
+        store.admin("create-bucket", "--bucket", "team-a", "--owner", "team-a")
+        if last == "put":
+            tenant.put(key="kb/a/b", data=data)
+        if last == "create":
+            assert tenant.create(key="kb/a/b", data=data)
+        if last == "file":
+            data *= 9000  # goes up in parts
+            (tmp_path / "file").write_bytes(data)
+            tenant.put_file(key="kb/a/b", path=tmp_path / "file")
+        cut_power(disk)
+    with mounted(image, disk), store.started():
+        if last == "nothing":
+            tenant.put(key="kb/a/b", data=data)
+        assert tenant.get(key="kb/a/b") == data
+        assert [entry.size for entry in tenant.list(prefix="kb")] == [len(data)]
 
 
 @dataclass(frozen=True)
