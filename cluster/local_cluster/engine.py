@@ -1,6 +1,7 @@
 """Which container engine to use, and how to call it."""
 
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -112,9 +113,26 @@ def can_pull(*, engine: Engine, image: str) -> bool:
     return engine.succeeds("pull", "--quiet", image, timeout=PULL_SECONDS)
 
 
+def pull(*, engine: Engine, image: str) -> None:
+    """Pull `image`, which nothing else can stand for, although the registry does not answer the client.
+
+    The engine may know a mirror or a proxy that the client does not. Raises LocalClusterError that says what to do.
+    """
+    say(f"pulling {image}")
+    try:
+        engine.run("pull", "--quiet", image, timeout=PULL_SECONDS)
+    except LocalClusterError as error:
+        raise LocalClusterError(
+            f"{image} cannot be pulled, and making another needs root. Make `{engine.name} pull {image}` work, as what "
+            f"the engine holds is used; or run as root on Debian.\n{error}"
+        ) from error
+
+
 def _registry_answers(*, engine: Engine, image: str) -> bool:
     # A look at the manifest: a pull against a registry that does not answer retries for minutes.
-    return engine.succeeds("manifest", "inspect", image, timeout=REGISTRY_SECONDS)
+    # podman takes no tag beside a digest there.
+    name = re.sub(":[^:/@]+@", "@", image) if engine.name == "podman" else image
+    return engine.succeeds("manifest", "inspect", name, timeout=REGISTRY_SECONDS)
 
 
 @cache

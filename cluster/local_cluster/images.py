@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from local_cluster import debian, engine, paths, versions
-from local_cluster.errors import LocalClusterError
 from local_cluster.progress import locked, say, timed
 
 PYTHON_PACKAGES = ("python3", "python3-venv", "ca-certificates")
@@ -72,7 +71,8 @@ def base_image() -> str:
     if builder.has_image(name):
         return name
     if os.geteuid() != 0:
-        raise LocalClusterError(f"{versions.PYTHON_IMAGE} cannot be pulled, and making a base image needs root")
+        engine.pull(engine=builder, image=versions.PYTHON_IMAGE)
+        return versions.PYTHON_IMAGE
     file = _base_filesystem()
     with timed(f"importing {name}"):
         builder.import_filesystem(file=file, name=name, changes=('CMD ["python3"]', "ENV LANG=C.UTF-8"))

@@ -16,7 +16,6 @@ from local_cluster.progress import locked, say, timed
 
 DEFAULT_NAME = "ingestion"
 READY_SECONDS = 120
-OFFICIAL_IMAGE = f"docker.io/kindest/node:{versions.KUBERNETES}"
 QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
 
 
@@ -155,7 +154,7 @@ class Kind:
         (self.folder / "engine").write_text(chosen.name)
         image = image_for(chosen=chosen)
         config = self.folder / "kind.yaml"
-        config.write_text(json.dumps(configuration(own_image=image != OFFICIAL_IMAGE), indent=1) + "\n")
+        config.write_text(json.dumps(configuration(own_image=image != versions.KIND_NODE_IMAGE), indent=1) + "\n")
         kind = ["create", "cluster", "--name", self.name, "--image", image, "--config", str(config)]
         with timed(f"creating the kind cluster {self.name} with {chosen.name} and {image}"):
             try:
@@ -215,7 +214,18 @@ def image_for(*, chosen: Engine) -> str:
 
     Our own is built if it is not in the cache, which takes minutes. Raises LocalClusterError.
     """
-    return OFFICIAL_IMAGE if engine.can_pull(engine=chosen, image=OFFICIAL_IMAGE) else _own_image(chosen=chosen)
+    official = versions.KIND_NODE_IMAGE
+    if engine.can_pull(engine=chosen, image=official):
+        return official
+    own = f"localhost/ingestion-node:{versions.KUBERNETES}-{node_image.key()}"
+    if not chosen.has_image(own):
+        if os.geteuid() != 0 and not node_image.in_cache().exists():
+            engine.pull(engine=chosen, image=official)
+            return official
+        file = node_image.root_filesystem()
+        with timed(f"importing {own}"):
+            chosen.import_filesystem(file=file, name=own, changes=node_image.IMPORT_CHANGES)
+    return own
 
 
 def configuration(*, own_image: bool) -> dict[str, object]:
@@ -286,12 +296,3 @@ def target(*, name: str = DEFAULT_NAME) -> Kind:
 
 def _arguments(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
-
-
-def _own_image(*, chosen: Engine) -> str:
-    name = f"localhost/ingestion-node:{versions.KUBERNETES}-{node_image.key()}"
-    if not chosen.has_image(name):
-        file = node_image.root_filesystem()
-        with timed(f"importing {name}"):
-            chosen.import_filesystem(file=file, name=name, changes=node_image.IMPORT_CHANGES)
-    return name

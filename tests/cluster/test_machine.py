@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 from ingestion_demo import documents
-from local_cluster import debian
+from local_cluster import binaries, debian, engine
 from local_cluster.commands import run
 from local_cluster.kind import Kind, remove_left
 
+# Of the release notes of the kind that versions.KIND names.
+NODE_IMAGE = "docker.io/kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed"
+PYTHON_IMAGE = "docker.io/library/python:3.13-slim-trixie"
 # The user is changed after the imports: the interpreter may lie where only root can read.
 AS_NOBODY = "import os, sys; from local_cluster import cli; os.setgid(65534); os.setuid(65534); sys.exit(cli.main())"
 AS_IT_IS = "import sys; from local_cluster import cli; sys.exit(cli.main())"
@@ -42,15 +45,17 @@ def add_program(machine: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-def refusal(machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[str, str] | None = None) -> str:
-    """What a command that must fail says on its last lines."""
+def call(
+    machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in such surroundings."""
     surroundings = {
         "PATH": str(machine / "bin"),
         "HOME": str(machine / "home"),
         "INGESTION_CACHE": str(machine / "cache"),
         **(env or {}),
     }
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=surroundings,
         cwd=machine,
@@ -59,6 +64,11 @@ def refusal(machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[s
         timeout=300,
         check=False,
     )
+
+
+def refusal(machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[str, str] | None = None) -> str:
+    """What a command that must fail says on its last lines."""
+    done = call(machine, *arguments, code=code, env=env)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -66,6 +76,22 @@ def refusal(machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[s
 
 
 AS_A_USER = AS_NOBODY if IS_ROOT else AS_IT_IS
+A_DOCKER = """case "$1 $2" in
+'version --format') echo 29.0.0;;
+'version ') echo 'Client: Docker Engine';;
+'image inspect') exit 1;;
+'load --input' | 'run --rm' | 'rmi --force') ;;  # the probe
+{more}
+*) echo "nothing is known of $*" >&2; exit 1;;
+esac"""
+
+
+def add_docker(machine: Path, *more: str) -> None:
+    """Add a Docker that can run kind's node and holds no image, and what else it knows; what probes it is there."""
+    add_program(machine, "docker", A_DOCKER.format(more="\n".join(more)))
+    programs = machine / "cache" / "bin" / binaries.versions_key()
+    programs.mkdir(parents=True)
+    (programs / "pause").touch()
 
 
 def test_a_user_without_an_engine_reads_what_a_kind_cluster_needs(machine: Path) -> None:
@@ -88,6 +114,36 @@ def test_a_user_without_an_engine_reads_which_packages_build_images(machine: Pat
     said = refusal(machine, "base-image", code=AS_A_USER)
     assert "there is no Docker engine that answers" in said
     assert re.search("packages are missing, and only root can install them: .*podman", said)
+
+
+def test_a_users_docker_pulls_the_node_image_that_kind_has_published(machine: Path) -> None:
+    add_docker(machine, f"'manifest inspect') [ $3 = {NODE_IMAGE} ];;", f"'pull --quiet') [ $3 = {NODE_IMAGE} ];;")
+    assert call(machine, "node-image", code=AS_A_USER).stdout == f"{NODE_IMAGE}\n"
+
+
+def test_a_user_who_cannot_have_an_image_reads_which_and_what_to_do(machine: Path) -> None:
+    add_docker(machine, "'pull --quiet') echo 'no route to the registry' >&2; exit 1;;")
+    for command, image in (("node-image", NODE_IMAGE), ("base-image", PYTHON_IMAGE)):
+        said = refusal(machine, command, code=AS_A_USER)
+        assert said.startswith(f"error: {image} cannot be pulled")
+        assert f"`docker pull {image}`" in said
+        assert "no route to the registry" in said
+
+
+@pytest.mark.parametrize(("command", "image"), [("node-image", NODE_IMAGE), ("base-image", PYTHON_IMAGE)])
+def test_a_user_has_the_engine_try_what_its_client_does_not_see(machine: Path, command: str, image: str) -> None:
+    """Docker's mirrors and proxies are the daemon's; `docker manifest inspect` asks the registry past them."""
+    add_docker(machine, f"'pull --quiet') [ $3 = {image} ] || exit 1;;")
+    assert call(machine, command, code=AS_A_USER).stdout == f"{image}\n"
+
+
+def test_podman_is_asked_for_an_image_by_its_digest_alone(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tag beside it `podman manifest inspect` refuses the name."""
+    digest = NODE_IMAGE.replace(":v1.36.4", "")
+    known = f"'manifest inspect') [ $3 = {digest} ];;\n'pull --quiet') ;;\n*) exit 1;;"
+    add_program(machine, "podman", f'case "$1 $2" in\n{known}\nesac')
+    monkeypatch.setenv("PATH", str(machine / "bin"))
+    assert engine.can_pull(engine=engine.Engine(name="podman"), image=NODE_IMAGE)
 
 
 @only_root
