@@ -465,6 +465,7 @@ def test_a_rolling_update_starts_the_new_before_it_ends_the_old(component: str, 
     (spread,) = pod["topologySpreadConstraints"]
     assert spread["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
     budget = documents[f"PodDisruptionBudget/i-{component}"]["spec"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     assert budget["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
 
 
