@@ -559,6 +559,26 @@ def test_a_tenant_keeps_its_credentials_with_its_bucket_and_no_other(tmp_path: P
     }
 
 
+@pytest.mark.parametrize("own", ["", "my-root"])
+def test_the_store_starts_anew_with_another_root_secret(own: str, tmp_path: Path) -> None:
+    """It reads it when it starts, and the set-up Job could not get in with one that was restored or made anew."""
+    values = {**VALUES, "store": {"embedded": {"existingSecret": own}}}
+    name = own or "i-store-root"
+
+    def template(*key: str) -> dict[str, Any]:
+        data = dict(zip(("ROOT_ACCESS_KEY_ID", "ROOT_SECRET_ACCESS_KEY"), key, strict=False))
+        found = {f"/api/v1/namespaces/s/secrets/{name}": secret(name, data)} if data else {}
+        documents = {each["metadata"]["name"]: each for each in render(values, folder=tmp_path, found=found)}
+        if data and not own:
+            assert documents[name]["data"] == secret(name, data)["data"]
+        return cast(dict[str, Any], documents["i-store"]["spec"]["template"])
+
+    assert template("root", "old") == template("root", "old")
+    assert template("root", "old") != template("root", "new")
+    assert template("root", "old") != template("other", "old")
+    assert template("root", "old") != template()
+
+
 def test_what_a_tenant_can_write_is_never_looked_up(tmp_path: Path) -> None:
     """A tenant could else name another's account in its own Secret, and have the store take that one's key for its."""
     forged = secret("ingestion-store", {"AWS_ACCESS_KEY_ID": "key-b", "AWS_SECRET_ACCESS_KEY": "forged-by-a"})

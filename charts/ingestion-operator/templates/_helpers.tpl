@@ -98,6 +98,22 @@ http://{{ include "ingestion.fullname" . }}-store.{{ .Release.Namespace }}.svc:7
 {{- .Values.store.embedded.existingSecret | default (printf "%s-store-root" (include "ingestion.fullname" .)) -}}
 {{- end -}}
 
+{{- /*
+The data of the root Secret, as JSON: what is there, else a new key; nothing of an existingSecret that is not to be seen.
+A new key is made once in a rendering and remembered: it goes into the Secret and into the digest of it.
+*/ -}}
+{{- define "ingestion.rootData" -}}
+{{- if not (hasKey $ "rootData") -}}
+  {{- $live := lookup "v1" "Secret" .Release.Namespace (include "ingestion.rootSecret" .) -}}
+  {{- $data := ($live).data | default dict -}}
+  {{- if not (or $data .Values.store.embedded.existingSecret) -}}
+    {{- $data = dict "ROOT_ACCESS_KEY_ID" ("root" | b64enc) "ROOT_SECRET_ACCESS_KEY" (randAlphaNum 40 | b64enc) -}}
+  {{- end -}}
+  {{- $_ := set $ "rootData" $data -}}
+{{- end -}}
+{{- toJson .rootData -}}
+{{- end -}}
+
 {{- /* The Secret of a provider's key, or nothing when it needs none. Argument: the provider. */ -}}
 {{- define "ingestion.providerSecret" -}}
 {{- if .existingSecret -}}{{ .existingSecret }}{{- else if .apiKey -}}ingestion-provider-{{ .name }}{{- end -}}
