@@ -140,6 +140,15 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
             },
             "tenants[1].credentials.accessKeyId",
         ),
+        ({"tenants": [{"namespace": "a", "bucket": "10.0.0.1"}]}, "/tenants/0/bucket"),
+        (
+            {"tenants": [{"namespace": "a", "bucket": "aaa", "credentials": {**CREDENTIALS, "accessKeyId": "-a"}}]},
+            "/tenants/0/credentials/accessKeyId",
+        ),
+        (
+            {"tenants": [{"namespace": "a", "bucket": "aaa", "credentials": {**CREDENTIALS, "accessKeyId": "root"}}]},
+            "tenants[0].credentials.accessKeyId",
+        ),
         ({"embeddingProviders": [{"name": "builtin", "url": "http://x"}]}, "embeddingProviders"),
         ({"embeddingProviders": [{"name": "x", "url": "ftp://x"}]}, "url"),
         ({"images": {"api": {"repository": f"x@{DIGEST}"}}}, "repository"),

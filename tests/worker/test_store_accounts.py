@@ -13,6 +13,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -58,11 +59,20 @@ class Embedded:
         root = {"ROOT_ACCESS_KEY_ID": "root", "ROOT_SECRET_ACCESS_KEY": self._secret, "REGION": REGION}
         return started(self._command, address=self._address, environment=root | environment)
 
+    @property
+    def _as_root(self) -> dict[str, str]:
+        where = {"ADMIN_ENDPOINT_URL": f"http://{self._address}", "ADMIN_REGION": REGION}
+        return where | {"ADMIN_ACCESS_KEY_ID": "root", "ADMIN_SECRET_ACCESS_KEY": self._secret}
+
     def admin(self, *arguments: str) -> None:
         """Call its admin command, as the chart's set-up Job does."""
-        where = {"ADMIN_ENDPOINT_URL": f"http://{self._address}", "ADMIN_REGION": REGION}
-        who = {"ADMIN_ACCESS_KEY_ID": "root", "ADMIN_SECRET_ACCESS_KEY": self._secret}
-        subprocess.run([self._program, "admin", *arguments], env=where | who, check=True, capture_output=True)
+        subprocess.run([self._program, "admin", *arguments], env=self._as_root, check=True, capture_output=True)
+
+    def set_up(self, accounts: Path) -> subprocess.CompletedProcess[str]:
+        """Run the chart's set-up Job with the accounts of a folder."""
+        script = _set_up().replace("/etc/accounts", str(accounts)).replace("versitygw", self._program)
+        command = ["sh", "-euc", script]
+        return subprocess.run(command, env=self._as_root, check=False, capture_output=True, text=True, timeout=60)
 
     def tenant(self, name: str, *, secret: str) -> StoreConfig:
         """How the tenant whose account and bucket have this name gets in."""
@@ -87,6 +97,27 @@ def test_every_tenant_gets_in_whatever_was_set_up_before(tmp_path: Path) -> None
                 store.admin("change-bucket-owner", "--bucket", name, "--owner", name)
             for name, secret in accounts.items():
                 Store(config=store.tenant(name, secret=secret)).put(key="mine", data=name.encode())
+
+
+def test_a_tenant_that_the_store_refuses_keeps_no_other_from_its_bucket(tmp_path: Path) -> None:
+    """In the set-up Job, which fails and names it; and which gives all that they lack when it is run again."""
+    store = Embedded(tmp_path / "data")
+    names, secret = ("team-a", "10.0.0.1", "team-c"), secrets.token_hex(20)  # the second is no name of a bucket
+    accounts = tmp_path / "accounts"
+    accounts.mkdir()
+    with store.started():
+        for _ in range(2):
+            for name in names:
+                (accounts / name).write_text(f"{name} {name} {secret}\n")
+            done = store.set_up(accounts)
+            assert done.returncode == 1
+            assert "bucket 10.0.0.1 is NOT ready" in done.stderr
+            assert done.stdout == "bucket team-a is ready\nbucket team-c is ready\n"
+            for name in ("team-a", "team-c"):
+                Store(config=store.tenant(name, secret=secret)).put(key="mine", data=name.encode())
+            secret = secrets.token_hex(20)
+        (accounts / "10.0.0.1").unlink()
+        assert store.set_up(accounts).returncode == 0
 
 
 @contextmanager
@@ -287,3 +318,10 @@ def _command(*, folder: Path, program: str, address: str) -> str:
     assert found
     command = " ".join(found[0].split())
     return command.replace("/data/", f"{folder}/").replace("versitygw", program, 1).replace(":7070", address)
+
+
+def _set_up() -> str:
+    """Return the script of the chart's set-up Job."""
+    found = re.search(r"^ +- \|\n( +tries=0\n.*?)^ +env:$", CHART.read_text(), re.S | re.M)
+    assert found
+    return textwrap.dedent(found[1])

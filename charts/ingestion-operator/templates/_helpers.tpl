@@ -157,6 +157,7 @@ Arguments: a list of the root context and the tenant.
     {{- fail (printf "the release %q of this chart is in the cluster already; an operator sees to the whole cluster, and two would undo what the other writes" $other) -}}
   {{- end -}}
 {{- end -}}
+{{- $root := (include "ingestion.rootData" . | fromJson).ROOT_ACCESS_KEY_ID | default "" | b64dec -}}
 {{- $namespaces := list -}}{{- $buckets := list -}}{{- $ids := list -}}
 {{- range $index, $tenant := .Values.tenants -}}
   {{- if has $tenant.namespace $namespaces -}}
@@ -176,6 +177,9 @@ Arguments: a list of the root context and the tenant.
     {{- fail (printf "tenants[%d]: an external store needs existingSecret or credentials" $index) -}}
   {{- end -}}
   {{- with $tenant.credentials -}}
+    {{- if and $.Values.store.embedded.enabled (eq .accessKeyId $root) -}}
+      {{- fail (printf "tenants[%d].credentials.accessKeyId: %q is the store's own account; choose another" $index .accessKeyId) -}}
+    {{- end -}}
     {{- if and $.Values.store.embedded.enabled (has .accessKeyId $ids) -}}
       {{- fail (printf "tenants[%d].credentials.accessKeyId: %q is another tenant's; each needs its own" $index .accessKeyId) -}}
     {{- end -}}
