@@ -195,6 +195,29 @@ def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:
         assert "wrong-secret" not in caught.value.message + repr(bad)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_key_may_end_in_a_line_break(s3_server: S3Server, end: str) -> None:
+    """As in a Secret that was made of a file, or with `echo`."""
+    good = s3_server.config(bucket="lines")
+    padded = replace(good, access_key_id=f"{s3_server.access}{end}", secret_access_key=f"{s3_server.secret}{end}")
+    Store(config=padded).put(key="a", data=b"x")
+    assert Store(config=good).get(key="a") == b"x"
+
+
+async def test_what_the_client_cannot_send_is_told(s3_server: S3Server) -> None:
+    """It panics, which is no Exception and would end the process."""
+    store = Store(config=replace(s3_server.config(bucket="panics"), access_key_id="a\x01b"))
+    for run in (
+        lambda: store.get(key="a"),
+        lambda: store.create(key="a", data=b"x"),
+        lambda: list(store.list(prefix="a")),
+    ):
+        with pytest.raises(WorkerError, match="StoreUnavailable: the store's client failed at a: "):
+            await asyncio.to_thread(run)
+    with pytest.raises(WorkerError, match="StoreUnavailable: the store's client failed at a: "):
+        await store.put_stream(key="a", chunks=stream(b"x"))
+
+
 def test_a_store_that_is_not_there_is_unavailable(s3_server: Any) -> None:
     gone = StoreConfig(
         url="s3://x", endpoint="http://127.0.0.1:1", access_key_id="a", secret_access_key="b", retry_seconds=0.2

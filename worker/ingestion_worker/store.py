@@ -41,6 +41,9 @@ _REFUSED: Final = re.compile(r"status code: 40[13]\b")
 # Instead of an answer the connection broke, or time ran out.
 _UNANSWERED: Final = re.compile(r"HTTP error: ")
 _FIRST_PAUSE_SECONDS: Final = 0.1
+_SPACE: Final = " \t\r\n"
+# Of obstore, for what it did not expect, such as a key with a control character. Neither can be imported.
+_PANICS: Final = ("PanicException", "RustPanic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,8 +293,9 @@ def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
     options = {
         "endpoint": config.endpoint,
         "region": config.region or "us-east-1",
-        "access_key_id": config.access_key_id,
-        "secret_access_key": config.secret_access_key,
+        # A Secret that was made of a file, or with `echo`, has a line break at its end, which no key has.
+        "access_key_id": (config.access_key_id or "").strip(_SPACE),
+        "secret_access_key": (config.secret_access_key or "").strip(_SPACE),
         "session_token": config.session_token,
     }
     settings: Any = {name: value for name, value in options.items() if value}
@@ -336,6 +340,10 @@ def _mapped(key: str) -> Iterator[None]:
         if _REFUSED.search(str(error)):
             raise WorkerError("StoreForbidden", f"the store refused the credentials for {key}") from error
         raise WorkerError("StoreUnavailable", f"the store failed at {key}: {_first(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ not in _PANICS:
+            raise
+        raise WorkerError("StoreUnavailable", f"the store's client failed at {key}: {_first(error)}") from error
 
 
 def _first(error: BaseException) -> str:
