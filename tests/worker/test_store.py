@@ -195,6 +195,19 @@ def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:
         assert "wrong-secret" not in caught.value.message + repr(bad)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_nothing_goes_through_a_proxy(s3_server: S3Server, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clusters put one into every pod's environment, and it knows no Service of the cluster."""
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    config = s3_server.config(bucket="direct")
+    store = Store(config=replace(config, endpoint=s3_server.endpoint.replace("127.0.0.1", host), retry_seconds=0.2))
+    store.put(key="a", data=b"x")
+    assert store.get(key="a") == b"x"
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", " "])
 def test_a_key_may_end_in_a_line_break(s3_server: S3Server, end: str) -> None:
     """As in a Secret that was made of a file, or with `echo`."""

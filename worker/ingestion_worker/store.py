@@ -306,6 +306,10 @@ def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
             "allow_http": (config.endpoint or "").startswith("http://"),
             "connect_timeout": timedelta(seconds=min(5.0, config.timeout_seconds)),
             "timeout": timedelta(seconds=config.timeout_seconds),
+            # Whatever the environment says, nothing goes through a proxy: with one named here that environment is not
+            # read, and no name and no address is left for this one.
+            "proxy_url": "http://unused.invalid",
+            "proxy_excludes": "*,0.0.0.0/0,::/0",
         },
         retry_config={
             "max_retries": 5,
