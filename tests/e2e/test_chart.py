@@ -168,6 +168,17 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"api": {"ingress": {"enabled": True, "host": "x.example"}}}, "api.ingress.tlsSecret"),
         ({"api": {"ingress": {"enabled": True, "tlsSecret": "tls"}}}, "api.ingress.host"),
         ({"api": {"ingress": {"host": "https://x.example"}}}, "/api/ingress/host"),
+        ({"store": {"embedded": {"existingSecret": "a: b"}}}, "/store/embedded/existingSecret"),
+        ({"store": {"embedded": {"persistence": {"existingClaim": "a: b"}}}}, "/persistence/existingClaim"),
+        ({"store": {"embedded": {"persistence": {"size": ""}}}}, "/store/embedded/persistence/size"),
+        ({"api": {"temporaryStorage": "2Gi, x: y"}}, "/api/temporaryStorage"),
+        ({"api": {"temporaryStorage": ""}}, "/api/temporaryStorage"),
+        ({"api": {"resources": {"limits": {"memory": "1 Gi"}}}}, "/api/resources/limits/memory"),
+        ({"operator": {"resources": {"requests": {"memory": "-1Gi"}}}}, "/operator/resources/requests/memory"),
+        ({"worker": {"resources": {"limits": {"memory": "1gb"}}}}, "/worker/resources/limits/memory"),
+        ({"worker": {"resources": {"requests": {"cpu": -1}}}}, "/worker/resources/requests/cpu"),
+        ({"worker": {"resources": {"requests": {"memory": "2Gi"}}}}, "worker.resources.requests.memory"),
+        ({"worker": {"resources": {"limits": {"cpu": "99m"}}}}, "worker.resources.requests.cpu"),
         ({"api": {"replicas": 0}}, "replicas"),
         ({"operator": {"replicas": 0}}, "replicas"),
     ],
@@ -277,16 +288,36 @@ def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:
         {
             "tenants": [{"namespace": "2024", "bucket": "bucket", "createNamespace": True}],
             "worker": {"resources": {"requests": {"cpu": 0.5, "memory": "1Gi"}, "limits": {"cpu": 2}}},
+            "store": {"embedded": {"existingSecret": "2024", "persistence": {"existingClaim": "1e3"}}},
+            "api": {"temporaryStorage": "2e9"},
         },
         folder=tmp_path,
     )
     for each in documents:
         names = [each["metadata"]["name"], each["metadata"].get("namespace", "")]
         assert all(isinstance(name, str) for name in names), names
+    pods = pod_specs(documents)
+    store = pods["Deployment/i-store"]
+    assert store["containers"][0]["envFrom"] == [{"secretRef": {"name": "2024"}}]
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "1e3"}} in store["volumes"]
+    [setup] = [spec for name, spec in pods.items() if name.startswith("Job/")]
+    references = [each["valueFrom"]["secretKeyRef"] for each in setup["containers"][0]["env"] if "valueFrom" in each]
+    assert [each["name"] for each in references] == ["2024", "2024"]
+    assert {"name": "tmp", "emptyDir": {"sizeLimit": "2e9"}} in pods["Deployment/i-api"]["volumes"]
     config = config_of(documents)
     assert config.worker_resources.requests == {"cpu": "0.5", "memory": "1Gi"}
     assert config.worker_resources.limits == {"cpu": 2, "memory": "1Gi"}  # what is not given is the chart's
     assert config.tenant("2024") is not None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit"),
+    [("100m", "0.1"), ("1024Mi", "1Gi"), ("1G", "1Gi"), (1, "1e0"), (1073741824, "1Gi"), ("5", "5000m"), (".5", 1)],
+)
+def test_requests_may_be_as_large_as_limits(wanted: str | float, limit: str | float, tmp_path: Path) -> None:
+    resources = {"requests": {"cpu": None, "memory": wanted}, "limits": {"memory": limit}}
+    config = config_of(render({"worker": {"resources": resources}}, folder=tmp_path))
+    assert list(config.worker_resources.requests) == ["memory"]
 
 
 def test_a_release_and_its_namespace_may_be_called_by_a_number(tmp_path: Path) -> None:

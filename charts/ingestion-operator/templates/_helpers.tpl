@@ -148,6 +148,14 @@ Arguments: a list of the root context and the tenant.
 {{- printf "%s-store-accounts" (include "ingestion.fullname" .) -}}
 {{- end -}}
 
+{{- /* A quantity as a plain number. */ -}}
+{{- define "ingestion.number" -}}
+{{- $small := dict "" 1 "n" 1e-9 "u" 1e-6 "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 -}}
+{{- $units := merge $small (dict "Ki" 0x1p10 "Mi" 0x1p20 "Gi" 0x1p30 "Ti" 0x1p40 "Pi" 0x1p50 "Ei" 0x1p60) -}}
+{{- $unit := regexFind "[A-Za-z]*$" (toString .) -}}
+{{- mulf (toString . | trimSuffix $unit | float64) (get $units $unit) -}}
+{{- end -}}
+
 {{- /* What the schema cannot say; each message names the value and what is allowed. */ -}}
 {{- define "ingestion.validate" -}}
 {{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
@@ -186,6 +194,15 @@ Arguments: a list of the root context and the tenant.
     {{- $ids = append $ids .accessKeyId -}}
   {{- end -}}
   {{- $namespaces = append $namespaces $tenant.namespace -}}{{- $buckets = append $buckets $tenant.bucket -}}
+{{- end -}}
+{{- with .Values.worker.resources -}}
+  {{- $requests := .requests | default dict -}}
+  {{- range $name, $limit := .limits -}}
+    {{- $request := get $requests $name | default 0 -}}
+    {{- if gt (include "ingestion.number" $request | float64) (include "ingestion.number" $limit | float64) -}}
+      {{- fail (printf "worker.resources.requests.%s: %v is more than its limit, %v" $name $request $limit) -}}
+    {{- end -}}
+  {{- end -}}
 {{- end -}}
 {{- with .Values.api.ingress -}}
   {{- if and .enabled (not (and .host .tlsSecret)) -}}
