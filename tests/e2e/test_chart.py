@@ -168,6 +168,7 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"api": {"ingress": {"enabled": True, "host": "x.example"}}}, "api.ingress.tlsSecret"),
         ({"api": {"ingress": {"enabled": True, "tlsSecret": "tls"}}}, "api.ingress.host"),
         ({"api": {"ingress": {"host": "https://x.example"}}}, "/api/ingress/host"),
+        ({"caCertificates": "-----BEGIN CERTIFICATE-----\n" * 1000}, "/caCertificates"),
         ({"store": {"embedded": {"existingSecret": "a: b"}}}, "/store/embedded/existingSecret"),
         ({"store": {"embedded": {"persistence": {"existingClaim": "a: b"}}}}, "/persistence/existingClaim"),
         ({"store": {"embedded": {"persistence": {"size": ""}}}}, "/store/embedded/persistence/size"),
