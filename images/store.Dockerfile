@@ -6,6 +6,7 @@ ARG GO_BASE=docker.io/library/golang:1.26
 ARG VERSITYGW=compiled
 
 FROM ${GO_BASE} AS compiled
+ARG GOPROXY
 WORKDIR /src
 COPY cluster/go/versitygw/ ./
 # Patched: 1.8.0 takes names for paths unseen, bodies into memory unmeasured, and never waits for the disk

@@ -285,6 +285,15 @@ def granted(documents: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
     }
 
 
+def test_the_install_page_s_build_arguments_are_there() -> None:
+    """And nothing is installed past the index that one of them names, as `uv sync` would."""
+    files = [(REPOSITORY / "images" / name).read_text() for name in ("Dockerfile", "store.Dockerfile")]
+    said = re.findall(r"--build-arg (\w+)=", (REPOSITORY / "docs" / "install.md").read_text())
+    assert set(said) <= set(re.findall(r"^ARG (\w+)", "\n".join(files), re.MULTILINE))
+    assert "PIP_INDEX_URL" in said
+    assert not re.findall(r"^RUN .*\buv sync\b", files[0], re.MULTILINE)
+
+
 def test_the_install_page_says_who_may_do_what(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "install.md").read_text()
     rows = re.findall(r"^\| (operator|API|edit|view) \| (\w+) \| (\S+) \| ([a-z, ]+) \|", text, re.MULTILINE)
