@@ -57,7 +57,8 @@ _PROBE_BYTES: Final = 65_536
 LINE_END: Final = re.compile("\r\n|[\r\x0b\x0c]")
 # These only say where a line may end. Left in a word they hide it from search.
 INVISIBLE: Final = "\u200b\u2060\ufeff"
-_UNSEEN: Final = re.compile(f"\u00ad\n?|[\x00-\x08\x0e-\x1f\x7f{INVISIBLE}]")
+_SOFT_HYPHEN: Final = re.compile("\u00ad\n?")
+_UNSEEN: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f{INVISIBLE}]")
 
 
 def parse_text(*, path: Path, name: str, write: Callable[[str], None], charset: str | None = None) -> None:
@@ -77,7 +78,7 @@ def parse_text(*, path: Path, name: str, write: Callable[[str], None], charset: 
 
 def normal_lines(*, text: str) -> str:
     """Return text with `\\n` line ends, words joined at soft hyphens, and no control or invisible characters."""
-    return _UNSEEN.sub("", LINE_END.sub("\n", text))
+    return _UNSEEN.sub("", _SOFT_HYPHEN.sub("", LINE_END.sub("\n", text)))
 
 
 def decode(*, data: bytes, name: str, charset: str | None) -> str:
