@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 SAMPLE = 4
 SEED = 20
 WITH_REAL_WORKERS = 16
-# Runs differ by one or two requests, as counts are written while time passes.
-UNSURE = 2
+# Counts are written while time passes: on a busy machine runs differ by up to five requests.
+UNSURE = 5
 WHEN = {"before it is sent": crash_before, "after it is committed": crash_after}
 
 
