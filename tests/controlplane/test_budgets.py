@@ -118,7 +118,7 @@ async def test_the_storms_baseline_sends_what_the_operator_sends(
 
 async def test_no_answer_holds_all_jobs_at_once(control_plane: ControlPlane, kube: KubeClient, tmp_path: Path) -> None:
     """At a start too, where kopf lists them: an answer costs ten times its length in memory."""
-    page, count = 500, 520
+    page, count = 20, 50
     sizes: list[int] = []
 
     async def note(call: Call, forward: Forward) -> Answer:
