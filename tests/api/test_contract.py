@@ -9,6 +9,7 @@ from ingestion_api.app import create_app
 from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.job import Spec
 from openapi_spec_validator import validate
+from pydantic import BaseModel
 
 PREFIX = "/v1/knowledge-base"
 
@@ -51,8 +52,15 @@ def test_the_retry_operation(document: dict[str, Any]) -> None:
 
 
 def test_options_of_an_upload_are_bounded_as_the_spec_is() -> None:
-    for name, field in IngestOptions.model_fields.items():
-        assert (field.alias, field.metadata) == (Spec.model_fields[name].alias, Spec.model_fields[name].metadata)
+    def bounds(model: type[BaseModel]) -> dict[str, Any]:
+        found = {}
+        for name, field in model.model_json_schema(by_alias=True)["properties"].items():
+            (kind,) = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
+            found[name] = {key: value for key, value in kind.items() if key not in ("default", "description", "title")}
+        return found
+
+    specs = bounds(Spec)
+    assert bounds(IngestOptions) == {name: specs[name] for name in bounds(IngestOptions)}
 
 
 def test_the_error_schemas(document: dict[str, Any]) -> None:
