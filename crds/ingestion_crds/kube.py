@@ -285,7 +285,7 @@ class KubeClient:
             raise _no_answer(error) from error
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse) -> bytearray:
     """Read an answer.
 
     Raises:
@@ -297,7 +297,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         if len(raw) > _MOST_BYTES:
             response.close()
             raise ApiError(status=0, reason="TooLarge", message=f"the answer has more than {_MOST_BYTES} bytes")
-    return bytes(raw)
+    return raw
 
 
 def _exists(kubeconfig: str) -> bool:
@@ -308,7 +308,7 @@ def _exists(kubeconfig: str) -> bool:
 def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
     """Return the JSON of an answer. A proxy may have sent anything in place of the API server."""
     try:
-        answer = parse(bytes(raw))
+        answer = parse(raw)
     except orjson.JSONDecodeError as error:
         raise _no_answer(error) from error
     if not isinstance(answer, dict) or (wanted and wanted not in answer):
@@ -316,7 +316,7 @@ def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
     return answer
 
 
-def parse(raw: bytes) -> Any:
+def parse(raw: bytes | bytearray) -> Any:
     """Return JSON of the API server's; what managedFields say is left out where no parser takes it.
 
     Raises:
@@ -325,7 +325,7 @@ def parse(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        return orjson.loads(without_managed_fields(raw))
+        return orjson.loads(without_managed_fields(bytes(raw)))
 
 
 def without_managed_fields(raw: bytes) -> bytes:
@@ -358,7 +358,7 @@ def _no_answer(error: BaseException) -> ApiError:
     return no_answer(f"{type(error).__name__}: {error}")
 
 
-def _api_error(status: int, raw: bytes) -> ApiError:
+def _api_error(status: int, raw: bytes | bytearray) -> ApiError:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 
 from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
+from ingestion_crds.constants import ENV_POD_NAMESPACE
 from ingestion_crds.kube import JSON_PATCH, ApiError, KubeClient, lease_path
 
 # client-go's defaults: a dead leader is replaced in less than 20 s.
@@ -66,10 +67,10 @@ class Lease:
         name = env.get("INGESTION_LEASE_NAME")
         if not name:
             return None
-        for variable in ("POD_NAMESPACE", "POD_NAME"):
+        for variable in (ENV_POD_NAMESPACE, "POD_NAME"):
             if not env.get(variable):
                 raise ConfigError(f"{variable}: not set; with INGESTION_LEASE_NAME it is needed")
-        return cls(namespace=env["POD_NAMESPACE"], name=name, identity=env["POD_NAME"])
+        return cls(namespace=env[ENV_POD_NAMESPACE], name=name, identity=env["POD_NAME"])
 
 
 class Leadership:
