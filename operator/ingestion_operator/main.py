@@ -120,7 +120,7 @@ class Operator:
         await self._health.setup()
         await aiohttp.web.TCPSite(self._health, port=self._health_port).start()
         if self._leadership is None:
-            self._begin()
+            self.begin()
         else:
             self._election = [asyncio.create_task(self._lead(self._leadership), name="lead")]
         self._watch = [asyncio.create_task(self._watch_jobs(), name="watch Jobs")]
@@ -152,7 +152,7 @@ class Operator:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, _LONGEST_DISCOVERY_PAUSE_SECONDS)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Start the work."""
         log.info("leading")
         metrics.LEADER.set(1)
@@ -171,7 +171,7 @@ class Operator:
         """Wait for the Lease, work while it is held, and end the process when it cannot be kept."""
         log.info("standing by")
         await leadership.acquire()
-        self._begin()
+        self.begin()
         try:
             await leadership.hold(healthy=lambda: self._healthy)
         except LeaseLostError as error:

@@ -199,11 +199,12 @@ class SimulatedCluster:
 
     # ── operators ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start_operator(self, *, skew: float = 0.0) -> RunningOperator:
+    def start_operator(self, *, skew: float = 0.0, stands_by: bool = False) -> RunningOperator:
         """Start an operator: it knows nothing, and lists first.
 
         Args:
             skew: seconds that its wall clock is wrong by.
+            stands_by: another replica leads, until `lead` is called with this one.
         """
         self._started += 1
         client = SimulatedClient(self, f"operator-{self._started}")
@@ -215,18 +216,26 @@ class SimulatedCluster:
                 now=lambda: self.now() + timedelta(seconds=skew),
                 monotonic=self.loop.time,
             )
-            operator = Operator(client=client, config=self.config, reconciler=reconciler)  # type: ignore[arg-type]
-            operator._begin()
-            return operator
+            return Operator(client=client, config=self.config, reconciler=reconciler)  # type: ignore[arg-type]
 
         running = RunningOperator(name=client.name, operator=self.run(build()))
         self.operators.append(running)
+        if not stands_by:
+            self.lead(running)
         for resource in (INGESTION_JOBS, "jobs"):
             running.seen[resource] = len(self.api.changes)
             for body in self.api.all(resource):
                 self._deliver(running, Change(kind="ADDED", resource=resource, before=None, after=body, by=""))
         self.loop.run_until_idle()
         return running
+
+    def lead(self, running: RunningOperator) -> None:
+        """Give an operator the Lease."""
+
+        async def begin() -> None:
+            running.operator.begin()
+
+        self.run(begin())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine that needs no request, and return its result."""

@@ -34,6 +34,8 @@ SUITES: Final = {
         "tests/simulation/test_unrecorded_jobs.py",
         "tests/simulation/test_wishes.py",
         "tests/simulation/test_refusals.py",
+        "tests/simulation/test_crowds.py",
+        "tests/simulation/test_retries.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -431,6 +433,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="no resync",
         file="main.py",
         changes=(("            await asyncio.sleep(pause)\n", "            await asyncio.sleep(1e9)\n"),),
+    ),
+    Mutation(
+        name="a replica that takes over forgets the Jobs that it saw run",
+        file="main.py",
+        changes=(("        for key in self._unfinished.values():\n", "        for key in ():\n"),),
     ),
     Mutation(
         name="the status is written each time",

@@ -36,6 +36,7 @@ from simulation.api import INGESTION_JOBS, owner_of
 from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle, ViolationError
+from simulation.stories import says_why
 
 JOB: Final = "9f0b8e6e-54a1-4d59-8a2c-7b9d2f3c4e55"  # a UUID, so that the API finds it by its name
 PATH: Final = ingestion_path(NAMESPACE, JOB)
@@ -435,7 +436,7 @@ class Convergence(RuleBasedStateMachine):
 
     def quiet(self) -> bool:
         live = self.live()
-        return self.over() or (live is not None and Oracle.says_why(live) is not None)
+        return self.over() or (live is not None and says_why(live) is not None)
 
     def over(self) -> bool:
         live = self.live()

@@ -162,11 +162,9 @@ def test_the_end_of_a_job_is_heard_before_the_list_of_a_takeover_is_there(
 ) -> None:
     crowd()
     cluster.kill(start(cluster, seconds=200))
-    running = cluster.start_operator()
-    running.operator._open.clear()  # as while another replica led
-    running.operator._reconciler.list_at_next_look(KEY)
+    standing_by = cluster.start_operator(stands_by=True)
+    cluster.lead(standing_by)
     cluster.settle_down(held=is_list)
-    running.operator._open.clear()
     end_segments(cluster)
     assert cluster.pass_until(lambda: is_taken_in(cluster), seconds=1)
 

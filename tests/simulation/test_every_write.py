@@ -20,8 +20,8 @@ from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
 from simulation.oracle import Oracle
+from simulation.stories import PATH
 
-PATH: Final = ingestion_path(NAMESPACE, "handbook")
 FULL: Final = os.environ.get("INGESTION_FAULTS") == "full"
 DEATHS: Final = ("killed before it is sent", "killed before its answer", "killed, and it arrives later")
 FATES: Final = (Fate.LOST_ANSWER, Fate.REFUSED_409, Fate.LOST_REQUEST, Fate.LATE, Fate.REFUSED_500, Fate.REFUSED_504)

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import RETRYABLE_PHASES, Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, core_path, job_path
 from ingestion_operator.children import child_name
-from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
-
-PATH = ingestion_path(NAMESPACE, "handbook")
+from simulation.stories import PATH, create, live, says_why
 
 
 @pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
-    found = SimulatedCluster()
-    try:
-        yield found
-        assert not found.broken.found
-    finally:
-        found.close()
+def segments() -> int:
+    return 4
 
 
-def live(cluster: SimulatedCluster) -> JsonObject:
-    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
-    assert found is not None
-    return found
-
-
-def create(cluster: SimulatedCluster, **spec: Any) -> str:
-    """Create the job and return the name of the Job that prepares it."""
-    made = cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(**spec))
-    return child_name(job=IngestionJob.model_validate(made), stage=Stage.PREPARE, generation=0)
+def name_of(job: JsonObject, stage: Stage) -> str:
+    """Return the name of the Job of a stage of the first attempt."""
+    return child_name(job=IngestionJob.model_validate(job), stage=stage, generation=0)
 
 
 def in_phase(cluster: SimulatedCluster, *phases: Phase) -> bool:
     return live(cluster)["status"]["phase"] in phases
-
-
-def stalled(cluster: SimulatedCluster) -> str:
-    """Return why the job is stalled, or an empty string."""
-    conditions = {item["type"]: item for item in live(cluster)["status"]["conditions"]}
-    found = conditions.get("Stalled", {})
-    return str(found["reason"]) if found.get("status") == "True" else ""
 
 
 def writes(cluster: SimulatedCluster) -> int:
@@ -60,7 +36,7 @@ def writes(cluster: SimulatedCluster) -> int:
 
 def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: SimulatedCluster) -> None:
     """Invariants 5, 7, 8."""
-    name = create(cluster)
+    name = name_of(create(cluster), Stage.PREPARE)
     body = {
         "metadata": {"name": name},
         "spec": {
@@ -73,7 +49,7 @@ def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: Si
     }
     cluster.api.request("POST", job_path(NAMESPACE), body=body)
     cluster.start_operator()
-    assert cluster.pass_until(lambda: stalled(cluster) == "NameConflict", seconds=10)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "NameConflict", seconds=10)
     before = writes(cluster)
     cluster.pass_until(lambda: False, seconds=300)
     assert writes(cluster) == before
@@ -83,16 +59,14 @@ def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: Si
 
 def test_pods_of_a_stage_whose_successor_was_never_made_are_removed(cluster: SimulatedCluster) -> None:
     """Invariant 5: the Job of another has the name that the segments want, and the attempt is cancelled."""
-    create(cluster)
-    job = IngestionJob.model_validate(live(cluster))
-    name = child_name(job=job, stage=Stage.SEGMENTS, generation=0)
+    name = name_of(create(cluster), Stage.SEGMENTS)
     body = {
         "metadata": {"name": name},
         "spec": {"completions": 1, "suspend": True, "template": {"spec": {}}, "completionMode": "Indexed"},
     }
     cluster.api.request("POST", job_path(NAMESPACE), body=body)
     cluster.start_operator()
-    assert cluster.pass_until(lambda: stalled(cluster) == "NameConflict", seconds=30)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "NameConflict", seconds=30)
     assert [pod["status"]["phase"] for pod in cluster.api.all("pods")] == ["Succeeded"]
     cluster.api.request("PATCH", PATH, body={"spec": {"cancelGeneration": 0}}, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.FAILED), seconds=120)
@@ -101,10 +75,10 @@ def test_pods_of_a_stage_whose_successor_was_never_made_are_removed(cluster: Sim
 
 def test_a_config_map_of_another_under_the_name_is_said_once_and_waited_for(cluster: SimulatedCluster) -> None:
     """Invariants 5, 7, 8."""
-    name = create(cluster)
+    name = name_of(create(cluster), Stage.PREPARE)
     cluster.api.request("POST", core_path("configmaps", NAMESPACE), body={"metadata": {"name": name}, "data": {}})
     cluster.start_operator()
-    assert cluster.pass_until(lambda: stalled(cluster) == "RejectedByCluster", seconds=10)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=10)
     before = writes(cluster)
     cluster.pass_until(lambda: False, seconds=300)
     assert writes(cluster) == before
@@ -124,7 +98,7 @@ def test_a_refused_child_is_said_once_and_tried_again(cluster: SimulatedCluster)
             cluster.settle(cluster.calls[0], Fate.REFUSED_403 if refuse else Fate.ANSWERED)
         elif not cluster.step(0):
             cluster.pass_time(cluster.next_time() or 1.0)
-    assert stalled(cluster) == "RejectedByCluster"
+    assert says_why(live(cluster)) == "RejectedByCluster"
     assert 5 < refusals < 40
     told = [change for change in cluster.api.changes if change.resource == INGESTION_JOBS]
     assert len(told) < 8
@@ -185,14 +159,14 @@ def test_an_answered_annotation_whose_mark_is_lost_is_no_retry(cluster: Simulate
 def test_pods_that_a_lost_node_cannot_end_are_a_reason(cluster: SimulatedCluster) -> None:
     """Invariants 5 and 8: they are deleted, and stay until their node comes back or is given up."""
     cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
-    name = create(cluster)
+    name = name_of(create(cluster), Stage.PREPARE)
     cluster.start_operator()
     assert cluster.pass_until(lambda: any(job["status"].get("ready") for job in cluster.api.all("jobs")), seconds=10)
     cluster.kubelet.silent = True
     (pod,) = cluster.api.all("pods")
     cluster.kubelet.evict(("pods", NAMESPACE, pod["metadata"]["name"]))
-    assert not cluster.pass_until(lambda: stalled(cluster) != "", seconds=45)
-    assert cluster.pass_until(lambda: stalled(cluster) == "PodTerminating", seconds=120)
+    assert not cluster.pass_until(lambda: says_why(live(cluster)) is not None, seconds=45)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodTerminating", seconds=120)
     before = writes(cluster)
     cluster.pass_until(lambda: False, seconds=300)
     assert writes(cluster) == before
@@ -209,7 +183,7 @@ def test_what_is_no_name_in_an_annotation_is_not_asked_for(cluster: SimulatedClu
     A name has at most 253 characters; an annotation may have a quarter of a million.
     """
     cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
-    name = create(cluster)
+    name = name_of(create(cluster), Stage.PREPARE)
     cluster.start_operator()
     assert cluster.pass_until(lambda: any(job["status"].get("ready") for job in cluster.api.all("jobs")), seconds=10)
     body = {"metadata": {"annotations": {names.ANNOTATION_JOB_NAME: owner}}}

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, ApiError, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, job_path
 from ingestion_operator.cluster import KubeCluster
-from support.builders import foreign_job, ingestion_job
+from support.builders import foreign_job
 
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import Verdict
 from simulation.mutations import MUTATIONS, ROOT, Mutation, mutated
 from simulation.oracle import Oracle
+from simulation.stories import create, live, patch, says_why
 
-PATH = ingestion_path(NAMESPACE, "handbook")
 ANOTHER = "11111111-1111-1111-1111-111111111111"
 
 
 @pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
-    found = SimulatedCluster(segments=4)
-    oracle = Oracle(found)
-    try:
-        yield found
-        oracle.raise_found()
-    finally:
-        found.close()
-
-
-def live(cluster: SimulatedCluster) -> JsonObject:
-    found = cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook")
-    assert found is not None
-    return found
-
-
-def create(cluster: SimulatedCluster, **spec: Any) -> None:
-    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(**spec))
-
-
-def patch(cluster: SimulatedCluster, **spec: Any) -> None:
-    cluster.api.request("PATCH", PATH, body={"spec": spec}, content_type=MERGE_PATCH)
+def segments() -> int:
+    return 4
 
 
 def ended(cluster: SimulatedCluster, generation: int = 0) -> bool:
@@ -109,15 +89,14 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
     assert not live(cluster)["metadata"].get("deletionTimestamp")
 
 
-def test_a_deleted_job_takes_its_pods_along() -> None:
+def test_a_deleted_job_takes_its_pods_along(cluster: SimulatedCluster, oracle: Oracle) -> None:
     """Invariant 5."""
-    cluster = SimulatedCluster()
     name, uid = (job := a_job(cluster))["metadata"]["name"], job["metadata"]["uid"]
     send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=uid))
     assert cluster.api.find("jobs", NAMESPACE, name) is None
     cluster.settle_down()
     assert not cluster.api.all("pods")
-    cluster.close()
+    oracle.violations.remove(f"invariant 1: {name} is deleted, and is the newest")
 
 
 def test_an_attempt_is_over_when_its_last_pod_is_and_a_retry_runs_what_never_started(cluster: SimulatedCluster) -> None:
@@ -165,7 +144,7 @@ def test_pods_that_a_quota_refuses_are_a_reason(cluster: SimulatedCluster) -> No
     cluster.jobs.refuse_pods = True
     create(cluster)
     cluster.start_operator()
-    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "PodCreationFailed", seconds=60)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodCreationFailed", seconds=60)
     version = live(cluster)["metadata"]["resourceVersion"]
     cluster.pass_until(lambda: False, seconds=120)
     assert live(cluster)["metadata"]["resourceVersion"] == version

@@ -16,12 +16,21 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
-from simulation.oracle import Oracle
-from simulation.stories import HANGS, PATH, SEGMENTS, fail_in_part, live, note_calls, stalled, start
-
-
-def patch(cluster: SimulatedCluster, **spec: Any) -> None:
-    cluster.api.request("PATCH", PATH, body={"spec": spec}, content_type=MERGE_PATCH)
+from simulation.stories import (
+    HANGS,
+    PATH,
+    SEGMENTS,
+    fail_in_part,
+    live,
+    note_calls,
+    patch,
+    reach,
+    says_why,
+    stalled,
+    start,
+    suspend,
+    warnings,
+)
 
 
 def patch_job(cluster: SimulatedCluster, **spec: Any) -> None:
@@ -30,39 +39,10 @@ def patch_job(cluster: SimulatedCluster, **spec: Any) -> None:
     cluster.api.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
 
 
-def reach(cluster: SimulatedCluster, phase: str, generation: int = 0, *, seconds: float = 120) -> JsonObject:
-    """Let time pass until an attempt has ended so, and return the status."""
-
-    def there() -> bool:
-        status = live(cluster)["status"]
-        return status["phase"] == phase and status.get("observedRetryGeneration") == generation
-
-    assert cluster.pass_until(there, seconds=seconds), live(cluster)["status"]
-    status: JsonObject = live(cluster)["status"]
-    return status
-
-
 def why(cluster: SimulatedCluster) -> str:
     """Return the message of condition Ready."""
     conditions = live(cluster)["status"]["conditions"]
     return str(next(item for item in conditions if item["type"] == "Ready")["message"])
-
-
-def warnings(cluster: SimulatedCluster) -> list[str]:
-    return [event["message"] for event in cluster.api.all("events") if event["type"] == "Warning"]
-
-
-def suspend(cluster: SimulatedCluster) -> None:
-    """Suspend an attempt of which the first segment is done, and let its pods end."""
-    patch(cluster, suspend=True)
-    assert cluster.pass_until(lambda: not cluster.api.all("pods") or _all_ended(cluster), seconds=60)
-    cluster.pass_time(5)
-    cluster.settle_down()
-    assert cluster.api.all("jobs")[-1]["spec"]["suspend"]
-
-
-def _all_ended(cluster: SimulatedCluster) -> bool:
-    return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in cluster.api.all("pods"))
 
 
 def test_a_suspended_attempt_that_is_cancelled_keeps_what_it_has_done(cluster: SimulatedCluster) -> None:
@@ -190,7 +170,7 @@ def test_a_change_of_the_job_that_the_cluster_refuses_is_said(
 
     monkeypatch.setattr(cluster, "commit", refusing)
     patch(cluster, suspend=True)
-    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
     assert "admission webhook says no" in stalled(cluster)["message"]
     version = live(cluster)["metadata"]["resourceVersion"]
     cluster.pass_until(lambda: False, seconds=300)
@@ -240,9 +220,9 @@ def test_a_namespace_that_is_no_tenant_any_more_is_a_reason_and_not_touched(
     cluster.verdicts = {key: GOOD if verdict == HANGS else verdict for key, verdict in cluster.verdicts.items()}
     other = cluster.start_operator()
     sent = note_calls(cluster, monkeypatch)
-    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=60)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "NoStore", seconds=60)
     cluster.pass_until(lambda: False, seconds=600)
-    assert Oracle.says_why(live(cluster)) == "NoStore"
+    assert says_why(live(cluster)) == "NoStore"
     assert live(cluster)["status"]["phase"] == "processing"
     outside = {"pods", "configmaps"}
     assert not [call for call in sent if outside & set(call.path.split("/"))], "it may not even read these"
@@ -259,7 +239,7 @@ def test_a_new_job_of_a_namespace_that_is_no_tenant_can_be_cancelled(cluster: Si
     cluster.config = cluster.config.model_copy(update={"tenants": []})
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
     cluster.start_operator()
-    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=30)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "NoStore", seconds=30)
     patch(cluster, cancelGeneration=0)
     reach(cluster, "failed")
 
@@ -270,7 +250,7 @@ def test_who_is_no_tenant_is_not_told_who_the_tenants_are(cluster: SimulatedClus
     cluster.config = cluster.config.model_copy(update={"tenants": others})
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
     cluster.start_operator()
-    assert cluster.pass_until(lambda: Oracle.says_why(live(cluster)) == "NoStore", seconds=30)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "NoStore", seconds=30)
     (warning,) = warnings(cluster)
     assert warning == stalled(cluster)["message"]
     assert "`tenants`" in warning
