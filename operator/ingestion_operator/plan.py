@@ -548,15 +548,23 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
         if child is not None and child.finished and not child.deleting:
             _still_rejected(draft)
             draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
-        else:
-            draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
+            return
+    elif _gate(draft):
         return
-    if _gate(draft):
+    if _refused(draft):
         return
-    _still_rejected(draft)
     dispatch = _dispatch_of(draft, record.stage)
     draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
     draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
+
+
+def _refused(draft: _Draft) -> bool:
+    """Return True, with the reason noted, when the cluster has just refused a change: it is asked again in a while."""
+    if draft.snapshot.rejection is None:
+        _still_rejected(draft)
+        return False
+    draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
+    return True
 
 
 def _still_rejected(draft: _Draft) -> None:
@@ -586,20 +594,13 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         elif job.spec.suspend:
             kept = "the running Job is its queue's to suspend" if child.queued else "what is done is kept"
             draft.held = Obstacle(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
-    if wish and not child.deleting:
-        if draft.snapshot.rejection is None:
-            _still_rejected(draft)
-            # One patch for each field: one that the cluster refuses must not keep the others from being made.
-            draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
-        else:
-            draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
+    if wish and not child.deleting and not _refused(draft):
+        # One patch for each field: one that the cluster refuses must not keep the others from being made.
+        draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
     obstacle = draft.snapshot.obstacle
     if obstacle is not None and not goes_on(obstacle.reason, child):
         draft.blocked = obstacle
-    if draft.snapshot.config_map_gone and draft.snapshot.rejection is not None:
-        draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
-    elif draft.snapshot.config_map_gone:
-        _still_rejected(draft)
+    if draft.snapshot.config_map_gone and not _refused(draft):
         _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
@@ -864,11 +865,8 @@ def _clean_up(draft: _Draft) -> None:
 
 
 def _delete(draft: _Draft, child: ChildJob) -> None:
-    if draft.snapshot.rejection is None:
-        _still_rejected(draft)
+    if not _refused(draft):
         draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
-    else:
-        draft.block(Reason.REJECTED_BY_CLUSTER, draft.snapshot.rejection)
 
 
 def _expire(draft: _Draft) -> None:
