@@ -21,9 +21,9 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, Status, format_time, version_id_of
 from ingestion_operator.actions import CreateChildren, DeleteJob, RemovePods
 from ingestion_operator.children import read_job
-from ingestion_operator.outcome import Harvest, PodResult, shorten
 from ingestion_operator.plan import Snapshot, plan
 from ingestion_operator.questions import current
+from ingestion_operator.results import Harvest, PodResult, shorten
 
 _READ_PODS: Final = 2_000  # four pages: the operator looks at no more failed pods
 # Every code that a segment's pod may say: the summaries of an attempt are then as long as they get.

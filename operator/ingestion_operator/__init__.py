@@ -19,5 +19,6 @@ What decides, and sends nothing:
     questions          what can be told from an IngestionJob and its Job alone
     pace               how often a job is looked at, and how
     children           Jobs and ConfigMaps: built, and read back
-    outcome            what pods say: results, and why they do not start
+    results            how pods ended, and what they said
+    obstacles          why pods do not start, or do not end
 """

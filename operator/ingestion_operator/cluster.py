@@ -12,13 +12,13 @@ from ingestion_crds.constants import Reason
 from ingestion_crds.follow import pages
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
 
+from ingestion_operator.obstacles import LONGEST_MESSAGE
+
 # A page of 500 has some 3.5 MB. What is not among so many is said to be unknown.
 _MOST_PODS: Final = 2_000
 # Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
 _SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = names.LABEL_CONTROLLER_UID
-# No more of it is ever said, and there may be thousands.
-_LONGEST_MESSAGE: Final = 512
 
 
 class KubeCluster:
@@ -205,7 +205,8 @@ class KubeCluster:
         async for events, _ in pages(self._client, core_path("events", namespace), query=query):
             for event in events:
                 told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-                uid, message = event["involvedObject"].get("uid"), event.get("message", "")[:_LONGEST_MESSAGE]
+                # Of each no more is kept than is ever said: there may be thousands.
+                uid, message = event["involvedObject"].get("uid"), event.get("message", "")[:LONGEST_MESSAGE]
                 if uid is None or not _is_since(told, since):
                     continue  # anybody may write an Event, and few of its fields are asked for
                 newest[uid] = max(newest.get(uid, ("", "")), (told, message))

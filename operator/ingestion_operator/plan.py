@@ -52,15 +52,7 @@ from ingestion_operator.actions import (
     RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, Dispatch, build_config_map, build_job
-from ingestion_operator.outcome import (
-    Harvest,
-    Obstacle,
-    PodResult,
-    failed,
-    read_chunks,
-    read_prepare,
-    shorten,
-)
+from ingestion_operator.obstacles import Obstacle
 from ingestion_operator.questions import (
     TOKEN_LENGTH,
     cancelled,
@@ -74,6 +66,7 @@ from ingestion_operator.questions import (
     wants_diagnosis,
     wants_harvest,
 )
+from ingestion_operator.results import Harvest, PodResult, failed, read_chunks, read_prepare, shorten
 
 _KEPT_FAILED_PODS: Final = 20
 # The words of the API server where there are as many Jobs, or ConfigMaps, as a ResourceQuota allows.

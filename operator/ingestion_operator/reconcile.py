@@ -35,7 +35,7 @@ from ingestion_operator.actions import (
 from ingestion_operator.children import ChildJob, is_child_name, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
-from ingestion_operator.outcome import Obstacle, Results, may_lack_config_map, read_obstacle
+from ingestion_operator.obstacles import Obstacle, may_lack_config_map, read_obstacle
 from ingestion_operator.pace import Kept, LastLook, Pace, rest_for
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
@@ -49,6 +49,7 @@ from ingestion_operator.questions import (
     wants_diagnosis,
     wants_harvest,
 )
+from ingestion_operator.results import Results
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12

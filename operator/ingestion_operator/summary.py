@@ -12,7 +12,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
 from ingestion_crds.job import Condition, IngestionJob, Segments, Status
 
-from ingestion_operator.outcome import Obstacle
+from ingestion_operator.obstacles import Obstacle
 
 _RUNNING = {
     Stage.PREPARE: (Reason.PREPARING, "The document is being prepared"),

@@ -27,9 +27,10 @@ from ingestion_operator.actions import (
     RemovePods,
 )
 from ingestion_operator.children import ChildJob, read_job
-from ingestion_operator.outcome import Harvest, Obstacle, PodResult
+from ingestion_operator.obstacles import Obstacle
 from ingestion_operator.plan import Snapshot, plan
 from ingestion_operator.questions import current, is_news, settled, wants_harvest
+from ingestion_operator.results import Harvest, PodResult
 from ingestion_operator.summary import why
 from support.builders import ingestion_job, prepared
 

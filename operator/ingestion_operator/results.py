@@ -1,4 +1,4 @@
-"""Why pods failed and what they said: termination messages, exit codes and reasons become results by Job index.
+"""How pods ended and what they said: termination messages, exit codes and reasons become results by Job index.
 
 The messages come from pods, so from strangers: nothing in them is believed without a check.
 """
@@ -9,12 +9,11 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Any, Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.constants import Mode, Reason, VersionState
+from ingestion_crds.constants import Mode, VersionState
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import UUID_PATTERN
 
@@ -23,17 +22,10 @@ _MESSAGE_IN_TRUNCATED: Final = re.compile(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)')
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 # Anybody may write the annotation, and Python reads no number of thousands of digits.
 _INDEX: Final = re.compile(rf"[0-9]{{1,{len(str(names.MAX_SEGMENTS - 1))}}}")
-_IMAGE_REASONS: Final = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
-)
-_CREATING_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
-_OVERDUE: Final = timedelta(seconds=60)
-# A large image may take some minutes; what takes longer is worth a word.
-_STARTING: Final = timedelta(minutes=3)
-_UNSCHEDULED_REASONS: Final = frozenset({"Unschedulable", "SchedulingGated"})
-_START_REASONS: Final = frozenset(
+START_REASONS: Final = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"}
 )
+"""Reasons of a container that could not be started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +57,6 @@ class PrepareResult:
     version_number: int
     plan_hash: str
     chunks: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Obstacle:
-    """Why a job does not go on: a reason and a message."""
-
-    reason: Reason
-    message: str
 
 
 Harvest = dict[int, PodResult]
@@ -145,7 +129,7 @@ def _result_of(pod: JsonObject) -> PodResult | None:
     )
     if disrupted or status.get("reason") in ("Evicted", "NodeLost", "Terminated", "Shutdown", "Preempting"):
         return failed("Evicted", status.get("message") or f"the pod was put out: {status.get('reason', '')}", exit_code)
-    if state.get("reason") in _START_REASONS:
+    if state.get("reason") in START_REASONS:
         return failed("StartError", said or state["reason"], exit_code)
     code, message = _error(said)
     if code:
@@ -214,57 +198,3 @@ def read_chunks(payload: JsonObject) -> int | None:
 
 def _is_count(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def may_lack_config_map(pod: JsonObject) -> bool:
-    """Return whether a pod may wait for its ConfigMap: its node makes its containers, or has not yet spoken of them."""
-    states = [container.get("state", {}) for container in pod["status"].get("containerStatuses", [])]
-    creating = all(state.get("waiting", {}).get("reason") in _CREATING_REASONS for state in states)
-    return pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and creating
-
-
-def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Obstacle | None:
-    """Return why a Job's pods do not start, or do not end, or None when nothing says so.
-
-    Args:
-        pods: pods of the Job that have not started, or have not ended.
-        creation_failure: why some could not be created.
-        now: the time.
-    """
-    for pod in pods:
-        status, created = pod.get("status", {}), pod["metadata"].get("creationTimestamp")
-        deleted = pod["metadata"].get("deletionTimestamp")  # the time when it has to be gone
-        if deleted is not None and now - datetime.fromisoformat(deleted) > _OVERDUE:
-            node = pod.get("spec", {}).get("nodeName", "none")
-            text = f"{pod['metadata']['name']} had to end by {deleted} and has not: is its node ({node}) lost?"
-            return Obstacle(reason=Reason.POD_TERMINATING, message=shorten(text, limit=512))
-        for container in status.get("containerStatuses", []):
-            waiting = container.get("state", {}).get("waiting", {})
-            reason = waiting.get("reason", "")
-            text = f"{pod['metadata']['name']}: {reason}: {waiting.get('message', '')}"
-            if reason in _IMAGE_REASONS:
-                return Obstacle(reason=Reason.IMAGE_UNAVAILABLE, message=shorten(text, limit=512))
-            if reason in _START_REASONS:
-                return Obstacle(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
-        for condition in status.get("conditions", []):
-            if condition.get("type") != "PodScheduled":
-                continue
-            if condition.get("reason") in _UNSCHEDULED_REASONS:
-                text = f"{pod['metadata']['name']}: {condition.get('message', 'cannot be scheduled')}"
-                return Obstacle(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
-            since = condition.get("lastTransitionTime")
-            starting = status.get("phase") == "Pending" and condition.get("status") == "True" and since is not None
-            if starting and now - datetime.fromisoformat(since) > _STARTING:
-                node = pod.get("spec", {}).get("nodeName", "none")
-                text = (
-                    f"{pod['metadata']['name']} has been starting on its node ({node}) since {since}: an image,"
-                    " a volume or the network is not ready; the pod's events say which"
-                )
-                return Obstacle(reason=Reason.POD_PENDING, message=shorten(text, limit=512))
-        unseen = not status.get("conditions") and "nodeName" not in pod.get("spec", {}) and created is not None
-        if unseen and now - datetime.fromisoformat(created) > _STARTING:
-            text = f"{pod['metadata']['name']} was created at {created}, and no scheduler has looked at it"
-            return Obstacle(reason=Reason.POD_UNSCHEDULABLE, message=shorten(text, limit=512))
-    if creation_failure is not None:
-        return Obstacle(reason=Reason.POD_CREATION_FAILED, message=shorten(creation_failure, limit=512))
-    return None

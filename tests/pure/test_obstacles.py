@@ -1,76 +1,13 @@
-"""What pods say, who may be anybody's: which of it is believed, and which of them may wait for their ConfigMap."""
+"""Why pods do not start, or do not end, and which of them may wait for their ConfigMap."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from ingestion_crds import JsonObject
-from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
-from ingestion_operator.outcome import PodResult, Results, may_lack_config_map, read_obstacle, read_prepare
-from support.builders import prepared
-
-
-def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, Any]:
-    """Return a pod of the first index that has said something at its end."""
-    terminated = {"exitCode": exit_code, "message": said}
-    return {
-        "metadata": {"name": "pod", "labels": {"batch.kubernetes.io/job-completion-index": "0"}},
-        "status": {
-            "phase": phase,
-            "containerStatuses": [{"name": names.WORKER_CONTAINER, "state": {"terminated": terminated}}],
-        },
-    }
-
-
-def result_of(pod: dict[str, Any]) -> PodResult:
-    """Return what is read of the one pod of a Job."""
-    results = Results()
-    results.take([pod])
-    return results.harvest[0]
-
-
-@pytest.mark.parametrize(
-    ("said", "code", "message"),
-    [
-        # What JSON.stringify makes of a string that was cut inside an emoji.
-        (r'{"code":"PageUnreadable","message":"cut \ud83d"}', "PageUnreadable", "cut ?"),
-        (r'{"code":"PageUnreadable","message":"' + r"\ud83d" * 500 + '"}', "PageUnreadable", "?" * 197 + "…"),
-        ('{"code":["x"]}', "ContainerError", 'exit code 1: {"code":["x"]}'),
-        ('{"code":{}}', "ContainerError", 'exit code 1: {"code":{}}'),
-        ("[" * 4096, "ContainerError", "exit code 1: " + "[" * 184 + "…"),
-    ],
-)
-def test_no_message_is_too_odd_to_be_read(said: str, code: str, message: str) -> None:
-    result = result_of(ended(said))
-    assert result == PodResult(succeeded=False, code=code, message=message, exit_code=1)
-    assert len(result.message.encode()) <= 200
-
-
-def test_a_success_that_says_something_odd_is_one() -> None:
-    assert result_of(ended("[" * 4096, phase="Succeeded", exit_code=0)).payload == {}
-
-
-@pytest.mark.parametrize("index", ["9" * 5_000, "100000", "²", "٣", "-1", "1\n", "x", ""])
-def test_a_pod_whose_index_is_none_is_passed_over(index: str) -> None:
-    """A pod can have been made by anybody: Python reads no number of thousands of digits."""
-    results = Results()
-    odd = ended("", exit_code=0)
-    odd["metadata"] |= {"labels": {}, "annotations": {names.LABEL_JOB_INDEX: index}}
-    results.take([odd, ended("", phase="Succeeded", exit_code=0)])
-    assert {at: result.succeeded for at, result in results.harvest.items()} == {0: True}
-
-
-@pytest.mark.parametrize("field", ["id", "planHash"])
-def test_what_is_stored_of_a_version_has_no_line_break(field: str) -> None:
-    version = {"id": "00000000-0000-0000-0000-000000000001", "number": 1, "planHash": "41ab"}
-    payload = {"mode": "Segmented", "segments": 1, "version": version}
-    assert read_prepare(json.loads(json.dumps(payload))) is not None
-    version[field] = f"{version[field]}\n"
-    assert read_prepare(payload) is None
+from ingestion_operator.obstacles import may_lack_config_map, read_obstacle
 
 
 def waiting(reason: str) -> dict[str, object]:
@@ -139,11 +76,3 @@ def test_a_pod_that_no_scheduler_looks_at_is_a_reason() -> None:
     assert found is not None
     assert found.reason == Reason.POD_UNSCHEDULABLE
     assert found.message == "p-0 was created at 2026-01-01T11:56:00Z, and no scheduler has looked at it"
-
-
-def test_a_single_pass_that_does_not_say_that_it_has_published_has_not() -> None:
-    """Invariant 6."""
-    said = prepared(segments=1, mode="SinglePass")
-    assert read_prepare(said) is not None
-    del said["version"]["state"]
-    assert read_prepare(said) is None

@@ -1,0 +1,133 @@
+"""Why a Job's pods do not start, or do not end, as the pods themselves say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from ingestion_crds import JsonObject
+from ingestion_crds.constants import Reason
+
+from ingestion_operator.results import START_REASONS, shorten
+
+LONGEST_MESSAGE: Final = 512
+"""So much of a message is said, in bytes."""
+_IMAGE_REASONS: Final = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+_CREATING_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
+_UNSCHEDULED_REASONS: Final = frozenset({"Unschedulable", "SchedulingGated"})
+_OVERDUE: Final = timedelta(seconds=60)
+# A large image may take some minutes; what takes longer is worth a word.
+_STARTING: Final = timedelta(minutes=3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """Why a job does not go on: a reason and a message."""
+
+    reason: Reason
+    message: str
+
+
+def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Obstacle | None:
+    """Return why a Job's pods do not start, or do not end, or None when nothing says so.
+
+    Args:
+        pods: pods of the Job that have not started, or have not ended.
+        creation_failure: why some could not be created.
+        now: the time.
+    """
+    found = (check(pod, now) for pod in pods for check in _CHECKS)
+    first = next((obstacle for obstacle in found if obstacle is not None), None)
+    if first is None and creation_failure is not None:
+        return _obstacle(Reason.POD_CREATION_FAILED, creation_failure)
+    return first
+
+
+def may_lack_config_map(pod: JsonObject) -> bool:
+    """Return whether a pod may wait for its ConfigMap: its node makes its containers, or has not yet spoken of them."""
+    states = [container.get("state", {}) for container in pod["status"].get("containerStatuses", [])]
+    creating = all(state.get("waiting", {}).get("reason") in _CREATING_REASONS for state in states)
+    return pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and creating
+
+
+# ── the checks of one pod ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _overdue(pod: JsonObject, now: datetime) -> Obstacle | None:
+    deleted = pod["metadata"].get("deletionTimestamp")  # the time when it has to be gone
+    if deleted is None or now - datetime.fromisoformat(deleted) <= _OVERDUE:
+        return None
+    text = f"{pod['metadata']['name']} had to end by {deleted} and has not: is its node ({_node(pod)}) lost?"
+    return _obstacle(Reason.POD_TERMINATING, text)
+
+
+def _cannot_start(pod: JsonObject, _: datetime) -> Obstacle | None:
+    for container in pod.get("status", {}).get("containerStatuses", []):
+        waiting = container.get("state", {}).get("waiting", {})
+        reason = waiting.get("reason", "")
+        text = f"{pod['metadata']['name']}: {reason}: {waiting.get('message', '')}"
+        if reason in _IMAGE_REASONS:
+            return _obstacle(Reason.IMAGE_UNAVAILABLE, text)
+        if reason in START_REASONS:
+            return _obstacle(Reason.POD_PENDING, text)
+    return None
+
+
+def _unschedulable(pod: JsonObject, _: datetime) -> Obstacle | None:
+    scheduled = _scheduled(pod)
+    if scheduled.get("reason") not in _UNSCHEDULED_REASONS:
+        return None
+    text = f"{pod['metadata']['name']}: {scheduled.get('message', 'cannot be scheduled')}"
+    return _obstacle(Reason.POD_UNSCHEDULABLE, text)
+
+
+def _long_in_starting(pod: JsonObject, now: datetime) -> Obstacle | None:
+    scheduled = _scheduled(pod)
+    since = scheduled.get("lastTransitionTime")
+    if pod.get("status", {}).get("phase") != "Pending" or scheduled.get("status") != "True" or since is None:
+        return None
+    if now - datetime.fromisoformat(since) <= _STARTING:
+        return None
+    text = (
+        f"{pod['metadata']['name']} has been starting on its node ({_node(pod)}) since {since}: an image,"
+        " a volume or the network is not ready; the pod's events say which"
+    )
+    return _obstacle(Reason.POD_PENDING, text)
+
+
+def _unseen(pod: JsonObject, now: datetime) -> Obstacle | None:
+    created = pod["metadata"].get("creationTimestamp")
+    if created is None or pod.get("status", {}).get("conditions") or "nodeName" in pod.get("spec", {}):
+        return None
+    if now - datetime.fromisoformat(created) <= _STARTING:
+        return None
+    text = f"{pod['metadata']['name']} was created at {created}, and no scheduler has looked at it"
+    return _obstacle(Reason.POD_UNSCHEDULABLE, text)
+
+
+# In this order: the first that finds something speaks for the pod.
+_CHECKS: Final[tuple[Callable[[JsonObject, datetime], Obstacle | None], ...]] = (
+    _overdue,
+    _cannot_start,
+    _unschedulable,
+    _long_in_starting,
+    _unseen,
+)
+
+
+def _obstacle(reason: Reason, text: str) -> Obstacle:
+    return Obstacle(reason=reason, message=shorten(text, limit=LONGEST_MESSAGE))
+
+
+def _scheduled(pod: JsonObject) -> JsonObject:
+    conditions = pod.get("status", {}).get("conditions", [])
+    found: JsonObject = next((condition for condition in conditions if condition.get("type") == "PodScheduled"), {})
+    return found
+
+
+def _node(pod: JsonObject) -> str:
+    return str(pod.get("spec", {}).get("nodeName", "none"))
