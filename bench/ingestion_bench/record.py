@@ -12,6 +12,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, ingestion_path
 from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
 from ingestion_operator.reconcile import Reconciler
 
@@ -67,8 +68,9 @@ async def record(stand: Stand, job: IngestionJob) -> Script:
     raw = await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
     async with await Recorder.connect(kubeconfig=str(stand.control_plane.kubeconfig)) as recorder:
         recorder.sent = []
-        reconciler = Reconciler(cluster=KubeCluster(recorder), config=stand.config)
-        reconciler.on_attempt_wanted(job.key, Kept(raw, IngestionJob.model_validate(raw)))
+        memory = Memory()
+        memory.shown[job.key] = Kept(raw, IngestionJob.model_validate(raw))
+        reconciler = Reconciler(cluster=KubeCluster(recorder), config=stand.config, memory=memory)
         await reconciler.reconcile(job.key)
     return Script(requests=recorder.sent, job=job, last_job=_last_job(job))
 

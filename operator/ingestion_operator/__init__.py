@@ -2,11 +2,13 @@
 
 What does the work:
 
-    main               the process, its watches and its health
+    main               the process: its watches, its workers, its health
     login              how kopf, which runs the process, connects and reads
     leader             of several replicas one works
+    intake             what the watches show, and which key that wakes
     queue              which key is looked at next
-    reconcile          looks at one job: reads a snapshot, has it planned, writes the status, acts
+    reconcile          looks at one job: reads a snapshot, has it planned, writes the status, has it acted on
+    acting             does what was planned, and what it means when the API server refuses
     cluster            the requests that this takes
     creation_failures  one of them, asked for many Jobs at once: why their pods are not created
     metrics            what Prometheus sees
@@ -17,7 +19,8 @@ What decides, and sends nothing:
     actions            what a plan may ask for
     summary            the conditions that follow from what is recorded
     questions          what can be told from an IngestionJob and its Job alone
-    pace               how often a job is looked at, and how
+    memory             what is remembered of all jobs, and which of them share the looks
+    pace               the same of one job: how often it is looked at, and how
     children           Jobs and ConfigMaps: built, and read back
     results            how pods ended, and what they said
     obstacles          why pods do not start, or do not end

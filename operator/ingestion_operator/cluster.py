@@ -103,6 +103,15 @@ class KubeCluster:
         """
         return await self._client.request("GET", job_path(namespace, name))
 
+    async def find_job(self, *, namespace: str, name: str) -> JsonObject | None:
+        """Return a Job, or None when there is none."""
+        try:
+            return await self.get_job(namespace=namespace, name=name)
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+
     async def create_job(self, *, body: JsonObject) -> JsonObject:
         """Create a Job, and return it as it is stored.
 

@@ -10,10 +10,10 @@ import asyncio
 import gc
 import logging
 import os
-import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
 import aiohttp.web
@@ -24,18 +24,17 @@ from ingestion_crds import JsonObject, logs
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import follow
-from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError, KubeClient, job_path
 
 from ingestion_operator import metrics
-from ingestion_operator.children import read_job
+from ingestion_operator.acting import ConflictError
 from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.intake import Intake
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
 from ingestion_operator.login import log_in
-from ingestion_operator.pace import Kept
-from ingestion_operator.questions import begins, settled
+from ingestion_operator.memory import Memory
 from ingestion_operator.queue import WorkQueue
-from ingestion_operator.reconcile import ConflictError, Reconciler
+from ingestion_operator.reconcile import Reconciler, utc_now
 
 WORKERS: Final = 64
 # So many of them may look at what is merely due: else all of them might wait for a slow API server with that.
@@ -56,9 +55,6 @@ _KOPF_PAGE: Final = 20
 # kopf takes its finalizer off whatever needs none, and by default it is the same in every operator made with kopf.
 _FINALIZER: Final = f"{names.GROUP}/unused"
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
-# An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server, or a
-# key of a quarter of a megabyte.
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 # JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
 _GARBAGE_THRESHOLDS: Final = (50_000, 10, 20)
 
@@ -71,14 +67,15 @@ def resync_pause(jobs: int) -> float:
 
 
 class Operator:
-    """The running parts: connection, leadership, queue, reconciler, resync, health.
+    """The running parts: connection, leadership, intake of what the watches show, queue, reconciler, resync, health.
 
     Args:
         client: the API server.
         config: the installation's configuration.
         leadership: the claim to the Lease; None for an operator that is alone and leads from the start.
         health_port: where /healthz, /readyz and /metrics are served; 0 for any free port.
-        reconciler: one with other clocks; for tests.
+        now: the wall clock; for tests.
+        monotonic: the clock for pacing, in seconds; for tests.
     """
 
     def __init__(
@@ -88,22 +85,22 @@ class Operator:
         config: Config,
         leadership: Leadership | None = None,
         health_port: int = _HEALTH_PORT,
-        reconciler: Reconciler | None = None,
+        now: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._leadership = leadership
-        self._leading = False
         self._discovered = False
-        self._open: set[str] = set()  # keys of jobs that were not settled when they were last seen
-        self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self._cluster = KubeCluster(client)
-        self._reconciler = reconciler or Reconciler(cluster=self._cluster, config=config)
+        self.memory = Memory(monotonic=monotonic)
         waits = {due: metrics.QUEUE_WAIT.labels(why="due" if due else "happened") for due in (False, True)}
         self.queue = WorkQueue(
             waited=lambda seconds, due: waits[due].observe(seconds),
             most_due=_MOST_DUE,
-            done_with=self._reconciler.up_to_date,
+            done_with=self.memory.up_to_date,
         )
+        self.intake = Intake(memory=self.memory, queue=self.queue)
+        self._reconciler = Reconciler(cluster=self._cluster, config=config, memory=self.memory, now=now)
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
         self._watch: list[asyncio.Task[None]] = []
@@ -156,12 +153,7 @@ class Operator:
         """Start the work."""
         log.info("leading")
         metrics.LEADER.set(1)
-        self._leading = True
-        for key in self._unfinished.values():
-            # The list passes over settled parents, and one of them may have a Job that came too late.
-            self._reconciler.list_at_next_look(key)
-            self.queue.add(key)
-        self._unfinished.clear()
+        self.intake.begin()
         self._work = [
             asyncio.create_task(self.queue.work(self._handle, workers=WORKERS), name="work"),
             asyncio.create_task(self._resync(), name="resync"),
@@ -206,8 +198,6 @@ class Operator:
             self.queue.forget(key)
             if wait is not None:
                 self.queue.add_after(key, wait)
-            elif not self._reconciler.follows(key):
-                self._open.discard(key)  # settled: what still happens to its Jobs is no news
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - begun)
 
     async def _resync(self) -> None:
@@ -225,7 +215,7 @@ class Operator:
             try:
                 async for item in self._cluster.list_ingestion_jobs():
                     listed += 1
-                    self.on_job_seen(item, listed=True)
+                    self.intake.on_job_seen(item, listed=True)
             except ApiError as error:
                 pause, again = again, min(again * 2, _RESYNC_SECONDS)
                 log.warning("resync failed, again in %.0f s: %s", pause, error)
@@ -243,106 +233,13 @@ class Operator:
 
         def take(body: JsonObject, deleted: bool) -> None:
             events.inc()
-            self.on_child_seen(body, deleted=deleted)
+            self.intake.on_child_seen(body, deleted=deleted)
 
         def failed(error: ApiError, pause: float) -> None:
             log.warning("the watch of Jobs ended, it begins again in %.1f s: %s", pause, error)
 
         query = {"labelSelector": f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"}
         await follow(self._client, job_path(), query=query, take=take, failed=failed)
-
-    def wake(self, key: str) -> None:
-        """Queue a key. A replica that stands by forgets it: its list at the takeover brings what is not settled."""
-        if self._leading:
-            self.queue.add(key)
-
-    def on_job_seen(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
-        """Take in a state of an IngestionJob, and queue its key where there is something to do.
-
-        That is at once if the state was neither read nor written here, unless the body alone shows that the job is
-        settled. If the full list shows a known state, it is later, and only where it is time to list the job's Jobs.
-
-        Args:
-            body: the IngestionJob.
-            listed: the full list has brought it, which is there for lost events: for those of Jobs too.
-        """
-        if not self._leading:
-            return
-        key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-        followed, due = self._reconciler.follows(key), listed and self._reconciler.listing_due(key)
-        news = self._reconciler.on_job_seen(key, body["metadata"]["resourceVersion"])
-        # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
-        news = news or (listed and not followed)
-        if not news and not due:
-            if followed:
-                self._open.add(key)
-            return
-        try:
-            job = IngestionJob.model_validate(body)
-        except ValueError:
-            log.exception("an object that the models do not understand", extra={"job": key})
-            return
-        if settled(job):
-            # A list may be older than what has been done since. So a job that is followed is left to its next look.
-            if not (listed and followed):
-                self._open.discard(key)
-            return
-        self._open.add(key)
-        due = due and job.status.phase not in names.TERMINAL_PHASES
-        if due:
-            self._reconciler.list_at_next_look(key)
-        if news:
-            if begins(job):
-                self._reconciler.on_attempt_wanted(key, Kept(dict(body), job))
-            self.wake(key)
-        elif due:
-            self.queue.add_after(key, self._reconciler.remaining_rest(key))
-
-    def on_job_deleted(self, body: Mapping[str, Any]) -> None:
-        """Take in that an IngestionJob is gone."""
-        key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-        self._open.discard(key)
-        if self._reconciler.follows(key):
-            self._reconciler.on_job_deleted(key)
-            self.wake(key)
-
-    def on_child_seen(self, body: Mapping[str, Any], *, deleted: bool) -> None:
-        """Take in a state of a Job, and queue the key of its parent, the IngestionJob that it was made for.
-
-        That is at once if the Job has ended or is gone, or if it was not expected. One that runs is looked for even if
-        its parent is settled. That an expected one runs on is not urgent: its parent rests between two looks.
-        """
-        try:
-            child = read_job(dict(body))
-        except Exception:
-            # One broken object must not stop the watch of the others.
-            log.exception("a Job that is not understood: %s", body["metadata"]["name"])
-            return
-        owner = body["metadata"].get("annotations", {}).get(names.ANNOTATION_JOB_NAME)
-        if not owner or not _NAME.fullmatch(owner):
-            return
-        key = f"{body['metadata']['namespace']}/{owner}"
-        gone = deleted or child.deleting
-        runs = not (gone or child.finished)
-        if not self._leading:
-            self._unfinished.pop(child.uid, None)
-            if runs:
-                self._unfinished[child.uid] = key
-            return
-        reconciler = self._reconciler
-        if not (gone or reconciler.expects(key, child)) and (runs or key in self._open):
-            reconciler.list_at_next_look(key)
-            self.wake(key)
-        elif runs:
-            wait = reconciler.on_child_changed(key, child)
-            if wait is not None:
-                self.queue.add_after(key, wait)
-        elif key in self._open or reconciler.follows(key):
-            awaited = reconciler.on_child_gone(key, child) if gone else reconciler.on_child_ended(key, child)
-            if awaited:
-                self.wake(key)
-        # Else the parent is at rest, as most are whose Jobs are listed at the start; or it is still to be seen, and
-        # will be looked at then.
 
     @property
     def _healthy(self) -> bool:
@@ -354,7 +251,7 @@ class Operator:
         healthy = self._healthy
         body = {
             "healthy": healthy,
-            "leading": self._leading,
+            "leading": self.intake.leading,
             "queue": len(self.queue),
             "oldestAgeSeconds": round(self.queue.oldest_age, 1),
         }
@@ -437,9 +334,9 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:
         events.inc()
         if type == "DELETED":
-            holder[0].on_job_deleted(body)
+            holder[0].intake.on_job_deleted(body)
         else:
-            holder[0].on_job_seen(body)
+            holder[0].intake.on_job_seen(body)
 
     return registry
 

@@ -165,6 +165,10 @@ class Pace:
         """Take in that one of its Jobs is gone, or the IngestionJob itself."""
         self.heard.gone = True
 
+    def expects(self, child: ChildJob) -> bool:
+        """Return whether a Job is no reason to list: a look reads it by its name, or it has another owner."""
+        return self.uid != "" and (child.name in self.expected or child.owner_uid != self.uid)
+
     # ── looks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin_look(self, now: float) -> tuple[Kept, ChildJob] | None:

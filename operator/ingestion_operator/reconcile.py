@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import Enum, auto
 from typing import Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason, Stage
-from ingestion_crds.job import IngestionJob, Status, dump_status, format_time
+from ingestion_crds.job import IngestionJob, Status, dump_status
 from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
+from ingestion_operator.acting import Acting, ConflictError
 from ingestion_operator.actions import (
     Action,
     CreateChildren,
-    DeleteConfigMap,
-    DeleteIngestionJob,
     DeleteJob,
     Event,
     PatchIngestionJob,
-    PatchJob,
     RemovePods,
-    RestoreConfigMap,
 )
-from ingestion_operator.children import ChildJob, is_child_name, read_job
+from ingestion_operator.children import ChildJob, read_job
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
+from ingestion_operator.memory import Memory, Point
 from ingestion_operator.obstacles import Obstacle, may_lack_config_map, read_obstacle
-from ingestion_operator.pace import Kept, LastLook, Pace, rest_for
+from ingestion_operator.pace import Kept, LastLook
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
     at_rest,
@@ -53,43 +47,13 @@ from ingestion_operator.results import Results
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
-# By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
-_REFUSALS: Final = (400, 403, 422)
-# A webhook that does not answer may do so in a moment: nobody is told of the first tries.
-_TRIES_OF_WEBHOOKS: Final = 4
-_TRY_TO_TIDY_SECONDS: Final = 600.0
-# For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
-_TRY_TO_MAKE_SECONDS: Final = 120.0
 # Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
 _HARVESTS: Final = 4
-# Enough for what the watch, which is seconds late at worst, may still show of jobs from before they were at rest.
-_MOST_FORGOTTEN: Final = 1_000
-
-log = logging.getLogger(__name__)
 
 
 def utc_now() -> datetime:
     """Return the time in UTC, whole seconds, as Kubernetes stores it."""
     return datetime.now(UTC).replace(microsecond=0)
-
-
-class _Point(Enum):
-    """How far a job that is not at rest has come. Those at the same point share the looks.
-
-    HELD: it is suspended, or being deleted: no look follows, so there is none to share.
-    BLOCKED: no Job of it runs: it waits for a tenant, a quota, or for somebody.
-    STARTING: its Job waits for its first pods, or for its queue.
-    RUNNING: a pod of its Job is ready or has ended.
-    """
-
-    HELD = auto()
-    BLOCKED = auto()
-    STARTING = auto()
-    RUNNING = auto()
-
-
-class ConflictError(Exception):
-    """Something changed under the plan: read and plan anew."""
 
 
 class Reconciler:
@@ -98,114 +62,20 @@ class Reconciler:
     Args:
         cluster: the API server.
         config: the installation's configuration.
+        memory: what is remembered of each job.
         now: the wall clock, for times that are recorded.
-        monotonic: the clock for pacing, in seconds.
     """
 
     def __init__(
-        self,
-        *,
-        cluster: KubeCluster,
-        config: Config,
-        now: Callable[[], datetime] = utc_now,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, *, cluster: KubeCluster, config: Config, memory: Memory, now: Callable[[], datetime] = utc_now
     ) -> None:
         self._cluster = cluster
         self._config = config
+        self._memory = memory
         self._now = now
-        self._monotonic = monotonic
+        self._acting = Acting(cluster=cluster, memory=memory, now=now)
         self._harvests = asyncio.Semaphore(_HARVESTS)
-        self._creation_failures = CreationFailures(cluster=cluster, monotonic=monotonic)
-        self._paces: dict[str, Pace] = {}
-        self._crowds: dict[_Point, set[str]] = {point: set() for point in _Point}  # keys by what the last look found
-        self._to_list: set[str] = set()  # keys of jobs of which the next look is a full one, and lists all Jobs
-        self._unanswered: Counter[str] = Counter()  # keys, by how often a webhook has kept something from being done
-        self._littered: set[str] = set()  # keys of jobs with a finished Job that the API server kept from being deleted
-        self._shown: dict[str, Kept] = {}  # by keys of which nothing else is remembered; see `on_attempt_wanted`
-        self._forgotten: dict[str, int] = {}  # keys of jobs that were settled, or gone, with their last resourceVersion
-
-    # ── what the watch shows ──────────────────────────────────────────────────────────────────────────────────────
-
-    def on_job_seen(self, key: str, resource_version: str) -> bool:
-        """Take in a state of an IngestionJob; return False when looks know that one, or a later one."""
-        if key in self._paces:
-            return self._paces[key].on_job_seen(resource_version)
-        # Where many jobs run, the watch is seconds late: it may still show what was written before the job was at rest.
-        return int(resource_version) > self._forgotten.get(key, 0)  # KEP-5504
-
-    def on_attempt_wanted(self, key: str, shown: Kept) -> None:
-        """Take in an IngestionJob whose next attempt is to begin: the first look is taken at that, without a read."""
-        if key not in self._paces:
-            self._shown[key] = shown
-
-    def on_job_deleted(self, key: str) -> None:
-        """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
-        if key in self._paces:
-            self._paces[key].on_gone()
-
-    def on_child_changed(self, key: str, child: ChildJob) -> float | None:
-        """Take in that an expected Job runs on; return in how many seconds that is to be looked at, None for never."""
-        pace = self._paces[key]
-        return pace.on_child_changed(child, self._monotonic()) if child.name in pace.expected else None
-
-    def on_child_ended(self, key: str, child: ChildJob) -> bool:
-        """Take in that a Job has ended; return False when no look waits for that."""
-        if not self._waits_for(key, child):
-            return False
-        if key in self._paces:
-            self._paces[key].on_child_ended(child)
-        return True
-
-    def on_child_gone(self, key: str, child: ChildJob) -> bool:
-        """Take in that a Job is gone, or is to go; return False when no look waits for that."""
-        if not self._waits_for(key, child):
-            return False
-        if key in self._paces:
-            self._paces[key].on_gone()
-        return True
-
-    def _waits_for(self, key: str, child: ChildJob) -> bool:
-        """True unless a Job was replaced: what becomes of it then is no news."""
-        return key not in self._paces or child.name in self._paces[key].expected or key in self._to_list
-
-    # ── what is known ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def follows(self, key: str) -> bool:
-        """Return whether anything is remembered of a job."""
-        return key in self._paces
-
-    def expects(self, key: str, child: ChildJob) -> bool:
-        """Return whether a Job is no reason to list: a look reads it by its name, or it has another owner."""
-        pace = self._paces.get(key)
-        return pace is not None and pace.uid != "" and (child.name in pace.expected or child.owner_uid != pace.uid)
-
-    def up_to_date(self, key: str) -> bool:
-        """Return whether another look would find nothing new: what was heard is what the last one wrote or left."""
-        if key in self._to_list:
-            return False
-        return key not in self._paces or self._paces[key].idle(self._monotonic()) > 0
-
-    def remaining_rest(self, key: str) -> float:
-        """Return for how many seconds a job need not be looked at, if nothing has happened that is known of."""
-        return self._paces[key].remaining_rest(self._monotonic()) if key in self._paces else 0.0
-
-    def list_at_next_look(self, key: str) -> None:
-        """Have the next look list all Jobs of a job, although it may be settled: some may not be recorded.
-
-        A request to create a Job can be so long on its way that it arrives when everything is over.
-        """
-        self._to_list.add(key)
-
-    def listing_due(self, key: str) -> bool:
-        """Return whether it is time to list all Jobs of a job that is not at rest, although nothing was heard.
-
-        That is for lost watch events, which befall all jobs alike: so all that are not at rest share the lists, and not
-        only those at the same point.
-        """
-        if key not in self._paces:
-            return True
-        rest = rest_for(sum(map(len, self._crowds.values())))
-        return self._paces[key].listing_due(self._monotonic(), rest=rest)
+        self._creation_failures = CreationFailures(cluster=cluster, monotonic=memory.monotonic)
 
     # ── looks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -222,9 +92,9 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
-        shown, listing = self._shown.pop(key, None), key in self._to_list
-        pace, now = self._pace(key), self._monotonic()
-        self._share(key)  # others have come or gone since the last look
+        shown, listing = self._memory.shown.pop(key, None), key in self._memory.to_list
+        pace, now = self._memory.pace(key), self._memory.monotonic()
+        self._memory.share(key)  # others have come or gone since the last look
         if not listing and (idle := pace.idle(now)) > 0:
             return idle
         known = pace.begin_look(now)
@@ -248,22 +118,23 @@ class Reconciler:
             raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
         except ApiError as error:
             if error.not_found:
-                self._to_list.discard(key)
-                self._littered.discard(key)
-                return self._forget(key)
+                self._memory.to_list.discard(key)
+                self._memory.littered.discard(key)
+                return self._memory.forget(key)
             raise
-        job = self._understand(key, raw)
-        listing = key in self._to_list
+        job = IngestionJob.model_validate(raw)
+        self._memory.remember(key, Kept(raw, job))
+        listing = key in self._memory.to_list
         if settled(job) and not listing:
-            return self._forget(key)
-        self._to_list.discard(key)  # before anything is read: what is heard of from now on may not be among it
+            return self._memory.forget(key)
+        self._memory.to_list.discard(key)  # before anything is read: what is heard of from now on may not be among it
         try:
             jobs = await self._read_jobs(key, job, everything=listing)
             snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
             return await self._act(key, raw, snapshot)
         except Exception:
             if listing:
-                self.list_at_next_look(key)
+                self._memory.to_list.add(key)
             raise
 
     async def _look_at_beginning(self, key: str, shown: Kept) -> float | None:
@@ -274,7 +145,7 @@ class Reconciler:
         it is deleted by its recorded UID, which is refused where a late duplicate has taken its name.
         """
         raw, job = shown
-        self._remember(key, shown)
+        self._memory.remember(key, shown)
         jobs = await self._read_jobs(key, job, everything=False, known=ended(job))
         snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
         return await self._act(key, raw, snapshot, proven=False)
@@ -314,10 +185,10 @@ class Reconciler:
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
             for action in decided.actions:
-                raw, snapshot = await self._apply(action, raw, snapshot)
-            await self._tell(raw, decided.events)
+                raw, snapshot = await self._acting.apply(action, raw, snapshot)
+            await self._acting.tell(raw, decided.events)
             if settled(snapshot.job):
-                return self._forget(key)
+                return self._memory.forget(key)
             if not written and not _moves_on(decided.actions) and snapshot.rejection == rejection:
                 return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
@@ -329,7 +200,7 @@ class Reconciler:
         IngestionJob's resourceVersion stands in the write, so an outdated one is refused. Whatever else is to be done
         is decided anew by a full look.
         """
-        pace, (raw, job) = self._pace(key), kept
+        pace, (raw, job) = self._memory.pace(key), kept
         snapshot = Snapshot(job=job, config=self._config, jobs=(child,))
         if _running(snapshot) is None or rejection_said(job) is not None:
             return await self._full_look(key)
@@ -345,69 +216,25 @@ class Reconciler:
         snapshot = replace(snapshot, job=job)
         return self._keep(key, raw, snapshot, wait or decided.look_again, unwritten=wait is not None)
 
-    def _pace(self, key: str) -> Pace:
-        now = self._monotonic()
-        return self._paces.setdefault(key, Pace(looked=now, diagnosed=now))
-
-    def _forget(self, key: str) -> float | None:
-        """Forget a job that is settled or gone, unless it has changed under the look; return the delay."""
-        if self._pace(key).outdated:
-            return 0.0
-        versions = self._paces.pop(key).versions
-        if key not in self._littered:
-            self._unanswered.pop(key, None)
-        self._leave_crowd(key)
-        self._forgotten.pop(key, None)
-        self._forgotten[key] = max(map(int, versions), default=0)
-        if len(self._forgotten) > _MOST_FORGOTTEN:
-            del self._forgotten[next(iter(self._forgotten))]
-        return self._tidy_later(key, None)
-
-    def _tidy_later(self, key: str, wait: float | None) -> float | None:
-        """Return the delay of a job at rest, shorter where a finished Job was left behind that may go by then."""
-        if key not in self._littered:
-            return wait
-        self._littered.discard(key)
-        self.list_at_next_look(key)
-        return _TRY_TO_TIDY_SECONDS if wait is None else min(wait, _TRY_TO_TIDY_SECONDS)
-
-    def _share(self, key: str) -> None:
-        for crowd in self._crowds.values():
-            if key in crowd:
-                self._pace(key).rest = rest_for(len(crowd))
-
-    def _leave_crowd(self, key: str) -> None:
-        for crowd in self._crowds.values():
-            crowd.discard(key)
-
-    def _understand(self, key: str, raw: JsonObject) -> IngestionJob:
-        job = IngestionJob.model_validate(raw)
-        self._remember(key, Kept(raw, job))
-        return job
-
-    def _remember(self, key: str, kept: Kept) -> None:
-        self._pace(key).remember(kept, self._monotonic())
-
     def _keep(
         self, key: str, raw: JsonObject, snapshot: Snapshot, wait: float | None, *, unwritten: bool = False
     ) -> float | None:
         """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
-        pace, child = self._pace(key), _running(snapshot) if snapshot.rejection is None else None
+        pace, child = self._memory.pace(key), _running(snapshot) if snapshot.rejection is None else None
         if snapshot.rejection is None:
-            self._unanswered.pop(key, None)
+            self._memory.unanswered.pop(key, None)
         pace.end_look(LastLook(Kept(raw, snapshot.job), child, unwritten) if child is not None else None)
-        self._leave_crowd(key)
         if snapshot.job.status.phase in names.TERMINAL_PHASES:
-            return self._tidy_later(key, wait)  # for its time to live
-        self._crowds[_point(child) if wait is not None else _Point.HELD].add(key)
-        self._share(key)
+            self._memory.join(key, None)
+            return self._memory.tidy_later(key, wait)  # for its time to live
+        self._memory.join(key, _point(child) if wait is not None else Point.HELD)
         if wait is None:
             return None
         if child is None:
             return max(wait, pace.rest)
-        if key in self._to_list:
+        if key in self._memory.to_list:
             return wait
-        idle = pace.idle(self._monotonic())
+        idle = pace.idle(self._memory.monotonic())
         return idle if pace.child_has_news else max(wait, idle)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -421,7 +248,7 @@ class Reconciler:
         where one was heard of, or lost events are to be made good, which `everything` says. Of a job at rest there was
         no other Job when its last attempt ended, and the watch tells of one that came since.
         """
-        pace, expected, now = self._pace(key), expected_names(job), self._monotonic()
+        pace, expected, now = self._memory.pace(key), expected_names(job), self._memory.monotonic()
         if not everything and (pace.listed is not None or at_rest(job)):
             jobs = await self._read_recorded_jobs(job, known)
             pace.listed = now if pace.listed is None else pace.listed
@@ -429,7 +256,7 @@ class Reconciler:
         jobs = await self._read_all_jobs(job)
         pace.listed = now
         if any(_is_owned(child, job) and not child.finished and child.name not in expected for child in jobs):
-            self.list_at_next_look(key)  # until it is gone
+            self._memory.to_list.add(key)  # until it is gone
         return jobs
 
     async def _read_recorded_jobs(self, job: IngestionJob, known: ChildJob | None) -> tuple[ChildJob, ...]:
@@ -454,12 +281,8 @@ class Reconciler:
         return tuple(children)
 
     async def _find_job(self, namespace: str, name: str) -> ChildJob | None:
-        try:
-            return read_job(await self._cluster.get_job(namespace=namespace, name=name))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
+        raw = await self._cluster.find_job(namespace=namespace, name=name)
+        return read_job(raw) if raw is not None else None
 
     async def _read_pods(self, key: str, snapshot: Snapshot, *, thorough: bool = True) -> Snapshot:
         """Add what the pods of the running stage say, where the plan needs it.
@@ -487,9 +310,9 @@ class Reconciler:
                     namespace=namespace, job_uid=child.uid, failed_only=failed_only, take=results.take
                 )
             return replace(snapshot, harvest=results.harvest, harvest_truncated=more)
-        pace = self._pace(key)
-        if pace.diagnosis_due(child, self._monotonic()):
-            pace.diagnosed = self._monotonic()
+        pace = self._memory.pace(key)
+        if pace.diagnosis_due(child, self._memory.monotonic()):
+            pace.diagnosed = self._memory.monotonic()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
                 said = None
@@ -528,7 +351,7 @@ class Reconciler:
         if not patch:
             return kept, None
         if only_counts_changed(job.status, decided.status) and not decided.actions:
-            left = self._pace(key).counts_wait(self._monotonic())
+            left = self._memory.pace(key).counts_wait(self._memory.monotonic())
             if left > 0:
                 return kept, left
         try:
@@ -551,189 +374,9 @@ class Reconciler:
         else:
             written = IngestionJob.model_validate(raw)
         kept = Kept(raw, written)
-        self._remember(key, kept)
-        await self._tell(raw, tuple(_transitions(job.status, decided.status)))
+        self._memory.remember(key, kept)
+        await self._acting.tell(raw, tuple(_transitions(job.status, decided.status)))
         return kept, None
-
-    async def _apply(self, action: Action, raw: JsonObject, snapshot: Snapshot) -> tuple[JsonObject, Snapshot]:
-        """Take one action and return what is known after it."""
-        namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
-        match action:
-            case CreateChildren():
-                return raw, await self._create(action, snapshot)
-            case RestoreConfigMap():
-                try:
-                    await self._create_config_map(namespace, action.config_map)
-                except ApiError as error:
-                    return raw, self._rejected(snapshot, action.config_map["metadata"]["name"], error)
-                return raw, replace(snapshot, config_map_gone=False)
-            case DeleteJob():
-                return raw, await self._delete_job(snapshot, action)
-            case DeleteConfigMap():
-                await self._delete_config_map(snapshot, action.name)
-            case PatchJob():
-                try:
-                    await self._cluster.patch_job(
-                        namespace=namespace, name=action.name, uid=action.uid, spec=action.spec
-                    )
-                except ApiError as error:
-                    if error.conflict or error.not_found:
-                        raise ConflictError(str(error)) from error
-                    return raw, self._rejected(snapshot, action.name, error)
-            case RemovePods():
-                await self._remove_pods(snapshot.job, action)
-                return raw, replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
-            case PatchIngestionJob():
-                # Texts are not to be tested: the API server compares their bytes, and JSON has two ways to write "é".
-                version = raw["metadata"]["resourceVersion"]
-                unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
-                try:
-                    raw = await self._cluster.patch_ingestion_job(
-                        namespace=namespace, name=name, operations=[unchanged, *action.operations]
-                    )
-                except ApiError as error:
-                    if error.conflict or error.not_found:
-                        raise ConflictError(str(error)) from error
-                    self._expect_refusal(snapshot.job.key, error)
-                    # A failed `test` is 422 Invalid: the object is not what the plan was made from.
-                    live = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
-                    if live["metadata"]["resourceVersion"] != version:
-                        raise ConflictError(str(error)) from error
-                    log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
-                    return raw, replace(snapshot, answer_refused=True)
-                await self._tell(raw, (action.told,) if action.told else ())
-                # A policy may have taken the mark off that the patch has made.
-                return raw, replace(snapshot, job=self._understand(snapshot.job.key, raw), answered=action.token)
-            case DeleteIngestionJob():
-                await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
-        return raw, snapshot
-
-    async def _delete_job(self, snapshot: Snapshot, action: DeleteJob) -> Snapshot:
-        namespace = snapshot.job.metadata.namespace
-        # The ConfigMap first: while the Job is there, a crash between the two is made good.
-        await self._delete_config_map(snapshot, action.name)
-        try:
-            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
-        except ApiError as error:
-            if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):
-                return self._rejected(snapshot, action.name, error)
-            self._tolerate(snapshot.job.key, "a finished Job stays", error)
-            self._littered.add(snapshot.job.key)
-            return replace(snapshot, jobs=tuple(child for child in snapshot.jobs if child.uid != action.uid))
-        return replace(snapshot, jobs=await self._jobs_after_deletion(snapshot, action), rejection=None)
-
-    async def _delete_config_map(self, snapshot: Snapshot, name: str) -> None:
-        if not is_child_name(name, job=snapshot.job):
-            return  # whoever copies a Job copies its owner too: the ConfigMap of that name is a stranger's
-        try:
-            await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
-        except ApiError as error:
-            self._tolerate(snapshot.job.key, "a ConfigMap stays", error)
-
-    async def _jobs_after_deletion(self, snapshot: Snapshot, action: DeleteJob) -> tuple[ChildJob, ...]:
-        """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
-        others = tuple(child for child in snapshot.jobs if child.uid != action.uid)
-        if all(child.finished for child in snapshot.jobs if child.uid == action.uid):
-            return others
-        found = await self._find_job(snapshot.job.metadata.namespace, action.name)
-        return others if found is None or found.uid != action.uid else (*others, found)
-
-    async def _remove_pods(self, job: IngestionJob, action: RemovePods) -> None:
-        try:
-            await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
-        except ApiError as error:
-            # Pods that stay take up room. An attempt that does not end because of them would cost the job.
-            self._tolerate(job.key, "finished pods stay", error)
-
-    async def _create(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
-        """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks.
-
-        One that has lost its digest as it was created is not the plan's either, which takes it for another release's
-        and deletes it. That is not to begin anew at once.
-        """
-        namespace, pace, now = snapshot.job.metadata.namespace, self._pace(snapshot.job.key), self._monotonic()
-        if pace.made_in_vain is not None and now - pace.made_in_vain < _TRY_TO_MAKE_SECONDS:
-            return replace(snapshot, rejection=_changed(action.job))
-        rejection = None
-        try:
-            await self._create_config_map(namespace, action.config_map)
-            try:
-                created = await self._cluster.create_job(body=action.job)
-                if read_job(created).map_digest != action.job["metadata"]["annotations"][names.ANNOTATION_MAP_DIGEST]:
-                    pace.made_in_vain, rejection = now, _changed(action.job)
-            except ApiError as error:
-                if not error.already_exists:
-                    raise
-                created = await self._cluster.get_job(namespace=namespace, name=action.job["metadata"]["name"])
-        except ApiError as error:
-            return self._rejected(snapshot, action.job["metadata"]["name"], error)
-        return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=rejection)
-
-    async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
-        try:
-            await self._cluster.create_config_map(body=wanted)
-        except ApiError as error:
-            if not error.already_exists:
-                raise
-            await self._replace_config_map(namespace, wanted)
-
-    async def _replace_config_map(self, namespace: str, wanted: JsonObject) -> None:
-        """See to it that the ConfigMap that is there is the wanted one."""
-        name = wanted["metadata"]["name"]
-        found = await self._cluster.get_config_map(namespace=namespace, name=name)
-        if found.get("data") == wanted["data"]:
-            return
-        if found["metadata"].get("ownerReferences") != wanted["metadata"]["ownerReferences"]:
-            raise ApiError(
-                status=403,
-                reason="NameConflict",
-                message=f"the ConfigMap {name} exists with other content: delete it",
-            )
-        # Another release wrote it, for a Job that is not there. Should that still come, its pods refuse the new file.
-        await self._cluster.delete_config_map(namespace=namespace, name=name, uid=found["metadata"]["uid"])
-        await self._cluster.create_config_map(body=wanted)
-
-    def _rejected(self, snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
-        """Return what is known once the API server has refused something; raises any other error."""
-        self._expect_refusal(snapshot.job.key, error)
-        return replace(snapshot, rejection=f"{name}: {error.message}")
-
-    def _tolerate(self, key: str, what: str, error: ApiError) -> None:
-        """Go on without a deletion that the API server has refused; raises any other error."""
-        self._expect_refusal(key, error)
-        log.warning("%s: %s", what, error, extra={"job": key})
-
-    def _expect_refusal(self, key: str, error: ApiError) -> None:
-        """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long."""
-        if error.status in _REFUSALS:
-            return
-        if error.status == 500 and "webhook" in error.message:
-            self._unanswered[key] += 1
-            if self._unanswered[key] >= _TRIES_OF_WEBHOOKS:
-                return
-        raise error
-
-    async def _tell(self, raw: JsonObject, events: tuple[Event, ...]) -> None:
-        """Send events. They are for people: one that cannot be sent is logged, and holds nothing up."""
-        for event in events:
-            fields = {"job": f"{raw['metadata']['namespace']}/{raw['metadata']['name']}", "reason": event.reason.value}
-            log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
-            try:
-                await self._cluster.create_event(
-                    job=raw,
-                    reason=event.reason,
-                    message=event.message,
-                    warning=event.warning,
-                    now=format_time(self._now()),
-                )
-            except ApiError as error:
-                log.warning("event not sent: %s", error, extra=fields)
-
-
-def _changed(job: JsonObject) -> str:
-    """Return what there is to say of a Job that has lost its digest."""
-    allowed = f"a policy may add some, and must keep {names.ANNOTATION_MAP_DIGEST}"
-    return f"{job['metadata']['name']}: the cluster changes the Job's annotations: {allowed}"
 
 
 def _is_owned(child: ChildJob, job: IngestionJob) -> bool:
@@ -748,10 +391,10 @@ def _running(snapshot: Snapshot) -> ChildJob | None:
     return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
 
 
-def _point(child: ChildJob | None) -> _Point:
+def _point(child: ChildJob | None) -> Point:
     if child is None:
-        return _Point.BLOCKED
-    return _Point.RUNNING if child.ready or child.succeeded or child.failed else _Point.STARTING
+        return Point.BLOCKED
+    return Point.RUNNING if child.ready or child.succeeded or child.failed else Point.STARTING
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

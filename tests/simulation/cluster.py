@@ -20,9 +20,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, Tenant
 from ingestion_crds.kube import ApiError
-from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.main import Operator
-from ingestion_operator.reconcile import Reconciler
 
 from simulation.api import INGESTION_JOBS, ApiServer, Change, copied
 from simulation.controllers import GOOD, GarbageCollector, JobController, Kubelet, Step, Store, Verdict
@@ -210,13 +208,12 @@ class SimulatedCluster:
         client = SimulatedClient(self, f"operator-{self._started}")
 
         async def build() -> Operator:
-            reconciler = Reconciler(
-                cluster=KubeCluster(client),  # type: ignore[arg-type]
+            return Operator(
+                client=client,  # type: ignore[arg-type]
                 config=self.config,
                 now=lambda: self.now() + timedelta(seconds=skew),
                 monotonic=self.loop.time,
             )
-            return Operator(client=client, config=self.config, reconciler=reconciler)  # type: ignore[arg-type]
 
         running = RunningOperator(name=client.name, operator=self.run(build()))
         self.operators.append(running)
@@ -336,13 +333,13 @@ class SimulatedCluster:
     def _deliver(self, running: RunningOperator, change: Change) -> None:
         """Do what the kopf handlers of `main.registry_for` do."""
         metadata = change.after["metadata"]
+        intake = running.operator.intake
         if change.resource == INGESTION_JOBS:
-            operator = running.operator
-            take = operator.on_job_deleted if change.kind == "DELETED" else operator.on_job_seen
+            take = intake.on_job_deleted if change.kind == "DELETED" else intake.on_job_seen
             self.loop.call_soon(take, copied(change.after))
             return
         if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
-            seen = partial(running.operator.on_child_seen, copied(change.after), deleted=change.kind == "DELETED")
+            seen = partial(intake.on_child_seen, copied(change.after), deleted=change.kind == "DELETED")
             self.loop.call_soon(seen)
 
     # ── what may happen next ──────────────────────────────────────────────────────────────────────────────────

@@ -93,7 +93,7 @@ MUTATIONS: Final = (
 """,
                 """            acted = snapshot
             for action in decided.actions:
-                _, acted = await self._apply(action, raw, acted)
+                _, acted = await self._acting.apply(action, raw, acted)
             snapshot = replace(snapshot, jobs=acted.jobs, tidied=acted.tidied)
             (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
@@ -124,7 +124,7 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="the Job before its ConfigMap",
-        file="reconcile.py",
+        file="acting.py",
         changes=(
             (
                 """            await self._create_config_map(namespace, action.config_map)
@@ -134,9 +134,9 @@ def _dispatch_of(""",
                 created""",
             ),
             (
-                """name=action.job["metadata"]["name"])
+                """get_job(namespace=namespace, name=name)
         except ApiError""",
-                """name=action.job["metadata"]["name"])
+                """get_job(namespace=namespace, name=name)
             await self._create_config_map(namespace, action.config_map)
         except ApiError""",
             ),
@@ -144,16 +144,16 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="the Job removed before its ConfigMap",
-        file="reconcile.py",
+        file="acting.py",
         changes=(
             (
-                """        await self._delete_config_map(snapshot, action.name)
+                """        await self._delete_config_map(action.name, snapshot)
         try:
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
 """,
                 """        try:
             await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
-            await self._delete_config_map(snapshot, action.name)
+            await self._delete_config_map(action.name, snapshot)
 """,
             ),
         ),
@@ -175,8 +175,8 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="a webhook that stays away is waited for in silence",
-        file="reconcile.py",
-        changes=(("            if self._unanswered[key] >= _TRIES_OF_WEBHOOKS:\n                return\n", ""),),
+        file="acting.py",
+        changes=(("            if self._memory.unanswered[key] >= _TRIES_OF_WEBHOOKS:\n                return\n", ""),),
     ),
     Mutation(
         name="a job that goes on in a full cluster is Stalled",
@@ -185,7 +185,7 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="pods that may not be deleted keep the attempt open",
-        file="reconcile.py",
+        file="acting.py",
         changes=(
             (
                 """            self._tolerate(job.key, "finished pods stay", error)
@@ -197,13 +197,13 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="Jobs that may not be deleted keep the attempt open",
-        file="reconcile.py",
+        file="acting.py",
         changes=(("if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):", "if True:"),),
     ),
     Mutation(
         name="Jobs that could not be deleted are forgotten",
-        file="reconcile.py",
-        changes=(("            self._littered.add(snapshot.job.key)\n", ""),),
+        file="acting.py",
+        changes=(("            self._memory.littered.add(snapshot.job.key)\n", ""),),
     ),
     Mutation(
         name="a finished Job does not give way to the next",
@@ -236,7 +236,7 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="the ConfigMap of a copied Job's name is taken for its own",
-        file="reconcile.py",
+        file="acting.py",
         changes=(("        if not is_child_name(name, job=snapshot.job):\n", "        if False:\n"),),
     ),
     Mutation(
@@ -248,7 +248,7 @@ def _dispatch_of(""",
 """,
                 """            for early in decided.actions:
                 if isinstance(early, RemovePods):
-                    await self._remove_pods(snapshot.job, early)
+                    await self._acting.apply(early, raw, snapshot)
             (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
             ),
@@ -328,12 +328,12 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="a ConfigMap of other content taken for ours",
-        file="reconcile.py",
+        file="acting.py",
         changes=(("""        if found.get("data") == wanted["data"]:""", """        if found:"""),),
     ),
     Mutation(
         name="a ConfigMap of another release is left to people",
-        file="reconcile.py",
+        file="acting.py",
         changes=(
             (
                 """        if found["metadata"].get("ownerReferences") != wanted["metadata"]["ownerReferences"]:""",
@@ -353,7 +353,7 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="a Job that the cluster changes is made again at once",
-        file="reconcile.py",
+        file="acting.py",
         changes=(("pace.made_in_vain, rejection = now,", "_, rejection = now,"),),
     ),
     Mutation(
@@ -411,7 +411,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="no `test` of the resourceVersion in the annotation's patch",
-        file="reconcile.py",
+        file="acting.py",
         changes=(("operations=[unchanged, *action.operations]", "operations=[*action.operations]"),),
     ),
     Mutation(
@@ -436,7 +436,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="a replica that takes over forgets the Jobs that it saw run",
-        file="main.py",
+        file="intake.py",
         changes=(("        for key in self._unfinished.values():\n", "        for key in ():\n"),),
     ),
     Mutation(
@@ -517,23 +517,18 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="a Job that nobody recorded is no news",
-        file="reconcile.py",
+        file="pace.py",
         changes=(
             (
-                ' and pace.uid != "" and (child.name in pace.expected or child.owner_uid != pace.uid)',
-                "",
+                'return self.uid != "" and (child.name in self.expected or child.owner_uid != self.uid)',
+                "return True",
             ),
         ),
     ),
     Mutation(
         name="the end of a Job that was replaced is news",
-        file="reconcile.py",
-        changes=(
-            (
-                "return key not in self._paces or child.name in self._paces[key].expected or key in self._to_list",
-                "return True",
-            ),
-        ),
+        file="intake.py",
+        changes=(("        elif child.name in pace.expected or key in memory.to_list:\n", "        else:\n"),),
     ),
     Mutation(
         name="after trouble only recorded Jobs are read",
@@ -542,8 +537,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="the end of a Job waits for the next look",
-        file="reconcile.py",
-        changes=(("            self._paces[key].on_child_ended(child)\n", "            pass\n"),),
+        file="intake.py",
+        changes=(("                pace.on_child_ended(child)\n", "                pass\n"),),
     ),
     Mutation(
         name="an end is believed that nothing has confirmed",
@@ -562,7 +557,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="whatever the watch shows of a job that was left at rest is old",
-        file="reconcile.py",
+        file="memory.py",
         changes=(("int(resource_version) > self._forgotten.get(key, 0)", "key not in self._forgotten"),),
     ),
     Mutation(
@@ -572,23 +567,23 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="what happens to a job while it is looked at is dropped",
-        file="reconcile.py",
-        changes=(("key not in self._paces or self._paces[key].idle(self._monotonic()) > 0\n", "True\n"),),
+        file="memory.py",
+        changes=(("(pace is None or pace.idle(self.monotonic()) > 0)", "True"),),
     ),
     Mutation(
         name="a job shares the looks with those alone that were there when it came",
         file="reconcile.py",
-        changes=(("        self._share(key)  # others have come or gone since the last look\n", ""),),
+        changes=(("        self._memory.share(key)  # others have come or gone since the last look\n", ""),),
     ),
     Mutation(
         name="jobs that are suspended share the looks that they do not take",
         file="reconcile.py",
-        changes=(("_point(child) if wait is not None else _Point.HELD", "_point(child)"),),
+        changes=(("_point(child) if wait is not None else Point.HELD", "_point(child)"),),
     ),
     Mutation(
         name="what happens to a job while it is found settled is dropped",
-        file="reconcile.py",
-        changes=(("        if self._pace(key).outdated:\n            return 0.0\n", ""),),
+        file="memory.py",
+        changes=(("        if self.pace(key).outdated:\n            return 0.0\n", ""),),
     ),
     Mutation(
         name="keys that are due wait for ever when there were too many",
@@ -597,8 +592,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="the few are listed as often as they are looked at",
-        file="reconcile.py",
-        changes=(("rest = rest_for(sum(map(len, self._crowds.values())))", "rest = self._paces[key].rest"),),
+        file="memory.py",
+        changes=(("rest=rest_for(sum(map(len, self._crowds.values())))", "rest=pace.rest"),),
     ),
     Mutation(
         name="the operator's own writes wake it",

@@ -154,7 +154,7 @@ def test_a_deleted_job_is_forgotten_at_once(cluster: SimulatedCluster, crowd: Ca
     crowd()
     only = start(cluster, seconds=200)
     cluster.api.request("DELETE", PATH, body={"propagationPolicy": "Orphan"})
-    assert cluster.pass_until(lambda: not only.operator._reconciler.follows(KEY), seconds=0.1)
+    assert cluster.pass_until(lambda: only.operator.memory.of(KEY) is None, seconds=0.1)
 
 
 def test_the_end_of_a_job_is_heard_before_the_list_of_a_takeover_is_there(
@@ -190,7 +190,7 @@ def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
     cluster._answer(call, answer)
     cluster.pass_time(20.0)
     cluster.settle_down(held=is_list)
-    assert KEY in only.operator._open
+    assert KEY in only.operator.memory.open
     end_segments(cluster)
     assert cluster.pass_until(lambda: is_taken_in(cluster), seconds=1)
 

@@ -15,12 +15,26 @@ from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
 from ingestion_operator.children import read_job
+from ingestion_operator.pace import Pace
 from support.builders import ingestion_job
 
-from simulation.api import INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.api import INGESTION_JOBS, copied
+from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, note_calls, stalled, start
+
+
+def remembered(only: RunningOperator) -> Pace:
+    """Return what an operator remembers of the job."""
+    pace = only.operator.memory.of(KEY)
+    assert pace is not None
+    return pace
+
+
+def look_at_all(only: RunningOperator) -> None:
+    """Have a full look taken at once."""
+    remembered(only).on_gone()
+    only.operator.queue.add(KEY)
 
 
 def test_a_job_that_moves_costs_one_write_a_second_and_a_read_now_and_then(
@@ -163,10 +177,10 @@ def test_late_watch_events_of_a_completed_job_cost_nothing(
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=30)
     cluster.settle_down()
     sent = note_calls(cluster, monkeypatch)
-    only.operator.on_job_seen(before)
+    only.operator.intake.on_job_seen(before)
     cluster.settle_down()
     assert not sent
-    assert not only.operator._reconciler.follows(KEY)
+    assert only.operator.memory.of(KEY) is None
     # What is later is news, whoever wrote it.
     body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: "now"}}}
     cluster.api.request("PATCH", PATH, body=body, content_type=MERGE_PATCH)
@@ -205,7 +219,7 @@ def test_the_end_of_another_job_of_the_same_name_is_not_taken_for_ours(cluster: 
     (own,) = cluster.api.all("jobs")
     other = {**own, "metadata": {**own["metadata"], "uid": "uid-of-another"}}
     other["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    only.operator.on_child_seen(other, deleted=False)
+    only.operator.intake.on_child_seen(other, deleted=False)
     cluster.pass_time(0.1)
     cluster.settle_down()
     assert live(cluster)["status"]["phase"] == "processing"
@@ -505,8 +519,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
     for done in (1, 2):
         cluster.verdicts[Stage.SEGMENTS, done] = GOOD
         cluster.settle_down()
-        only.operator._reconciler.on_job_deleted(KEY)  # a full look, at once
-        only.operator.queue.add(KEY)
+        look_at_all(only)
         cluster.pass_time(0.1)
         cluster.settle_down()
     assert live(cluster)["status"]["segments"]["completedCount"] == 1
@@ -516,8 +529,7 @@ def test_counts_that_were_read_too_soon_to_be_written_are_written_soon(cluster: 
 def test_what_happens_during_a_look_is_looked_at_right_after_it(cluster: SimulatedCluster) -> None:
     """Invariant 5: the look under way has read the job as it was before."""
     only = start(cluster)
-    only.operator._reconciler.on_job_deleted(KEY)  # a full look
-    only.operator.queue.add(KEY)
+    look_at_all(only)
     cluster.pass_time(0.1)
     (read,) = cluster.calls
     assert (read.method, read.path) == ("GET", PATH)
@@ -528,14 +540,18 @@ def test_what_happens_during_a_look_is_looked_at_right_after_it(cluster: Simulat
 
 
 def test_somebody_elses_job_does_not_hide_news_of_ours(cluster: SimulatedCluster) -> None:
-    reconciler = start(cluster).operator._reconciler
+    only = start(cluster)
+    pace = remembered(only)
     (body,) = cluster.api.all("jobs")
-    own = read_job(body)
-    foreign = replace(own, name="foreign", uid="uid-of-another", owner_uid="uid-of-another")
-    assert reconciler.expects(KEY, foreign)
-    reconciler._paces[KEY].begin_look(cluster.seconds)  # one is under way
-    assert reconciler.on_child_changed(KEY, foreign) is None
-    assert reconciler.on_child_changed(KEY, replace(own, resource_version=own.resource_version + 1)) is not None
+    own, foreign = read_job(body), copied(body)
+    owner = {"controller": True, "uid": "uid-of-another"}
+    foreign["metadata"] |= {"name": "foreign", "uid": "uid-of-another", "ownerReferences": [owner]}
+    assert pace.expects(read_job(foreign))
+    pace.begin_look(cluster.seconds)  # one is under way
+    only.operator.intake.on_child_seen(foreign, deleted=False)
+    assert pace.heard.child is None
+    newer = replace(own, resource_version=own.resource_version + 1)
+    assert pace.on_child_changed(newer, cluster.seconds) is not None
 
 
 def test_counts_are_read_when_the_watch_tells_nothing(cluster: SimulatedCluster) -> None:
@@ -599,7 +615,7 @@ def test_the_next_look_is_taken_from_what_was_stored(
     only = start(cluster)
     cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
     cluster.pass_until(lambda: False, seconds=3)
-    last = only.operator._reconciler._paces[KEY].last
+    last = remembered(only).last
     assert last is not None
     kept = last.kept
     assert kept.job == IngestionJob.model_validate(kept.raw)

@@ -73,13 +73,13 @@ def test_an_unrecorded_job_whose_events_are_lost_is_found_by_the_resync(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 1."""
-    on_child_seen = start(cluster, first=FAILS).operator.on_child_seen
+    on_child_seen = start(cluster, first=FAILS).operator.intake.on_child_seen
 
     def losing(body: JsonObject, *, deleted: bool) -> None:
         if body["metadata"]["name"] != "late":
             on_child_seen(body, deleted=deleted)
 
-    monkeypatch.setattr(cluster.operators[0].operator, "on_child_seen", losing)
+    monkeypatch.setattr(cluster.operators[0].operator.intake, "on_child_seen", losing)
     make_late(cluster)
     cluster.pass_until(lambda: False, seconds=60)
     assert is_there(cluster)
@@ -157,4 +157,4 @@ def test_nothing_is_remembered_of_a_job_that_is_gone(cluster: SimulatedCluster) 
     only = cluster.start_operator()
     assert cluster.pass_until(lambda: cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook") is None, seconds=120)
     cluster.settle_down()
-    assert not only.operator._reconciler.follows(KEY)
+    assert only.operator.memory.of(KEY) is None

@@ -1,0 +1,287 @@
+"""Does what a plan asks for: a method for each action, and what it means when the API server refuses one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
+from ingestion_crds.job import IngestionJob, format_time
+from ingestion_crds.kube import ApiError
+
+from ingestion_operator.actions import (
+    Action,
+    CreateChildren,
+    DeleteConfigMap,
+    DeleteIngestionJob,
+    DeleteJob,
+    Event,
+    PatchIngestionJob,
+    PatchJob,
+    RemovePods,
+    RestoreConfigMap,
+)
+from ingestion_operator.children import ChildJob, is_child_name, read_job
+from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.memory import Memory
+from ingestion_operator.pace import Kept
+from ingestion_operator.plan import Snapshot
+
+# By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
+_REFUSALS: Final = (400, 403, 422)
+# A webhook that does not answer may do so in a moment: nobody is told of the first tries.
+_TRIES_OF_WEBHOOKS: Final = 4
+# For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
+_TRY_TO_MAKE_SECONDS: Final = 120.0
+
+log = logging.getLogger(__name__)
+
+
+class ConflictError(Exception):
+    """Something changed under the plan: read and plan anew."""
+
+
+class Acting:
+    """Acts on the cluster, one action after the other.
+
+    Each method takes what is known and returns what is known after it. A refusal is no error: it is part of what is
+    known then, for the next plan, or, where nothing depends on the action, a line in the log.
+
+    Args:
+        cluster: the API server.
+        memory: what is remembered of each job.
+        now: the wall clock, for Events.
+    """
+
+    def __init__(self, *, cluster: KubeCluster, memory: Memory, now: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._memory = memory
+        self._now = now
+
+    async def apply(self, action: Action, raw: JsonObject, snapshot: Snapshot) -> tuple[JsonObject, Snapshot]:
+        """Take one action.
+
+        Args:
+            action: what is asked for.
+            raw: the IngestionJob.
+            snapshot: what exists.
+
+        Returns:
+            The IngestionJob, and what exists, as it is known after it.
+
+        Raises:
+            ApiError: when the API server cannot be worked with.
+            ConflictError: when something changed meanwhile.
+        """
+        match action:
+            case CreateChildren():
+                return raw, await self._create_children(action, snapshot)
+            case RestoreConfigMap():
+                return raw, await self._restore_config_map(action, snapshot)
+            case DeleteJob():
+                return raw, await self._delete_job(action, snapshot)
+            case DeleteConfigMap():
+                await self._delete_config_map(action.name, snapshot)
+                return raw, snapshot
+            case PatchJob():
+                return raw, await self._patch_job(action, snapshot)
+            case RemovePods():
+                return raw, await self._remove_pods(action, snapshot)
+            case PatchIngestionJob():
+                return await self._patch_ingestion_job(action, raw, snapshot)
+            case DeleteIngestionJob():
+                metadata = snapshot.job.metadata
+                await self._cluster.delete_ingestion_job(
+                    namespace=metadata.namespace, name=metadata.name, uid=action.uid
+                )
+                return raw, snapshot
+
+    async def tell(self, raw: JsonObject, events: tuple[Event, ...]) -> None:
+        """Send events. They are for people: one that cannot be sent is logged, and holds nothing up.
+
+        Args:
+            raw: the IngestionJob that they are about.
+            events: in order.
+        """
+        for event in events:
+            fields = {"job": f"{raw['metadata']['namespace']}/{raw['metadata']['name']}", "reason": event.reason.value}
+            log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
+            try:
+                await self._cluster.create_event(
+                    job=raw,
+                    reason=event.reason,
+                    message=event.message,
+                    warning=event.warning,
+                    now=format_time(self._now()),
+                )
+            except ApiError as error:
+                log.warning("event not sent: %s", error, extra=fields)
+
+    # ── ConfigMap and Job ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _create_children(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
+        """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks.
+
+        One that has lost its digest as it was created is not the plan's either, which takes it for another release's
+        and deletes it. That is not to begin anew at once.
+        """
+        namespace, name = snapshot.job.metadata.namespace, action.job["metadata"]["name"]
+        pace, now = self._memory.pace(snapshot.job.key), self._memory.monotonic()
+        if pace.made_in_vain is not None and now - pace.made_in_vain < _TRY_TO_MAKE_SECONDS:
+            return replace(snapshot, rejection=_changed(action.job))
+        rejection = None
+        try:
+            await self._create_config_map(namespace, action.config_map)
+            try:
+                created = await self._cluster.create_job(body=action.job)
+                if read_job(created).map_digest != action.job["metadata"]["annotations"][names.ANNOTATION_MAP_DIGEST]:
+                    pace.made_in_vain, rejection = now, _changed(action.job)
+            except ApiError as error:
+                if not error.already_exists:
+                    raise
+                created = await self._cluster.get_job(namespace=namespace, name=name)
+        except ApiError as error:
+            return self._rejected(snapshot, name, error)
+        return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=rejection)
+
+    async def _restore_config_map(self, action: RestoreConfigMap, snapshot: Snapshot) -> Snapshot:
+        try:
+            await self._create_config_map(snapshot.job.metadata.namespace, action.config_map)
+        except ApiError as error:
+            return self._rejected(snapshot, action.config_map["metadata"]["name"], error)
+        return replace(snapshot, config_map_gone=False)
+
+    async def _create_config_map(self, namespace: str, wanted: JsonObject) -> None:
+        try:
+            await self._cluster.create_config_map(body=wanted)
+        except ApiError as error:
+            if not error.already_exists:
+                raise
+            await self._replace_config_map(namespace, wanted)
+
+    async def _replace_config_map(self, namespace: str, wanted: JsonObject) -> None:
+        """See to it that the ConfigMap that is there is the wanted one."""
+        name = wanted["metadata"]["name"]
+        found = await self._cluster.get_config_map(namespace=namespace, name=name)
+        if found.get("data") == wanted["data"]:
+            return
+        if found["metadata"].get("ownerReferences") != wanted["metadata"]["ownerReferences"]:
+            raise ApiError(
+                status=403,
+                reason="NameConflict",
+                message=f"the ConfigMap {name} exists with other content: delete it",
+            )
+        # Another release wrote it, for a Job that is not there. Should that still come, its pods refuse the new file.
+        await self._cluster.delete_config_map(namespace=namespace, name=name, uid=found["metadata"]["uid"])
+        await self._cluster.create_config_map(body=wanted)
+
+    async def _patch_job(self, action: PatchJob, snapshot: Snapshot) -> Snapshot:
+        try:
+            await self._cluster.patch_job(
+                namespace=snapshot.job.metadata.namespace, name=action.name, uid=action.uid, spec=action.spec
+            )
+        except ApiError as error:
+            if error.conflict or error.not_found:
+                raise ConflictError(str(error)) from error
+            return self._rejected(snapshot, action.name, error)
+        return snapshot
+
+    async def _delete_job(self, action: DeleteJob, snapshot: Snapshot) -> Snapshot:
+        namespace = snapshot.job.metadata.namespace
+        # The ConfigMap first: while the Job is there, a crash between the two is made good.
+        await self._delete_config_map(action.name, snapshot)
+        try:
+            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+        except ApiError as error:
+            if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):
+                return self._rejected(snapshot, action.name, error)
+            self._tolerate(snapshot.job.key, "a finished Job stays", error)
+            self._memory.littered.add(snapshot.job.key)
+            return replace(snapshot, jobs=tuple(child for child in snapshot.jobs if child.uid != action.uid))
+        return replace(snapshot, jobs=await self._jobs_after_deletion(action, snapshot), rejection=None)
+
+    async def _jobs_after_deletion(self, action: DeleteJob, snapshot: Snapshot) -> tuple[ChildJob, ...]:
+        """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
+        others = tuple(child for child in snapshot.jobs if child.uid != action.uid)
+        if all(child.finished for child in snapshot.jobs if child.uid == action.uid):
+            return others
+        found = await self._cluster.find_job(namespace=snapshot.job.metadata.namespace, name=action.name)
+        return others if found is None or found["metadata"]["uid"] != action.uid else (*others, read_job(found))
+
+    async def _delete_config_map(self, name: str, snapshot: Snapshot) -> None:
+        if not is_child_name(name, job=snapshot.job):
+            return  # whoever copies a Job copies its owner too: the ConfigMap of that name is a stranger's
+        try:
+            await self._cluster.delete_config_map(namespace=snapshot.job.metadata.namespace, name=name)
+        except ApiError as error:
+            self._tolerate(snapshot.job.key, "a ConfigMap stays", error)
+
+    # ── pods, and the IngestionJob itself ─────────────────────────────────────────────────────────────────────────
+
+    async def _remove_pods(self, action: RemovePods, snapshot: Snapshot) -> Snapshot:
+        job = snapshot.job
+        try:
+            await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
+        except ApiError as error:
+            # Pods that stay take up room. An attempt that does not end because of them would cost the job.
+            self._tolerate(job.key, "finished pods stay", error)
+        return replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
+
+    async def _patch_ingestion_job(
+        self, action: PatchIngestionJob, raw: JsonObject, snapshot: Snapshot
+    ) -> tuple[JsonObject, Snapshot]:
+        namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
+        # Texts are not to be tested: the API server compares their bytes, and JSON has two ways to write "é".
+        version = raw["metadata"]["resourceVersion"]
+        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
+        try:
+            raw = await self._cluster.patch_ingestion_job(
+                namespace=namespace, name=name, operations=[unchanged, *action.operations]
+            )
+        except ApiError as error:
+            if error.conflict or error.not_found:
+                raise ConflictError(str(error)) from error
+            self._expect_refusal(snapshot.job.key, error)
+            # A failed `test` is 422 Invalid: the object is not what the plan was made from.
+            live = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
+            if live["metadata"]["resourceVersion"] != version:
+                raise ConflictError(str(error)) from error
+            log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
+            return raw, replace(snapshot, answer_refused=True)
+        await self.tell(raw, (action.told,) if action.told else ())
+        job = IngestionJob.model_validate(raw)
+        self._memory.remember(snapshot.job.key, Kept(raw, job))
+        # A policy may have taken the mark off that the patch has made.
+        return raw, replace(snapshot, job=job, answered=action.token)
+
+    # ── what the API server refuses ───────────────────────────────────────────────────────────────────────────────
+
+    def _rejected(self, snapshot: Snapshot, name: str, error: ApiError) -> Snapshot:
+        """Return what is known once the API server has refused something; raises any other error."""
+        self._expect_refusal(snapshot.job.key, error)
+        return replace(snapshot, rejection=f"{name}: {error.message}")
+
+    def _tolerate(self, key: str, what: str, error: ApiError) -> None:
+        """Go on without a deletion that the API server has refused; raises any other error."""
+        self._expect_refusal(key, error)
+        log.warning("%s: %s", what, error, extra={"job": key})
+
+    def _expect_refusal(self, key: str, error: ApiError) -> None:
+        """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long."""
+        if error.status in _REFUSALS:
+            return
+        if error.status == 500 and "webhook" in error.message:
+            self._memory.unanswered[key] += 1
+            if self._memory.unanswered[key] >= _TRIES_OF_WEBHOOKS:
+                return
+        raise error
+
+
+def _changed(job: JsonObject) -> str:
+    """Return what there is to say of a Job that has lost its digest."""
+    allowed = f"a policy may add some, and must keep {names.ANNOTATION_MAP_DIGEST}"
+    return f"{job['metadata']['name']}: the cluster changes the Job's annotations: {allowed}"
