@@ -9,30 +9,30 @@ from typing import Final
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
-from ingestion_operator.actions import CreateChildren
+from ingestion_operator.actions import CreateChild
 
-from ingestion_bench.past import next_children
+from ingestion_bench.past import next_child
 from ingestion_bench.stand import Stand, fresh_name
 
 LABEL: Final = "bench"
 
 
-def bare_children(stand: Stand, job: IngestionJob) -> CreateChildren:
+def bare_child(stand: Stand, job: IngestionJob) -> CreateChild:
     """Return what the next retry of a failed job would create, under a new name and nobody's.
 
     The operator does not see it: it has neither its labels nor an owner, but the label `bench` with its name.
     """
-    children = copy.deepcopy(next_children(job, config=stand.config))
+    child = copy.deepcopy(next_child(job, config=stand.config))
     name = fresh_name("bare")
-    for body in (children.config_map, children.job):
+    for body in (child.config_map, child.body):
         _disown(body["metadata"], name)
         del body["metadata"]["ownerReferences"]
         body["metadata"]["name"] = name
-    template = children.job["spec"]["template"]
+    template = child.body["spec"]["template"]
     _disown(template["metadata"], name)
     (volume,) = (volume for volume in template["spec"]["volumes"] if "configMap" in volume)
     volume["configMap"]["name"] = name
-    return children
+    return child
 
 
 def retry_patch(live: JsonObject) -> JsonObject:

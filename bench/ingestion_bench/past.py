@@ -19,8 +19,8 @@ from ingestion_crds.constants import Mode, Stage
 from ingestion_crds.errors import ANY, ERROR_CODES
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, Status, format_time, version_id_of
-from ingestion_operator.actions import CreateChildren, DeleteJob, RemovePods
-from ingestion_operator.children import read_job
+from ingestion_operator.actions import CreateChild, DeleteChild, RemovePods
+from ingestion_operator.children import read_child
 from ingestion_operator.plan import Snapshot, plan
 from ingestion_operator.questions import current
 from ingestion_operator.results import Harvest, PodResult, shorten
@@ -80,34 +80,34 @@ def play(job: IngestionJob, past: Past, *, config: Config) -> Played:
             snapshot = replace(snapshot, job=snapshot.job.model_copy(update={"status": status}))
             for action in decided.actions:
                 match action:
-                    case CreateChildren():
+                    case CreateChild():
                         ended = _ended(action, past, now)
-                        snapshot = replace(snapshot, jobs=(*snapshot.jobs, read_job(ended)))
-                    case DeleteJob():
-                        left = tuple(child for child in snapshot.jobs if child.uid != action.uid)
-                        snapshot = replace(snapshot, jobs=left)
+                        snapshot = replace(snapshot, children=(*snapshot.children, read_child(ended)))
+                    case DeleteChild():
+                        left = tuple(child for child in snapshot.children if child.uid != action.uid)
+                        snapshot = replace(snapshot, children=left)
                     case RemovePods():
-                        snapshot = replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
+                        snapshot = replace(snapshot, tidied=snapshot.tidied | {action.child_uid})
                     case _:
                         raise AssertionError(f"not in this past: {action}")
     return Played(status=status, last=ended)
 
 
-def next_children(job: IngestionJob, *, config: Config) -> CreateChildren:
+def next_child(job: IngestionJob, *, config: Config) -> CreateChild:
     """Return the ConfigMap and the Job that the next retry of a failed job creates."""
     spec = job.spec.model_copy(update={"retry_generation": job.spec.retry_generation + 1})
     snapshot = Snapshot(job=job.model_copy(update={"spec": spec}), config=config)
     (action,) = plan(snapshot, now=datetime.now(UTC).replace(microsecond=0)).actions
-    assert isinstance(action, CreateChildren)
+    assert isinstance(action, CreateChild)
     return action
 
 
-def _ended(action: CreateChildren, past: Past, now: datetime) -> JsonObject:
+def _ended(action: CreateChild, past: Past, now: datetime) -> JsonObject:
     """Return a Job as it is when its pods have ended.
 
     Source: https://kubernetes.io/docs/concepts/workloads/controllers/job/ (terminal conditions)
     """
-    job = action.job
+    job = action.body
     everything = IndexSet.span(job["spec"]["completions"])
     dispatched = IndexSet.parse(json.loads(action.config_map["data"][names.ATTEMPT_KEY]).get("segments"))
     failed = IndexSet.of(index for index, segment in enumerate(dispatched) if segment in past.failed)
@@ -133,7 +133,7 @@ def _ended(action: CreateChildren, past: Past, now: datetime) -> JsonObject:
 def _harvest(snapshot: Snapshot, past: Past) -> Harvest:
     """Return what the pods of the running stage say."""
     record = current(snapshot.job)
-    child = next((child for child in snapshot.jobs if record is not None and child.name == record.name), None)
+    child = next((child for child in snapshot.children if record is not None and child.name == record.name), None)
     if child is None:
         return {}
     if child.stage == Stage.PREPARE:

@@ -1,5 +1,7 @@
 """The operator: watch → key → snapshot → plan → one status write → actions.
 
+In names, a job is an IngestionJob, and a child is a Kubernetes Job that was made for one.
+
 What does the work:
 
     main               the process: its watches, its workers, its health

@@ -15,17 +15,17 @@ from ingestion_crds.kube import ApiError
 
 from ingestion_operator.actions import (
     Action,
-    CreateChildren,
+    CreateChild,
+    DeleteChild,
     DeleteConfigMap,
     DeleteIngestionJob,
-    DeleteJob,
     Event,
+    PatchChild,
     PatchIngestionJob,
-    PatchJob,
     RemovePods,
     RestoreConfigMap,
 )
-from ingestion_operator.children import ChildJob, is_child_name, read_job
+from ingestion_operator.children import ChildJob, is_child_name, read_child
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
@@ -78,17 +78,17 @@ class Acting:
             ConflictError: when something changed meanwhile.
         """
         match action:
-            case CreateChildren():
-                return raw, await self._create_children(action, snapshot)
+            case CreateChild():
+                return raw, await self._create_child(action, snapshot)
             case RestoreConfigMap():
                 return raw, await self._restore_config_map(action, snapshot)
-            case DeleteJob():
-                return raw, await self._delete_job(action, snapshot)
+            case DeleteChild():
+                return raw, await self._delete_child(action, snapshot)
             case DeleteConfigMap():
                 await self._delete_config_map(action.name, snapshot)
                 return raw, snapshot
-            case PatchJob():
-                return raw, await self._patch_job(action, snapshot)
+            case PatchChild():
+                return raw, await self._patch_child(action, snapshot)
             case RemovePods():
                 return raw, await self._remove_pods(action, snapshot)
             case PatchIngestionJob():
@@ -123,30 +123,31 @@ class Acting:
 
     # ── ConfigMap and Job ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _create_children(self, action: CreateChildren, snapshot: Snapshot) -> Snapshot:
+    async def _create_child(self, action: CreateChild, snapshot: Snapshot) -> Snapshot:
         """Create ConfigMap and Job; what exists already is ours if owner and digest match, which the plan checks.
 
         One that has lost its digest as it was created is not the plan's either, which takes it for another release's
         and deletes it. That is not to begin anew at once.
         """
-        namespace, name = snapshot.job.metadata.namespace, action.job["metadata"]["name"]
+        metadata = action.body["metadata"]
+        namespace, name = snapshot.job.metadata.namespace, metadata["name"]
         pace, now = self._memory.pace(snapshot.job.key), self._memory.monotonic()
         if pace.made_in_vain is not None and now - pace.made_in_vain < _TRY_TO_MAKE_SECONDS:
-            return replace(snapshot, rejection=_changed(action.job))
+            return replace(snapshot, rejection=_changed(action.body))
         rejection = None
         try:
             await self._create_config_map(namespace, action.config_map)
             try:
-                created = await self._cluster.create_job(body=action.job)
-                if read_job(created).map_digest != action.job["metadata"]["annotations"][names.ANNOTATION_MAP_DIGEST]:
-                    pace.made_in_vain, rejection = now, _changed(action.job)
+                created = await self._cluster.create_child(body=action.body)
+                if read_child(created).map_digest != metadata["annotations"][names.ANNOTATION_MAP_DIGEST]:
+                    pace.made_in_vain, rejection = now, _changed(action.body)
             except ApiError as error:
                 if not error.already_exists:
                     raise
-                created = await self._cluster.get_job(namespace=namespace, name=name)
+                created = await self._cluster.get_child(namespace=namespace, name=name)
         except ApiError as error:
             return self._rejected(snapshot, name, error)
-        return replace(snapshot, jobs=(*snapshot.jobs, read_job(created)), rejection=rejection)
+        return replace(snapshot, children=(*snapshot.children, read_child(created)), rejection=rejection)
 
     async def _restore_config_map(self, action: RestoreConfigMap, snapshot: Snapshot) -> Snapshot:
         try:
@@ -179,9 +180,9 @@ class Acting:
         await self._cluster.delete_config_map(namespace=namespace, name=name, uid=found["metadata"]["uid"])
         await self._cluster.create_config_map(body=wanted)
 
-    async def _patch_job(self, action: PatchJob, snapshot: Snapshot) -> Snapshot:
+    async def _patch_child(self, action: PatchChild, snapshot: Snapshot) -> Snapshot:
         try:
-            await self._cluster.patch_job(
+            await self._cluster.patch_child(
                 namespace=snapshot.job.metadata.namespace, name=action.name, uid=action.uid, spec=action.spec
             )
         except ApiError as error:
@@ -190,27 +191,27 @@ class Acting:
             return self._rejected(snapshot, action.name, error)
         return snapshot
 
-    async def _delete_job(self, action: DeleteJob, snapshot: Snapshot) -> Snapshot:
+    async def _delete_child(self, action: DeleteChild, snapshot: Snapshot) -> Snapshot:
         namespace = snapshot.job.metadata.namespace
         # The ConfigMap first: while the Job is there, a crash between the two is made good.
         await self._delete_config_map(action.name, snapshot)
         try:
-            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+            await self._cluster.delete_child(namespace=namespace, name=action.name, uid=action.uid)
         except ApiError as error:
-            if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):
+            if any(not child.finished for child in snapshot.children if child.uid == action.uid):
                 return self._rejected(snapshot, action.name, error)
             self._tolerate(snapshot.job.key, "a finished Job stays", error)
             self._memory.littered.add(snapshot.job.key)
-            return replace(snapshot, jobs=tuple(child for child in snapshot.jobs if child.uid != action.uid))
-        return replace(snapshot, jobs=await self._jobs_after_deletion(action, snapshot), rejection=None)
+            return replace(snapshot, children=tuple(child for child in snapshot.children if child.uid != action.uid))
+        return replace(snapshot, children=await self._children_after_deletion(action, snapshot), rejection=None)
 
-    async def _jobs_after_deletion(self, action: DeleteJob, snapshot: Snapshot) -> tuple[ChildJob, ...]:
+    async def _children_after_deletion(self, action: DeleteChild, snapshot: Snapshot) -> tuple[ChildJob, ...]:
         """Return the Jobs but for one that was deleted; one that could still run is seen to be gone."""
-        others = tuple(child for child in snapshot.jobs if child.uid != action.uid)
-        if all(child.finished for child in snapshot.jobs if child.uid == action.uid):
+        others = tuple(child for child in snapshot.children if child.uid != action.uid)
+        if all(child.finished for child in snapshot.children if child.uid == action.uid):
             return others
-        found = await self._cluster.find_job(namespace=snapshot.job.metadata.namespace, name=action.name)
-        return others if found is None or found["metadata"]["uid"] != action.uid else (*others, read_job(found))
+        found = await self._cluster.find_child(namespace=snapshot.job.metadata.namespace, name=action.name)
+        return others if found is None or found["metadata"]["uid"] != action.uid else (*others, read_child(found))
 
     async def _delete_config_map(self, name: str, snapshot: Snapshot) -> None:
         if not is_child_name(name, job=snapshot.job):
@@ -225,11 +226,13 @@ class Acting:
     async def _remove_pods(self, action: RemovePods, snapshot: Snapshot) -> Snapshot:
         job = snapshot.job
         try:
-            await self._cluster.remove_pods(namespace=job.metadata.namespace, job_uid=action.job_uid, keep=action.keep)
+            await self._cluster.remove_pods(
+                namespace=job.metadata.namespace, child_uid=action.child_uid, keep=action.keep
+            )
         except ApiError as error:
             # Pods that stay take up room. An attempt that does not end because of them would cost the job.
             self._tolerate(job.key, "finished pods stay", error)
-        return replace(snapshot, tidied=snapshot.tidied | {action.job_uid})
+        return replace(snapshot, tidied=snapshot.tidied | {action.child_uid})
 
     async def _patch_ingestion_job(
         self, action: PatchIngestionJob, raw: JsonObject, snapshot: Snapshot

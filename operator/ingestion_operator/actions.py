@@ -18,11 +18,11 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateChildren:
-    """Create the ConfigMap, then the Job."""
+class CreateChild:
+    """Create the ConfigMap, then the Job, whose JSON `body` is."""
 
     config_map: JsonObject
-    job: JsonObject
+    body: JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class RestoreConfigMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteJob:
+class DeleteChild:
     """Delete a Job and its ConfigMap.
 
     A tombstone that is replaced, a late duplicate, a suspended Job that a cancelled attempt gives up, or a finished
@@ -52,7 +52,7 @@ class DeleteConfigMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchJob:
+class PatchChild:
     """Change suspend, parallelism or activeDeadlineSeconds of a Job; nothing else is ever patched."""
 
     name: str
@@ -64,7 +64,7 @@ class PatchJob:
 class RemovePods:
     """Remove the pods of a finished Job, but for those of the kept indexes, whose logs somebody may want."""
 
-    job_uid: str
+    child_uid: str
     keep: tuple[int, ...]
 
 
@@ -90,11 +90,11 @@ class DeleteIngestionJob:
 
 
 Action = (
-    CreateChildren
+    CreateChild
     | RestoreConfigMap
-    | DeleteJob
+    | DeleteChild
     | DeleteConfigMap
-    | PatchJob
+    | PatchChild
     | RemovePods
     | PatchIngestionJob
     | DeleteIngestionJob

@@ -144,7 +144,7 @@ def build_config_map(dispatch: Dispatch) -> JsonObject:
     }
 
 
-def build_job(dispatch: Dispatch) -> JsonObject:
+def build_child(dispatch: Dispatch) -> JsonObject:
     """Return the Indexed Job of one attempt and stage.
 
     Source: https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/ and KEP-3850 (backoff limit
@@ -153,7 +153,7 @@ def build_job(dispatch: Dispatch) -> JsonObject:
     spec = dispatch.job.spec
     queue = dispatch.job.metadata.labels.get(names.LABEL_QUEUE_NAME)
     metadata = _metadata(dispatch)
-    job_spec: JsonObject = {
+    child_spec: JsonObject = {
         "completionMode": "Indexed",
         "completions": dispatch.completions,
         "parallelism": min(spec.parallelism, dispatch.completions),
@@ -180,11 +180,11 @@ def build_job(dispatch: Dispatch) -> JsonObject:
         },
     }
     if spec.max_failed_segments is not None and dispatch.stage is Stage.SEGMENTS:
-        job_spec["maxFailedIndexes"] = min(spec.max_failed_segments, dispatch.completions)
+        child_spec["maxFailedIndexes"] = min(spec.max_failed_segments, dispatch.completions)
     if queue:  # Kueue admits a Job by unsuspending it.
         metadata["labels"][names.LABEL_QUEUE_NAME] = queue
-        job_spec["suspend"] = True
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
+        child_spec["suspend"] = True
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": child_spec}
 
 
 def _metadata(dispatch: Dispatch) -> JsonObject:
@@ -360,7 +360,7 @@ class ChildJob:
         return self.complete or self.failure_reason is not None
 
 
-def read_job(raw: JsonObject) -> ChildJob:
+def read_child(raw: JsonObject) -> ChildJob:
     """Return the narrow view of a batch/v1 Job; labels that people have broken read as unknown."""
     metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
     labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})

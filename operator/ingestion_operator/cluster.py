@@ -88,14 +88,14 @@ class KubeCluster:
         """
         await self._delete(ingestion_path(namespace, name), uid)
 
-    async def list_jobs(self, *, namespace: str, owner_uid: str) -> AsyncIterator[JsonObject]:
+    async def list_children(self, *, namespace: str, job_uid: str) -> AsyncIterator[JsonObject]:
         """Yield all Jobs that carry an IngestionJob's UID, read page by page."""
-        query = {"labelSelector": f"{names.LABEL_JOB_UID}={owner_uid}"}
+        query = {"labelSelector": f"{names.LABEL_JOB_UID}={job_uid}"}
         async for items, _ in pages(self._client, job_path(namespace), query=query):
             for item in items:
                 yield item
 
-    async def get_job(self, *, namespace: str, name: str) -> JsonObject:
+    async def get_child(self, *, namespace: str, name: str) -> JsonObject:
         """Return a Job.
 
         Raises:
@@ -103,16 +103,16 @@ class KubeCluster:
         """
         return await self._client.request("GET", job_path(namespace, name))
 
-    async def find_job(self, *, namespace: str, name: str) -> JsonObject | None:
+    async def find_child(self, *, namespace: str, name: str) -> JsonObject | None:
         """Return a Job, or None when there is none."""
         try:
-            return await self.get_job(namespace=namespace, name=name)
+            return await self.get_child(namespace=namespace, name=name)
         except ApiError as error:
             if error.not_found:
                 return None
             raise
 
-    async def create_job(self, *, body: JsonObject) -> JsonObject:
+    async def create_child(self, *, body: JsonObject) -> JsonObject:
         """Create a Job, and return it as it is stored.
 
         Raises:
@@ -120,7 +120,7 @@ class KubeCluster:
         """
         return await self._client.request("POST", job_path(body["metadata"]["namespace"]), body=body)
 
-    async def patch_job(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject:
+    async def patch_child(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject:
         """Merge into the spec of a Job (RFC 7396), and return the Job as it is then.
 
         Raises:
@@ -130,7 +130,7 @@ class KubeCluster:
         body = {"metadata": {"uid": uid}, "spec": spec}
         return await self._client.request("PATCH", job_path(namespace, name), body=body, content_type=MERGE_PATCH)
 
-    async def delete_job(self, *, namespace: str, name: str, uid: str) -> None:
+    async def delete_child(self, *, namespace: str, name: str, uid: str) -> None:
         """Delete a Job, and its pods after it; that it is gone already is no error.
 
         Raises:
@@ -163,20 +163,20 @@ class KubeCluster:
         await self._delete(core_path("configmaps", namespace, name), uid)
 
     async def list_pods(
-        self, *, namespace: str, job_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
+        self, *, namespace: str, child_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
     ) -> bool:
         """Hand out a Job's pods page by page, so that not all are in memory at once.
 
         Args:
             namespace: the Job's.
-            job_uid: the Job's.
+            child_uid: the Job's.
             failed_only: only pods that have failed.
             take: is given each page.
 
         Returns:
             Whether there are more than the some 2,000 that are read at most.
         """
-        query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}"}
+        query = {"labelSelector": f"{_CONTROLLER_UID}={child_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
         taken = 0
@@ -187,16 +187,16 @@ class KubeCluster:
                 return True
         return False
 
-    async def list_unstarted_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
+    async def list_unstarted_pods(self, *, namespace: str, child_uid: str) -> list[JsonObject]:
         """Return some of a Job's pods that are Pending."""
-        return await self._some_pods(namespace, job_uid, "status.phase=Pending")
+        return await self._some_pods(namespace, child_uid, "status.phase=Pending")
 
-    async def list_unfinished_pods(self, *, namespace: str, job_uid: str) -> list[JsonObject]:
+    async def list_unfinished_pods(self, *, namespace: str, child_uid: str) -> list[JsonObject]:
         """Return some of a Job's pods that have not ended, whether they have started or not."""
-        return await self._some_pods(namespace, job_uid, "status.phase!=Succeeded,status.phase!=Failed")
+        return await self._some_pods(namespace, child_uid, "status.phase!=Succeeded,status.phase!=Failed")
 
-    async def _some_pods(self, namespace: str, job_uid: str, fields: str) -> list[JsonObject]:
-        query = {"labelSelector": f"{_CONTROLLER_UID}={job_uid}", "fieldSelector": fields, "limit": _SOME_PODS}
+    async def _some_pods(self, namespace: str, child_uid: str, fields: str) -> list[JsonObject]:
+        query = {"labelSelector": f"{_CONTROLLER_UID}={child_uid}", "fieldSelector": fields, "limit": _SOME_PODS}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
     async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[str, str]:
@@ -221,9 +221,9 @@ class KubeCluster:
                 newest[uid] = max(newest.get(uid, ("", "")), (told, message))
         return {uid: message for uid, (_, message) in newest.items()}
 
-    async def remove_pods(self, *, namespace: str, job_uid: str, keep: tuple[int, ...]) -> None:
+    async def remove_pods(self, *, namespace: str, child_uid: str, keep: tuple[int, ...]) -> None:
         """Delete a Job's pods with one request, but for those of the Job indexes to keep."""
-        selector = f"{_CONTROLLER_UID}={job_uid}"
+        selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:
             selector += f",{names.LABEL_JOB_INDEX} notin ({','.join(map(str, keep))})"
         query = {"labelSelector": selector}

@@ -55,12 +55,12 @@ class CreationFailures:
         self._monotonic = monotonic
         self._known: dict[str, _Known] = {}
 
-    async def of(self, *, namespace: str, job_uid: str, now: datetime) -> str | None:
+    async def of(self, *, namespace: str, child_uid: str, now: datetime) -> str | None:
         """Return the newest message about a Job, as it was known a moment ago; None when there is none.
 
         Args:
             namespace: the Job's.
-            job_uid: its UID.
+            child_uid: its UID.
             now: the time: what was told long ago may be over.
 
         Raises:
@@ -75,7 +75,7 @@ class CreationFailures:
         if known.messages is None:
             assert known.error is not None
             raise known.error
-        return known.messages.get(job_uid)
+        return known.messages.get(child_uid)
 
     async def _ask(self, namespace: str, known: _Known, *, since: datetime) -> None:
         begun = self._monotonic()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
 
-from ingestion_operator.children import read_job
+from ingestion_operator.children import read_child
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
 from ingestion_operator.questions import begins, settled
@@ -109,7 +109,7 @@ class Intake:
         its parent is settled. That an expected one runs on is not urgent: its parent rests between two looks.
         """
         try:
-            child = read_job(dict(body))
+            child = read_child(dict(body))
         except Exception:
             # One broken object must not stop the watch of the others.
             log.exception("a Job that is not understood: %s", body["metadata"]["name"])

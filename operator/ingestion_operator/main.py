@@ -120,7 +120,7 @@ class Operator:
             self.begin()
         else:
             self._election = [asyncio.create_task(self._lead(self._leadership), name="lead")]
-        self._watch = [asyncio.create_task(self._watch_jobs(), name="watch Jobs")]
+        self._watch = [asyncio.create_task(self._watch_children(), name="watch Jobs")]
 
     async def stop(self) -> None:
         """Stop everything; what is half done is continued at the next start."""
@@ -224,7 +224,7 @@ class Operator:
                 pause = resync_pause(listed)
             await asyncio.sleep(pause)
 
-    async def _watch_jobs(self) -> None:
+    async def _watch_children(self) -> None:
         """Watch all Jobs that were made for IngestionJobs.
 
         Not through kopf: there are many events for each Job, and each would cost several times the processor time.

@@ -41,25 +41,25 @@ from ingestion_crds.job import (
 from ingestion_operator import summary
 from ingestion_operator.actions import (
     Action,
-    CreateChildren,
+    CreateChild,
+    DeleteChild,
     DeleteConfigMap,
     DeleteIngestionJob,
-    DeleteJob,
     Event,
+    PatchChild,
     PatchIngestionJob,
-    PatchJob,
     RemovePods,
     RestoreConfigMap,
 )
-from ingestion_operator.children import ChildJob, Dispatch, build_config_map, build_job
+from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map
 from ingestion_operator.obstacles import Obstacle
 from ingestion_operator.questions import (
     TOKEN_LENGTH,
     cancelled,
+    child_records,
     current,
     given_up,
     goes_on,
-    job_records,
     last_made,
     phase_of,
     rejection_said,
@@ -84,7 +84,7 @@ class Snapshot:
     Args:
         job: the IngestionJob.
         config: the installation's configuration.
-        jobs: the Kubernetes Jobs of a recorded name, and all that carry the job's UID where there may be others.
+        children: the Kubernetes Jobs of a recorded name, and all that carry the job's UID where there may be others.
         harvest: what the pods of the finished Job said; None unless `wants_harvest` asked for it.
         harvest_truncated: there were more pods than were read.
         obstacle: why pods do not start, or do not end; None when they do, or nobody looked.
@@ -97,7 +97,7 @@ class Snapshot:
 
     job: IngestionJob
     config: Config
-    jobs: tuple[ChildJob, ...] = ()
+    children: tuple[ChildJob, ...] = ()
     harvest: Harvest | None = None
     harvest_truncated: bool = False
     obstacle: Obstacle | None = None
@@ -182,7 +182,7 @@ class _Draft:
     @property
     def owned(self) -> Iterator[ChildJob]:
         uid = self.snapshot.job.metadata.uid
-        return (child for child in self.snapshot.jobs if child.owner_uid == uid)
+        return (child for child in self.snapshot.children if child.owner_uid == uid)
 
     def set(self, **fields: Any) -> None:
         self.status = self.status.model_copy(update=fields)
@@ -436,7 +436,7 @@ def _dispatch(draft: _Draft) -> None:
     draft.set_attempt(
         jobs=[*attempt.jobs, record], segments=len(dispatched) if stage is Stage.SEGMENTS else attempt.segments
     )
-    draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
+    draft.actions.append(CreateChild(config_map=build_config_map(dispatch), body=build_child(dispatch)))
 
 
 def _dispatch_of(draft: _Draft, stage: Stage) -> Dispatch:
@@ -528,19 +528,20 @@ def _follow_child(draft: _Draft, child: ChildJob) -> None:
 
 def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
     if record.uid is not None:
-        return next((child for child in draft.snapshot.jobs if child.uid == record.uid), None)
-    return next((child for child in draft.snapshot.jobs if child.name == record.name), None)
+        return next((child for child in draft.snapshot.children if child.uid == record.uid), None)
+    return next((child for child in draft.snapshot.children if child.name == record.name), None)
 
 
 def _launch(draft: _Draft, record: AttemptJob) -> None:
     """The intent is recorded, and its Job does not exist: create it, unless the wish has changed since."""
-    if draft.snapshot.rejection is not None:
+    rejection = draft.snapshot.rejection
+    if rejection is not None:
         # The Job before it is not needed any more, and counts towards the quota.
-        before = last_made(job_records(draft.snapshot.job.status)) if _QUOTA.search(draft.snapshot.rejection) else None
+        before = last_made(child_records(draft.snapshot.job.status)) if _QUOTA.search(rejection) else None
         child = next((child for child in draft.owned if before is not None and child.uid == before.uid), None)
         if child is not None and child.finished and not child.deleting:
             _still_rejected(draft)
-            draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+            draft.actions.append(DeleteChild(name=child.name, uid=child.uid))
             return
     elif _gate(draft):
         return
@@ -548,7 +549,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
         return
     dispatch = _dispatch_of(draft, record.stage)
     draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
-    draft.actions.append(CreateChildren(config_map=build_config_map(dispatch), job=build_job(dispatch)))
+    draft.actions.append(CreateChild(config_map=build_config_map(dispatch), body=build_child(dispatch)))
 
 
 def _refused(draft: _Draft) -> bool:
@@ -589,7 +590,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             draft.held = Obstacle(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting and not _refused(draft):
         # One patch for each field: one that the cluster refuses must not keep the others from being made.
-        draft.actions += [PatchJob(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
+        draft.actions += [PatchChild(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
     obstacle = draft.snapshot.obstacle
     if obstacle is not None and not goes_on(obstacle.reason, child):
         draft.blocked = obstacle
@@ -811,7 +812,7 @@ def _finish(draft: _Draft) -> None:
     made = last_made(attempt.jobs)
     uid = made.uid if made is not None else None
     durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
-    child = next((child for child in draft.snapshot.jobs if child.uid == uid), None)
+    child = next((child for child in draft.snapshot.children if child.uid == uid), None)
     if child is not None and not child.finished:
         # It was given up, and must not be resumed.
         if not child.deleting:
@@ -822,7 +823,7 @@ def _finish(draft: _Draft) -> None:
     if uid is not None and uid not in draft.snapshot.tidied:
         # Only once the harvest is durable: pods are the only place where it can be read again.
         kept = tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
-        draft.actions.append(RemovePods(job_uid=uid, keep=kept))
+        draft.actions.append(RemovePods(child_uid=uid, keep=kept))
         return
     if not durable or any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
@@ -841,7 +842,7 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
     """True for a tombstone that a newer recorded Job replaces, and for a Job that nobody recorded."""
     if child.deleting:
         return False
-    records = job_records(draft.status)
+    records = child_records(draft.status)
     newest = last_made(records)
     if newest is not None and child.uid == newest.uid:
         return False
@@ -859,7 +860,7 @@ def _clean_up(draft: _Draft) -> None:
 
 def _delete(draft: _Draft, child: ChildJob) -> None:
     if not _refused(draft):
-        draft.actions.append(DeleteJob(name=child.name, uid=child.uid))
+        draft.actions.append(DeleteChild(name=child.name, uid=child.uid))
 
 
 def _expire(draft: _Draft) -> None:

@@ -68,7 +68,7 @@ def expected_names(job: IngestionJob) -> tuple[str, ...]:
 
     Others are a leftover of a request that was lost or late, or somebody's own.
     """
-    records = job_records(job.status)
+    records = child_records(job.status)
     made = last_made(records)
     intended = [record for record in records[-1:] if record.uid is None]
     return tuple(dict.fromkeys(record.name for record in (made, *intended) if record is not None))
@@ -79,7 +79,7 @@ def ended(job: IngestionJob) -> ChildJob | None:
 
     A Job that has ended does not change any more. One that was found gone was not seen to end: its record has no start.
     """
-    last = last_made(job_records(job.status))
+    last = last_made(child_records(job.status))
     if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
         return None
     return ChildJob(
@@ -94,7 +94,7 @@ def ended(job: IngestionJob) -> ChildJob | None:
     )
 
 
-def job_records(status: Status) -> list[AttemptJob]:
+def child_records(status: Status) -> list[AttemptJob]:
     """Return the Jobs of all attempts that are kept, in order, as they are recorded."""
     return [record for attempt in status.attempts for record in attempt.jobs]
 

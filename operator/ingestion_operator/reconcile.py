@@ -17,15 +17,8 @@ from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import Acting, ConflictError
-from ingestion_operator.actions import (
-    Action,
-    CreateChildren,
-    DeleteJob,
-    Event,
-    PatchIngestionJob,
-    RemovePods,
-)
-from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.actions import Action, CreateChild, DeleteChild, Event, PatchIngestionJob, RemovePods
+from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
 from ingestion_operator.memory import Memory, Point
@@ -129,8 +122,8 @@ class Reconciler:
             return self._memory.forget(key)
         self._memory.to_list.discard(key)  # before anything is read: what is heard of from now on may not be among it
         try:
-            jobs = await self._read_jobs(key, job, everything=listing)
-            snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
+            children = await self._read_children(key, job, everything=listing)
+            snapshot = Snapshot(job=job, config=self._config, children=children)
             return await self._act(key, raw, snapshot)
         except Exception:
             if listing:
@@ -146,8 +139,8 @@ class Reconciler:
         """
         raw, job = shown
         self._memory.remember(key, shown)
-        jobs = await self._read_jobs(key, job, everything=False, known=ended(job))
-        snapshot = Snapshot(job=job, config=self._config, jobs=jobs)
+        children = await self._read_children(key, job, everything=False, known=ended(job))
+        snapshot = Snapshot(job=job, config=self._config, children=children)
         return await self._act(key, raw, snapshot, proven=False)
 
     async def _look_at_end(self, key: str, kept: Kept, child: ChildJob) -> float | None:
@@ -160,7 +153,7 @@ class Reconciler:
         record = current(kept.job)
         if record is None or record.uid != child.uid:
             return await self._full_look(key)
-        snapshot = Snapshot(job=kept.job, config=self._config, jobs=(child,))
+        snapshot = Snapshot(job=kept.job, config=self._config, children=(child,))
         return await self._act(key, kept.raw, snapshot, proven=False)
 
     async def _act(self, key: str, raw: JsonObject, snapshot: Snapshot, *, proven: bool = True) -> float | None:
@@ -201,7 +194,7 @@ class Reconciler:
         is decided anew by a full look.
         """
         pace, (raw, job) = self._memory.pace(key), kept
-        snapshot = Snapshot(job=job, config=self._config, jobs=(child,))
+        snapshot = Snapshot(job=job, config=self._config, children=(child,))
         if _running(snapshot) is None or rejection_said(job) is not None:
             return await self._full_look(key)
         diagnosed = pace.diagnosed
@@ -239,7 +232,7 @@ class Reconciler:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _read_jobs(
+    async def _read_children(
         self, key: str, job: IngestionJob, *, everything: bool, known: ChildJob | None = None
     ) -> tuple[ChildJob, ...]:
         """Read the Jobs that are recorded, but for one that is known, or all where there may be others.
@@ -250,39 +243,39 @@ class Reconciler:
         """
         pace, expected, now = self._memory.pace(key), expected_names(job), self._memory.monotonic()
         if not everything and (pace.listed is not None or at_rest(job)):
-            jobs = await self._read_recorded_jobs(job, known)
+            children = await self._read_recorded_children(job, known)
             pace.listed = now if pace.listed is None else pace.listed
-            return jobs
-        jobs = await self._read_all_jobs(job)
+            return children
+        children = await self._read_all_children(job)
         pace.listed = now
-        if any(_is_owned(child, job) and not child.finished and child.name not in expected for child in jobs):
+        if any(_is_owned(child, job) and not child.finished and child.name not in expected for child in children):
             self._memory.to_list.add(key)  # until it is gone
-        return jobs
+        return children
 
-    async def _read_recorded_jobs(self, job: IngestionJob, known: ChildJob | None) -> tuple[ChildJob, ...]:
+    async def _read_recorded_children(self, job: IngestionJob, known: ChildJob | None) -> tuple[ChildJob, ...]:
         """Read the Jobs that exist by what is recorded, each by its name: a list takes forty times as long."""
         found = [
-            known if known is not None and known.name == name else await self._find_job(job.metadata.namespace, name)
+            known if known is not None and known.name == name else await self._find_child(job.metadata.namespace, name)
             for name in expected_names(job)
         ]
         return tuple(child for child in found if child is not None)
 
-    async def _read_all_jobs(self, job: IngestionJob) -> tuple[ChildJob, ...]:
+    async def _read_all_children(self, job: IngestionJob) -> tuple[ChildJob, ...]:
         """Read the Jobs that carry the job's UID, and the one of the running stage."""
         namespace = job.metadata.namespace
-        listed = self._cluster.list_jobs(namespace=namespace, owner_uid=job.metadata.uid)
-        children = [read_job(item) async for item in listed]
+        listed = self._cluster.list_children(namespace=namespace, job_uid=job.metadata.uid)
+        children = [read_child(item) async for item in listed]
         record = current(job)
         if record is not None and all(child.uid != record.uid and child.name != record.name for child in children):
             # Not in the list by its label: gone, not made yet, somebody took the label off, or it is another's.
-            found = await self._find_job(namespace, record.name)
+            found = await self._find_child(namespace, record.name)
             if found is not None:
                 children.append(found)
         return tuple(children)
 
-    async def _find_job(self, namespace: str, name: str) -> ChildJob | None:
-        raw = await self._cluster.find_job(namespace=namespace, name=name)
-        return read_job(raw) if raw is not None else None
+    async def _find_child(self, namespace: str, name: str) -> ChildJob | None:
+        raw = await self._cluster.find_child(namespace=namespace, name=name)
+        return read_child(raw) if raw is not None else None
 
     async def _read_pods(self, key: str, snapshot: Snapshot, *, thorough: bool = True) -> Snapshot:
         """Add what the pods of the running stage say, where the plan needs it.
@@ -296,7 +289,8 @@ class Reconciler:
         if record is None:
             return replace(snapshot, harvest=None, harvest_truncated=False, obstacle=None)
         child = next(
-            (child for child in snapshot.jobs if record.uid in (None, child.uid) and child.name == record.name), None
+            (child for child in snapshot.children if record.uid in (None, child.uid) and child.name == record.name),
+            None,
         )
         if child is None:
             return snapshot
@@ -307,18 +301,18 @@ class Reconciler:
             results, failed_only = Results(), record.stage is Stage.SEGMENTS
             async with self._harvests:
                 more = await self._cluster.list_pods(
-                    namespace=namespace, job_uid=child.uid, failed_only=failed_only, take=results.take
+                    namespace=namespace, child_uid=child.uid, failed_only=failed_only, take=results.take
                 )
             return replace(snapshot, harvest=results.harvest, harvest_truncated=more)
         pace = self._memory.pace(key)
         if pace.diagnosis_due(child, self._memory.monotonic()):
             pace.diagnosed = self._memory.monotonic()
             if child.active:
-                pods = await self._cluster.list_unstarted_pods(namespace=namespace, job_uid=child.uid)
+                pods = await self._cluster.list_unstarted_pods(namespace=namespace, child_uid=child.uid)
                 said = None
             else:  # those that are there were deleted, and have not ended
-                pods = await self._cluster.list_unfinished_pods(namespace=namespace, job_uid=child.uid)
-                said = await self._creation_failures.of(namespace=namespace, job_uid=child.uid, now=self._now())
+                pods = await self._cluster.list_unfinished_pods(namespace=namespace, child_uid=child.uid)
+                said = await self._creation_failures.of(namespace=namespace, child_uid=child.uid, now=self._now())
             return replace(
                 snapshot,
                 obstacle=read_obstacle(pods=pods, creation_failure=said, now=self._now()),
@@ -388,7 +382,7 @@ def _running(snapshot: Snapshot) -> ChildJob | None:
     record = current(snapshot.job)
     if record is None or record.uid is None:
         return None
-    return next((child for child in snapshot.jobs if child.uid == record.uid and not child.finished), None)
+    return next((child for child in snapshot.children if child.uid == record.uid and not child.finished), None)
 
 
 def _point(child: ChildJob | None) -> Point:
@@ -399,7 +393,7 @@ def _point(child: ChildJob | None) -> Point:
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:
     """True when the plan has to be made again with what the actions did."""
-    return any(isinstance(action, CreateChildren | RemovePods | PatchIngestionJob | DeleteJob) for action in actions)
+    return any(isinstance(action, CreateChild | RemovePods | PatchIngestionJob | DeleteChild) for action in actions)
 
 
 def _obstacle_before(job: IngestionJob) -> Obstacle | None:

@@ -246,7 +246,7 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
 
     cluster = KubeCluster(cast(KubeClient, Client()))
     body = {"metadata": {"namespace": "a", "name": "n", "uid": "u"}}
-    about = {"namespace": "a", "name": "n", "uid": "u", "owner_uid": "u", "job_uid": "u", "job": body, "body": body}
+    about = {"namespace": "a", "name": "n", "uid": "u", "job_uid": "u", "child_uid": "u", "job": body, "body": body}
     change = {"operations": [], "resource_version": "1", "status": {}, "spec": {}, "keep": ()}
     told = {"reason": Reason.QUEUED, "message": "", "warning": False, "now": "", "failed_only": True, "since": None}
     given = about | change | told | {"take": lambda _: None}

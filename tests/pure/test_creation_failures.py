@@ -52,16 +52,16 @@ def event(uid: str, message: str, time: str = "2026-01-01T00:00:00Z") -> JsonObj
 async def test_the_newest_event_of_each_job_counts_on_whatever_page() -> None:
     pages = [[event("a", "old")] * 500] * 9 + [[event("b", "quota"), event("a", "new", "2026-01-01T00:00:01Z")]]
     failures = Events([*pages, [event("a", "older")]], seconds=0.0).failures()
-    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "new"
-    assert await failures.of(namespace="team-a", job_uid="b", now=NOW) == "quota"
-    assert await failures.of(namespace="team-a", job_uid="c", now=NOW) is None
+    assert await failures.of(namespace="team-a", child_uid="a", now=NOW) == "new"
+    assert await failures.of(namespace="team-a", child_uid="b", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", child_uid="c", now=NOW) is None
 
 
 async def test_an_event_that_names_no_job_hides_none() -> None:
     """Anybody may write one: of the object it is about only little is asked for."""
     nobody: JsonObject = {**event("", "?"), "involvedObject": {"kind": "Job"}}
     failures = Events([[nobody, event("a", "quota")]], seconds=0.0).failures()
-    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", child_uid="a", now=NOW) == "quota"
 
 
 @pytest.mark.parametrize("year", ["0000", "10000"])
@@ -69,20 +69,20 @@ async def test_an_event_of_an_odd_year_hides_none(year: str) -> None:
     """Anybody may write one, and Kubernetes has years that Python has not."""
     odd = event("b", "?", f"{year}-01-01T00:00:00Z")
     failures = Events([[odd, event("a", "quota")]], seconds=0.0).failures()
-    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
-    assert await failures.of(namespace="team-a", job_uid="b", now=NOW) is None
+    assert await failures.of(namespace="team-a", child_uid="a", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", child_uid="b", now=NOW) is None
 
 
 async def test_of_a_long_message_the_beginning_is_kept() -> None:
     failures = Events([[event("a", "quota" * 1_000)]], seconds=0.0).failures()
-    said = await failures.of(namespace="team-a", job_uid="a", now=NOW)
+    said = await failures.of(namespace="team-a", child_uid="a", now=NOW)
     assert said == ("quota" * 1_000)[:512]
 
 
 async def test_questions_before_the_first_answer_wait_for_it() -> None:
     events = Events([[event("a", "quota"), event("b", "quota")]], seconds=0.1)
     failures = events.failures()
-    both = await asyncio.gather(*(failures.of(namespace="team-a", job_uid=uid, now=NOW) for uid in ("a", "b")))
+    both = await asyncio.gather(*(failures.of(namespace="team-a", child_uid=uid, now=NOW) for uid in ("a", "b")))
     assert both == ["quota", "quota"]
     assert events.asked == 1
 
@@ -91,7 +91,7 @@ async def test_slow_answers_are_asked_for_less_often_but_once_a_minute() -> None
     events = Events([[event("a", "quota")]], seconds=30.0)
     failures = events.failures()
     for _ in range(120):
-        await failures.of(namespace="team-a", job_uid="a", now=NOW)
+        await failures.of(namespace="team-a", child_uid="a", now=NOW)
         events.now += 5.0
     assert 5 <= events.asked <= 10
 
@@ -102,9 +102,9 @@ async def test_an_error_is_told_and_soon_tried_again() -> None:
     failures = events.failures()
     for _ in range(2):
         with pytest.raises(ApiError):
-            await failures.of(namespace="team-a", job_uid="a", now=NOW)
+            await failures.of(namespace="team-a", child_uid="a", now=NOW)
     events.now += 3.0
-    assert await failures.of(namespace="team-a", job_uid="a", now=NOW) == "quota"
+    assert await failures.of(namespace="team-a", child_uid="a", now=NOW) == "quota"
 
 
 async def test_what_was_told_long_ago_is_over() -> None:
@@ -118,5 +118,5 @@ async def test_what_was_told_long_ago_is_over() -> None:
     ]
     failures = Events([events], seconds=0.0).failures()
     uids = ("old", "new", "undated", "bare")
-    told = [await failures.of(namespace="team-a", job_uid=uid, now=NOW) for uid in uids]
+    told = [await failures.of(namespace="team-a", child_uid=uid, now=NOW) for uid in uids]
     assert told == [None, "quota", "quota", "quota"]

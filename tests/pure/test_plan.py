@@ -19,14 +19,14 @@ from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, R
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, Status, Template, dump_status
 from ingestion_operator.actions import (
-    CreateChildren,
+    CreateChild,
+    DeleteChild,
     DeleteConfigMap,
-    DeleteJob,
+    PatchChild,
     PatchIngestionJob,
-    PatchJob,
     RemovePods,
 )
-from ingestion_operator.children import ChildJob, read_job
+from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.obstacles import Obstacle
 from ingestion_operator.plan import Snapshot, plan
 from ingestion_operator.questions import current, is_news, settled, wants_harvest
@@ -45,7 +45,7 @@ class World:
         body = ingestion_job(**spec)
         body["metadata"] |= {"uid": "u-1", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "1"}
         self.job = IngestionJob.model_validate(body)
-        self.jobs: dict[str, ChildJob] = {}
+        self.children: dict[str, ChildJob] = {}
         self.files: dict[str, list[int]] = {}
         self.harvests: dict[str, Harvest] = {}
         self.now = START
@@ -58,10 +58,10 @@ class World:
         """Make one plan and apply it, or only its first parts; return whether anything changed."""
         self.now += timedelta(seconds=1)
         record = current(self.job)
-        child = next((job for job in self.jobs.values() if record and job.name == record.name), None)
+        child = next((child for child in self.children.values() if record and child.name == record.name), None)
         harvest = self.harvests.get(child.uid, {}) if child and wants_harvest(self.job, child) else None
         snapshot = Snapshot(
-            job=self.job, config=self.config, jobs=tuple(self.jobs.values()), harvest=harvest, tidied=tidied
+            job=self.job, config=self.config, children=tuple(self.children.values()), harvest=harvest, tidied=tidied
         )
         decided = plan(snapshot, now=self.now)
         if crash_after == 0:
@@ -79,15 +79,15 @@ class World:
 
     def apply(self, action: Any, tidied: frozenset[str]) -> bool:
         match action:
-            case CreateChildren():
-                name = action.job["metadata"]["name"]
-                if any(job.name == name for job in self.jobs.values()):
+            case CreateChild():
+                name = action.body["metadata"]["name"]
+                if any(child.name == name for child in self.children.values()):
                     return False
                 self.uids += 1
-                raw = {**action.job, "metadata": {**action.job["metadata"], "uid": f"j-{self.uids}"}}
-                child = read_job(raw)
-                assert not [job for job in self.jobs.values() if not job.finished], "invariant 1: two live Jobs"
-                self.jobs[child.uid] = child
+                raw = {**action.body, "metadata": {**action.body["metadata"], "uid": f"j-{self.uids}"}}
+                child = read_child(raw)
+                assert not [one for one in self.children.values() if not one.finished], "invariant 1: two live Jobs"
+                self.children[child.uid] = child
                 if child.stage == Stage.SEGMENTS:
                     text = json.loads(action.config_map["data"]["attempt.json"])["segments"]
                     segments = list(IndexSet.parse(text))
@@ -97,24 +97,24 @@ class World:
                     done = IndexSet.parse(self.job.status.segments.completed if self.job.status.segments else "")
                     assert not IndexSet.of(segments) & done, "invariant 2: a completed segment dispatched again"
                 return True
-            case DeleteJob():
-                self.jobs.pop(action.uid, None)
+            case DeleteChild():
+                self.children.pop(action.uid, None)
                 return True
-            case PatchJob():
-                child = self.jobs[action.uid]
+            case PatchChild():
+                child = self.children[action.uid]
                 if action.spec.get("activeDeadlineSeconds") == 0:
-                    self.jobs[action.uid] = replace(child, failure_reason="DeadlineExceeded", deadline_seconds=0)
+                    self.children[action.uid] = replace(child, failure_reason="DeadlineExceeded", deadline_seconds=0)
                 else:
-                    self.jobs[action.uid] = replace(
+                    self.children[action.uid] = replace(
                         child,
                         suspended=action.spec.get("suspend", child.suspended),
                         parallelism=action.spec.get("parallelism", child.parallelism),
                     )
                 return True
             case RemovePods():
-                self.harvests.pop(action.job_uid, None)
-                if action.job_uid not in tidied:
-                    self.step(tidied=tidied | {action.job_uid})
+                self.harvests.pop(action.child_uid, None)
+                if action.child_uid not in tidied:
+                    self.step(tidied=tidied | {action.child_uid})
                     return True
                 return False
             case PatchIngestionJob() | DeleteConfigMap():
@@ -147,7 +147,7 @@ class World:
         )
 
     def live(self) -> ChildJob | None:
-        return next((job for job in self.jobs.values() if not job.finished), None)
+        return next((child for child in self.children.values() if not child.finished), None)
 
     def end(self, *, good: set[int], code: str = "EmbeddingRejected", segments: int = 6) -> None:
         """End the live Job: these indexes succeed, the others fail."""
@@ -159,7 +159,7 @@ class World:
         failed = IndexSet.span(count) - done
         ended: dict[str, Any] = {"completed": done, "failed": failed, "succeeded": len(done)}
         ended |= {"failure_reason": "FailedIndexes"} if failed else {"complete": True}
-        self.jobs[child.uid] = replace(child, start_time=self.now, completion_time=self.now, **ended)
+        self.children[child.uid] = replace(child, start_time=self.now, completion_time=self.now, **ended)
         results = {index: PodResult(succeeded=False, code=code, exit_code=75) for index in failed}
         if child.stage == Stage.PREPARE and 0 in done:
             said = prepared(segments=segments, version="2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a12")
@@ -213,7 +213,7 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
             case "lose":
                 child = world.live()
                 if child is not None:
-                    del world.jobs[child.uid]
+                    del world.children[child.uid]
     world.edit(suspend=False)
     for _ in range(30):
         world.rest()
@@ -227,17 +227,17 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
     before = dump_status(world.job.status)
     world.rest()
     assert dump_status(world.job.status) == before
-    assert len(world.jobs) <= 1
+    assert len(world.children) <= 1
 
 
 def test_a_crash_between_intent_and_create_makes_the_same_children() -> None:
     world = World()
     world.step(crash_after=1)  # the status is written, nothing is created
-    assert not world.jobs
+    assert not world.children
     attempt = world.job.status.attempts[0]
     assert attempt.jobs[0].uid is None
     world.rest()
-    [child] = world.jobs.values()
+    [child] = world.children.values()
     assert (child.name, child.map_digest) == (attempt.jobs[0].name, attempt.jobs[0].map_digest)
 
 
@@ -250,11 +250,11 @@ def says(world: World) -> str:
 def test_the_deadline_is_what_the_stages_before_have_left() -> None:
     world = World(activeDeadlineSeconds=100)
     world.rest()
-    [child] = world.jobs.values()
+    [child] = world.children.values()
     assert child.deadline_seconds == 100
     world.end(good={0})
-    world.jobs[child.uid] = replace(
-        world.jobs[child.uid], start_time=world.now, completion_time=world.now + timedelta(seconds=30)
+    world.children[child.uid] = replace(
+        world.children[child.uid], start_time=world.now, completion_time=world.now + timedelta(seconds=30)
     )
     world.rest()
     assert world.live() is not None
@@ -302,7 +302,7 @@ def test_an_image_that_the_chart_does_not_allow_waits_until_either_changes() -> 
 def test_names_leave_room_for_the_index() -> None:
     world = World(name="a.very.long-name-" + "x" * 200)
     world.rest()
-    [child] = world.jobs.values()
+    [child] = world.children.values()
     assert len(child.name) + 1 + 5 <= 63
     assert "." not in child.name
 
@@ -316,10 +316,9 @@ def test_a_refusal_stands_until_the_cluster_takes_the_job() -> None:
     again = plan(Snapshot(job=job, config=CONFIG), now=START + timedelta(minutes=1))
     assert again.status == job.status
     (create,) = again.actions
-    assert isinstance(create, CreateChildren)
-    taken = Snapshot(
-        job=job, config=CONFIG, jobs=(read_job(create.job | {"metadata": create.job["metadata"] | {"uid": "j-1"}}),)
-    )
+    assert isinstance(create, CreateChild)
+    made = read_child(create.body | {"metadata": create.body["metadata"] | {"uid": "j-1"}})
+    taken = Snapshot(job=job, config=CONFIG, children=(made,))
     stalled = next(item for item in plan(taken, now=START).status.conditions if item.type == "Stalled")
     assert stalled.status == "False"
 
@@ -337,9 +336,9 @@ def test_of_many_failed_pods_twenty_are_kept() -> None:
     world, child = segments_run(count=25)
     world.end(good=set())
     snapshot = Snapshot(
-        job=world.job, config=CONFIG, jobs=tuple(world.jobs.values()), harvest=world.harvests[child.uid]
+        job=world.job, config=CONFIG, children=tuple(world.children.values()), harvest=world.harvests[child.uid]
     )
-    assert plan(snapshot, now=START).actions == (RemovePods(job_uid=child.uid, keep=tuple(range(20))),)
+    assert plan(snapshot, now=START).actions == (RemovePods(child_uid=child.uid, keep=tuple(range(20))),)
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["deadline", "cancelled"])
@@ -356,7 +355,7 @@ def test_a_version_that_went_live_while_its_job_was_ended_is_active(mode: str, c
     child = world.live()
     assert child is not None
     world.edit(cancel_generation=0 if cancelled else None)
-    world.jobs[child.uid] = replace(
+    world.children[child.uid] = replace(
         child,
         completed=IndexSet.span(1),
         succeeded=1,
@@ -375,7 +374,7 @@ def test_a_version_that_went_live_while_its_job_was_ended_is_active(mode: str, c
 def test_a_segment_that_its_job_left_out_is_unfinished() -> None:
     """Somebody has made an Indexed Job smaller (KEP-3715): it is Complete without its last indexes."""
     world, child = segments_run()
-    world.jobs[child.uid] = replace(
+    world.children[child.uid] = replace(
         child,
         completed=IndexSet.span(5),
         succeeded=5,
@@ -424,7 +423,7 @@ def test_pods_without_a_node_are_a_reason_while_none_runs() -> None:
     no_room = Obstacle(reason=Reason.POD_UNSCHEDULABLE, message="0/3 nodes are available")
 
     def stalled(child: ChildJob, obstacle: Obstacle) -> bool:
-        decided = plan(Snapshot(job=world.job, config=CONFIG, jobs=(child,), obstacle=obstacle), now=world.now)
+        decided = plan(Snapshot(job=world.job, config=CONFIG, children=(child,), obstacle=obstacle), now=world.now)
         world.job = world.job.model_copy(update={"status": decided.status})
         return any(item.type == "Stalled" and item.status == "True" for item in decided.status.conditions)
 

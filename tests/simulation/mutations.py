@@ -94,7 +94,7 @@ MUTATIONS: Final = (
                 """            acted = snapshot
             for action in decided.actions:
                 _, acted = await self._acting.apply(action, raw, acted)
-            snapshot = replace(snapshot, jobs=acted.jobs, tidied=acted.tidied)
+            snapshot = replace(snapshot, children=acted.children, tidied=acted.tidied)
             (raw, job), wait = await self._write(key, Kept(raw, snapshot.job), decided)
 """,
             ),
@@ -115,7 +115,7 @@ MUTATIONS: Final = (
             (
                 """def _dispatch_of(""",
                 """def _any_child(draft: _Draft, record: AttemptJob) -> bool:
-    return any(child.name == record.name for child in draft.snapshot.jobs)
+    return any(child.name == record.name for child in draft.snapshot.children)
 
 
 def _dispatch_of(""",
@@ -134,9 +134,9 @@ def _dispatch_of(""",
                 created""",
             ),
             (
-                """get_job(namespace=namespace, name=name)
+                """get_child(namespace=namespace, name=name)
         except ApiError""",
-                """get_job(namespace=namespace, name=name)
+                """get_child(namespace=namespace, name=name)
             await self._create_config_map(namespace, action.config_map)
         except ApiError""",
             ),
@@ -149,10 +149,10 @@ def _dispatch_of(""",
             (
                 """        await self._delete_config_map(action.name, snapshot)
         try:
-            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+            await self._cluster.delete_child(namespace=namespace, name=action.name, uid=action.uid)
 """,
                 """        try:
-            await self._cluster.delete_job(namespace=namespace, name=action.name, uid=action.uid)
+            await self._cluster.delete_child(namespace=namespace, name=action.name, uid=action.uid)
             await self._delete_config_map(action.name, snapshot)
 """,
             ),
@@ -198,7 +198,9 @@ def _dispatch_of(""",
     Mutation(
         name="Jobs that may not be deleted keep the attempt open",
         file="acting.py",
-        changes=(("if any(not child.finished for child in snapshot.jobs if child.uid == action.uid):", "if True:"),),
+        changes=(
+            ("if any(not child.finished for child in snapshot.children if child.uid == action.uid):", "if True:"),
+        ),
     ),
     Mutation(
         name="Jobs that could not be deleted are forgotten",
@@ -510,8 +512,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="reconcile.py",
         changes=(
             (
-                "        jobs = await self._read_all_jobs(job)\n",
-                "        jobs = await self._read_recorded_jobs(job, known)\n",
+                "        children = await self._read_all_children(job)\n",
+                "        children = await self._read_recorded_children(job, known)\n",
             ),
         ),
     ),

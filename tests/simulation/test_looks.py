@@ -14,7 +14,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
-from ingestion_operator.children import read_job
+from ingestion_operator.children import read_child
 from ingestion_operator.pace import Pace
 from support.builders import ingestion_job
 
@@ -543,10 +543,10 @@ def test_somebody_elses_job_does_not_hide_news_of_ours(cluster: SimulatedCluster
     only = start(cluster)
     pace = remembered(only)
     (body,) = cluster.api.all("jobs")
-    own, foreign = read_job(body), copied(body)
+    own, foreign = read_child(body), copied(body)
     owner = {"controller": True, "uid": "uid-of-another"}
     foreign["metadata"] |= {"name": "foreign", "uid": "uid-of-another", "ownerReferences": [owner]}
-    assert pace.expects(read_job(foreign))
+    assert pace.expects(read_child(foreign))
     pace.begin_look(cluster.seconds)  # one is under way
     only.operator.intake.on_child_seen(foreign, deleted=False)
     assert pace.heard.child is None

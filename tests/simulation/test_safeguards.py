@@ -76,14 +76,14 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
     name = job["metadata"]["name"]
     if method == "delete":
         with pytest.raises(ApiError):
-            send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=ANOTHER))
+            send(cluster, lambda kube: kube.delete_child(namespace=NAMESPACE, name=name, uid=ANOTHER))
         with pytest.raises(ApiError):
             send(cluster, lambda kube: kube.delete_ingestion_job(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
     else:
         with pytest.raises(ApiError):
             send(
                 cluster,
-                lambda kube: kube.patch_job(namespace=NAMESPACE, name=name, uid=ANOTHER, spec={"parallelism": 3}),
+                lambda kube: kube.patch_child(namespace=NAMESPACE, name=name, uid=ANOTHER, spec={"parallelism": 3}),
             )
     assert cluster.api.all("jobs") == [job]
     assert not live(cluster)["metadata"].get("deletionTimestamp")
@@ -92,7 +92,7 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
 def test_a_deleted_job_takes_its_pods_along(cluster: SimulatedCluster, oracle: Oracle) -> None:
     """Invariant 5."""
     name, uid = (job := a_job(cluster))["metadata"]["name"], job["metadata"]["uid"]
-    send(cluster, lambda kube: kube.delete_job(namespace=NAMESPACE, name=name, uid=uid))
+    send(cluster, lambda kube: kube.delete_child(namespace=NAMESPACE, name=name, uid=uid))
     assert cluster.api.find("jobs", NAMESPACE, name) is None
     cluster.settle_down()
     assert not cluster.api.all("pods")

@@ -10,7 +10,7 @@ from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import API_VERSION, KIND, Stage
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
-from ingestion_operator.children import Dispatch, build_job
+from ingestion_operator.children import Dispatch, build_child
 
 KNOWLEDGE_BASE = "2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a11"
 DOCUMENT = "8d0a7f0e-64f1-4f59-8a2c-7b9d2f3c4e55"
@@ -44,7 +44,7 @@ def worker_pod(config: Config, **spec: Any) -> JsonObject:
         tenant=Tenant(namespace="team-a", bucket="team-a"),
         provider=config.provider(body["spec"].get("pipeline", {}).get("embedding", {}).get("provider", "")),
     )
-    pod: JsonObject = build_job(dispatch)["spec"]["template"]["spec"]
+    pod: JsonObject = build_child(dispatch)["spec"]["template"]["spec"]
     return pod
 
 

@@ -16,7 +16,7 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path, in
 from local_cluster.control_plane import CONTROLLER_MANAGER
 
 from ingestion_bench import failed
-from ingestion_bench.bare import LABEL, bare_children, retry_patch
+from ingestion_bench.bare import LABEL, bare_child, retry_patch
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.feed import Feed, Wish
@@ -115,8 +115,8 @@ async def _bare_dispatches(stand: Stand) -> Sample:
     jobs, seconds = await _failed_jobs(stand), []
     async with Feed(stand.kube, job_path(stand.namespace)) as feed:
         for job in jobs:
-            children = bare_children(stand, job)
-            seen = feed.expect(_added(LABEL, children.job["metadata"]["name"]))
+            child = bare_child(stand, job)
+            seen = feed.expect(_added(LABEL, child.body["metadata"]["name"]))
             live = await stand.get(job.metadata.name)  # the operator may have written what it had to say of it
             begun = time.perf_counter()
             await stand.kube.request(
@@ -125,8 +125,8 @@ async def _bare_dispatches(stand: Stand) -> Sample:
                 body={"metadata": {"resourceVersion": live["metadata"]["resourceVersion"]}, "status": {"chunks": 1}},
                 content_type=MERGE_PATCH,
             )
-            await stand.kube.request("POST", core_path("configmaps", stand.namespace), body=children.config_map)
-            await stand.kube.request("POST", job_path(stand.namespace), body=children.job)
+            await stand.kube.request("POST", core_path("configmaps", stand.namespace), body=child.config_map)
+            await stand.kube.request("POST", job_path(stand.namespace), body=child.body)
             seconds.append(await seen - begun)
             await _gone(stand.kube, ingestion_path(stand.namespace, job.metadata.name))
     await _remove_children(stand)

@@ -15,7 +15,7 @@ from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import core_path, ingestion_path, job_path
 
 from ingestion_bench import failed
-from ingestion_bench.bare import LABEL, bare_children
+from ingestion_bench.bare import LABEL, bare_child
 from ingestion_bench.case import PAIRS, Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.feed import Feed, Wish, counted
@@ -80,17 +80,17 @@ class Retry:
     async def theirs(self, spare: IngestionJob) -> Sample:
         """Create by hand the Job that a retry of the spare job would create, and see it through."""
         stand = self._stand
-        children = bare_children(stand, spare)
-        name = children.job["metadata"]["name"]
+        child = bare_child(stand, spare)
+        name = child.body["metadata"]["name"]
         config_maps, jobs_path = core_path("configmaps", stand.namespace), job_path(stand.namespace)
-        await stand.kube.request("POST", config_maps, body=children.config_map)
+        await stand.kube.request("POST", config_maps, body=child.config_map)
         async with (
             Feed(stand.kube, jobs_path, selector=f"{LABEL}={name}") as jobs,
             Feed(stand.kube, core_path("pods", stand.namespace), selector=f"{LABEL}={name}") as pods,
         ):
             created, done = pods.expect(counted(self._k)), jobs.expect(lambda event: _complete(event["object"]))
             begun = time.perf_counter()
-            await stand.kube.request("POST", jobs_path, body=children.job)
+            await stand.kube.request("POST", jobs_path, body=child.body)
             sample = dict(zip(self._measured, (await created - begun, await done - begun), strict=True))
         gone = {"propagationPolicy": "Background"}
         await stand.kube.request("DELETE", f"{jobs_path}/{name}", body=gone)
