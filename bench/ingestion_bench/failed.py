@@ -10,7 +10,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
-from ingestion_crds.kube import MERGE_PATCH, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, child_path, ingestion_path
 from ingestion_operator.questions import settled
 
 from ingestion_bench.past import Past, play
@@ -65,7 +65,7 @@ async def store(stand: Stand, past: Past, *, with_last_job: bool = True, **spec:
     await _patch(stand, ingestion_path(stand.namespace, name, "status"), {"status": status})
     if last is not None:
         ours = {field: played.last["metadata"][field] for field in ("labels", "ownerReferences")}
-        await _patch(stand, job_path(stand.namespace, last["metadata"]["name"]), {"metadata": ours})
+        await _patch(stand, child_path(stand.namespace, last["metadata"]["name"]), {"metadata": ours})
     await _patch(stand, ingestion_path(stand.namespace, name), {"spec": {"suspend": False}})
     return await _at_rest(stand, name)
 
@@ -74,8 +74,8 @@ async def _store_last_job(stand: Stand, played: JsonObject) -> JsonObject:
     """Store a Job that has ended; the operator gets to see it only when it is recorded."""
     metadata = {key: played["metadata"][key] for key in ("name", "namespace", "annotations")}
     wanted = {**played, "metadata": metadata, "spec": {**played["spec"], "suspend": True}}
-    created = await stand.kube.request("POST", job_path(stand.namespace), body=wanted)
-    path = f"{job_path(stand.namespace, created['metadata']['name'])}/status"
+    created = await stand.kube.request("POST", child_path(stand.namespace), body=wanted)
+    path = f"{child_path(stand.namespace, created['metadata']['name'])}/status"
     return await _patch(stand, path, {"status": played["status"]})
 
 

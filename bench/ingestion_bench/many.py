@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status
-from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, child_path, core_path, ingestion_path
 from ingestion_operator.questions import settled
 
 from ingestion_bench.failed import body, scattered
@@ -59,9 +59,9 @@ async def _store(stand: Stand, past: Past, with_last_job: bool, spec: dict[str, 
         last = {**played.last, "spec": {**played.last["spec"], "suspend": True}}
         del last["metadata"]["uid"]
         ended = last.pop("status")
-        stored = await stand.kube.request("POST", job_path(stand.namespace), body=last)
+        stored = await stand.kube.request("POST", child_path(stand.namespace), body=last)
         status["attempts"][-1]["jobs"][-1]["uid"] = stored["metadata"]["uid"]
-        path = f"{job_path(stand.namespace, stored['metadata']['name'])}/status"
+        path = f"{child_path(stand.namespace, stored['metadata']['name'])}/status"
         await stand.kube.request("PATCH", path, body={"status": ended}, content_type=MERGE_PATCH)
     path = ingestion_path(stand.namespace, job.metadata.name, "status")
     raw = await stand.kube.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
@@ -83,6 +83,6 @@ async def remove(stand: Stand, jobs: Sequence[IngestionJob]) -> None:
 
 async def clear(stand: Stand) -> None:
     """Delete all IngestionJobs, Jobs and ConfigMaps of the namespace, for where no garbage collector runs."""
-    paths = (ingestion_path(stand.namespace), job_path(stand.namespace), core_path("configmaps", stand.namespace))
+    paths = (ingestion_path(stand.namespace), child_path(stand.namespace), core_path("configmaps", stand.namespace))
     for path in paths:
         await stand.kube.request("DELETE", path, body={"propagationPolicy": "Background"}, timeout=PATIENCE_SECONDS)

@@ -102,8 +102,8 @@ def core_path(resource: str, namespace: str, name: str = "") -> str:
     return _join(f"/api/v1/namespaces/{quote(namespace)}/{resource}", name)
 
 
-def job_path(namespace: str = "", name: str = "") -> str:
-    """Return the path of batch/v1 Jobs; of all namespaces when none is given."""
+def child_path(namespace: str = "", name: str = "") -> str:
+    """Return the path of the Jobs (batch/v1) that are made for IngestionJobs; of all namespaces when none is given."""
     return _join(f"/apis/batch/v1/{_scope(namespace)}jobs", name)
 
 
@@ -203,7 +203,7 @@ class KubeClient:
 
         Args:
             method: GET, POST, PATCH, PUT or DELETE.
-            path: from `core_path`, `job_path`, `ingestion_path`.
+            path: from `core_path`, `child_path`, `ingestion_path`.
             query: query parameters.
             body: what to send as JSON.
             content_type: the body's type; a PATCH must name its kind.

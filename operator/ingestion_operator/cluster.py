@@ -10,7 +10,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.follow import pages
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
 
 from ingestion_operator.obstacles import LONGEST_MESSAGE
 
@@ -91,7 +91,7 @@ class KubeCluster:
     async def list_children(self, *, namespace: str, job_uid: str) -> AsyncIterator[JsonObject]:
         """Yield all Jobs that carry an IngestionJob's UID, read page by page."""
         query = {"labelSelector": f"{names.LABEL_JOB_UID}={job_uid}"}
-        async for items, _ in pages(self._client, job_path(namespace), query=query):
+        async for items, _ in pages(self._client, child_path(namespace), query=query):
             for item in items:
                 yield item
 
@@ -101,7 +101,7 @@ class KubeCluster:
         Raises:
             ApiError: `not_found` when there is none.
         """
-        return await self._client.request("GET", job_path(namespace, name))
+        return await self._client.request("GET", child_path(namespace, name))
 
     async def find_child(self, *, namespace: str, name: str) -> JsonObject | None:
         """Return a Job, or None when there is none."""
@@ -118,7 +118,7 @@ class KubeCluster:
         Raises:
             ApiError: `already_exists` when there is one of that name.
         """
-        return await self._client.request("POST", job_path(body["metadata"]["namespace"]), body=body)
+        return await self._client.request("POST", child_path(body["metadata"]["namespace"]), body=body)
 
     async def patch_child(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject:
         """Merge into the spec of a Job (RFC 7396), and return the Job as it is then.
@@ -128,7 +128,7 @@ class KubeCluster:
                 or the change is not valid.
         """
         body = {"metadata": {"uid": uid}, "spec": spec}
-        return await self._client.request("PATCH", job_path(namespace, name), body=body, content_type=MERGE_PATCH)
+        return await self._client.request("PATCH", child_path(namespace, name), body=body, content_type=MERGE_PATCH)
 
     async def delete_child(self, *, namespace: str, name: str, uid: str) -> None:
         """Delete a Job, and its pods after it; that it is gone already is no error.
@@ -136,7 +136,7 @@ class KubeCluster:
         Raises:
             ApiError: `conflict` when there is one of that name with another UID.
         """
-        await self._delete(job_path(namespace, name), uid)
+        await self._delete(child_path(namespace, name), uid)
 
     async def get_config_map(self, *, namespace: str, name: str) -> JsonObject:
         """Return a ConfigMap.

@@ -24,7 +24,7 @@ from ingestion_crds import JsonObject, logs
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import follow
-from ingestion_crds.kube import ApiError, KubeClient, job_path
+from ingestion_crds.kube import ApiError, KubeClient, child_path
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import ConflictError
@@ -239,7 +239,7 @@ class Operator:
             log.warning("the watch of Jobs ended, it begins again in %.1f s: %s", pause, error)
 
         query = {"labelSelector": f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"}
-        await follow(self._client, job_path(), query=query, take=take, failed=failed)
+        await follow(self._client, child_path(), query=query, take=take, failed=failed)
 
     @property
     def _healthy(self) -> bool:

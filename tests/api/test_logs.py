@@ -12,7 +12,7 @@ import pytest
 from api.conftest import Api
 from ingestion_crds import logs
 from ingestion_crds.constants import ENV_ATTEMPT_FILE, ENV_STORE_URL
-from ingestion_crds.kube import core_path, job_path
+from ingestion_crds.kube import child_path, core_path
 from ingestion_worker.main import run_container
 from support.operator_process import operator, write_config
 
@@ -46,7 +46,7 @@ async def test_lines_of_all_three_name_a_job_alike(
     config = write_config(tmp_path, tenants=[api.namespace])
     with operator(kubeconfig=api.kubeconfig, config=config, log=log):
         async with asyncio.timeout(60):
-            while not (made := (await api.kube.request("GET", job_path(api.namespace)))["items"]):
+            while not (made := (await api.kube.request("GET", child_path(api.namespace)))["items"]):
                 await asyncio.sleep(0.05)
             while not name <= jobs_named(log.read_text()):  # it tells of other tests' jobs as well
                 await asyncio.sleep(0.05)

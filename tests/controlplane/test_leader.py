@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path, job_path, lease_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, child_path, ingestion_path, lease_path
 from local_cluster import ports
 from local_cluster.control_plane import APISERVER, ControlPlane
 from support.builders import failure, ingestion_job, prepared
@@ -88,7 +88,7 @@ class Pair:
         await self.kube.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
 
     async def jobs(self) -> list[JsonObject]:
-        return list((await self.kube.request("GET", job_path(self.namespace)))["items"])
+        return list((await self.kube.request("GET", child_path(self.namespace)))["items"])
 
     async def until(self, name: str, wish: Callable[[JsonObject], bool]) -> JsonObject:
         """Wait until an IngestionJob's status is as wished, and return it."""
@@ -215,7 +215,9 @@ async def pair(control_plane: ControlPlane, kube: KubeClient, namespace: str, tm
                     metadata = event["object"]["metadata"]
                     seen.children.append((metadata["name"], metadata["uid"]))
 
-            async with background(follow(kube, lease_path(namespace), lease), follow(kube, job_path(namespace), child)):
+            async with background(
+                follow(kube, lease_path(namespace), lease), follow(kube, child_path(namespace), child)
+            ):
                 yield seen
     lines = [line for log in tmp_path.glob("*.log") for line in log.read_text().splitlines()]
     # When a process is told to end, its event loop may close kopf's watch before kopf does, and says so.
@@ -299,7 +301,7 @@ async def test_a_job_that_came_too_late_for_the_leader_is_removed_by_the_next(pa
     template = {"spec": tombstone["spec"]["template"]["spec"]}
     spec = {"completions": 1, "completionMode": "Indexed", "suspend": True, "backoffLimit": 0, "template": template}
     late = {"metadata": {**metadata, "name": "too-late"}, "spec": spec}
-    await pair.kube.request("POST", job_path(pair.namespace), body=late)
+    await pair.kube.request("POST", child_path(pair.namespace), body=late)
     await pair.held_by("b")
     deadline = time.monotonic() + PATIENCE_SECONDS
     while "too-late" in [item["metadata"]["name"] for item in await pair.jobs()]:

@@ -14,7 +14,7 @@ import pytest_asyncio
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
 from local_cluster.control_plane import ControlPlane
 from support.builders import failure, ingestion_job, prepared
 from support.kubelet import HANG, Exit, FakeKubelet, PodRun, Script, fails
@@ -71,7 +71,7 @@ class World:
         return job
 
     async def jobs(self) -> list[JsonObject]:
-        return list((await self.kube.request("GET", job_path(self.namespace)))["items"])
+        return list((await self.kube.request("GET", child_path(self.namespace)))["items"])
 
     def segments_run(self, generation: int) -> list[int]:
         runs = [run.segment for run in self.kubelet.runs if run.generation == generation and run.stage == SEGMENTS]
@@ -269,7 +269,7 @@ async def test_a_job_that_is_deleted_from_outside_ends_the_attempt(world: World)
     await world.create()
     job = await world.until(lambda job: job["status"].get("stage") == SEGMENTS and _uid(job) is not None)
     name = job["status"]["attempts"][-1]["jobs"][-1]["name"]
-    path = job_path(world.namespace, name)
+    path = child_path(world.namespace, name)
     await world.kube.request("DELETE", path, body={"propagationPolicy": "Background"})
     job = await world.settled("failed")
     assert job["status"]["failureSummary"] == {"JobLost": 3}
@@ -334,7 +334,7 @@ async def test_cancel_of_a_suspended_attempt_keeps_what_is_done(world: World) ->
     job = await world.settled("failed")
     assert job["status"]["attempts"][0]["reason"] == "Cancelled"
     assert job["status"]["segments"]["completed"] == "0,3"
-    assert (await world.kube.request("GET", job_path(world.namespace)))["items"] == []
+    assert (await world.kube.request("GET", child_path(world.namespace)))["items"] == []
     world.kubelet.script = script(segments=4)
     await world.patch({"retryGeneration": 1, "suspend": False})
     await world.settled("completed", generation=1)
@@ -486,7 +486,7 @@ async def test_a_late_duplicate_is_removed_and_changes_nothing(world: World) -> 
     late["metadata"]["labels"] = {
         key: value for key, value in late["metadata"]["labels"].items() if "controller" not in key
     }
-    await world.kube.request("POST", job_path(world.namespace), body=late)
+    await world.kube.request("POST", child_path(world.namespace), body=late)
 
     async def only_one() -> None:
         while [job["metadata"]["uid"] for job in await world.jobs()] != [own["metadata"]["uid"]]:
@@ -555,7 +555,7 @@ async def test_a_job_that_arrives_when_all_is_over_is_removed(world: World) -> N
             del labels[label]
     world.kubelet.script = script(segments=2)
     status = (await world.settled("completed"))["status"]
-    made = await world.kube.request("POST", job_path(world.namespace), body=late)
+    made = await world.kube.request("POST", child_path(world.namespace), body=late)
 
     async def gone() -> None:
         while made["metadata"]["uid"] in [job["metadata"]["uid"] for job in await world.jobs()]:

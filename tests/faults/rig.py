@@ -27,7 +27,7 @@ from faults.proxy import Call, Proxy
 from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, child_path, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job
@@ -98,7 +98,7 @@ class Run:
         await self.kube.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=_PATIENCE_SECONDS)
 
     async def jobs(self) -> list[JsonObject]:
-        return list((await self.kube.request("GET", job_path(self.namespace)))["items"])
+        return list((await self.kube.request("GET", child_path(self.namespace)))["items"])
 
     async def listed(self, resource: str) -> list[JsonObject]:
         return list((await self.kube.request("GET", core_path(resource, self.namespace)))["items"])

@@ -16,7 +16,7 @@ from faults.stand import FULL, Arrange, Stand, Struck
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase
-from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, child_path, core_path, ingestion_path
 from support.kubelet import PodRun
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
@@ -34,7 +34,7 @@ async def change(run: Run, path: str, **metadata: object) -> None:
 
 async def job(run: Run, stage: str, **metadata: object) -> None:
     """Change the metadata of a stage's Job."""
-    await change(run, job_path(run.namespace, (await job_of(run, stage))["metadata"]["name"]), **metadata)
+    await change(run, child_path(run.namespace, (await job_of(run, stage))["metadata"]["name"]), **metadata)
 
 
 async def config_map(run: Run, stage: str, **metadata: object) -> None:

@@ -11,7 +11,7 @@ from faults.rig import Run
 from faults.scenarios import SEGMENTS, script
 from faults.stages import STAGES, comes_to_the_same, held_at, job_of, until_pods_run
 from faults.stand import FULL, Stand
-from ingestion_crds.kube import core_path, job_path
+from ingestion_crds.kube import child_path, core_path
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 
@@ -23,7 +23,7 @@ async def job_while_it_runs(run: Run, *, stage: str) -> int:
     await run.create()
     await until_pods_run(run, stage, count=3 if stage == SEGMENTS else 1)
     name = (await job_of(run, stage))["metadata"]["name"]
-    await run.kube.request("DELETE", job_path(run.namespace, name), body=BACKGROUND)
+    await run.kube.request("DELETE", child_path(run.namespace, name), body=BACKGROUND)
     job = await run.settled("failed")
     assert set(job["status"]["failureSummary"]) == {"JobLost"}
     await comes_to_the_same(run)
@@ -41,7 +41,7 @@ async def job_before_its_harvest(run: Run, *, stage: str) -> int:
     run.kubelet.script = script(segments=3)
     while "completionTime" not in (job := await job_of(run, stage))["status"]:
         await asyncio.sleep(0.05)
-    await run.kube.request("DELETE", job_path(run.namespace, job["metadata"]["name"]), body=BACKGROUND)
+    await run.kube.request("DELETE", child_path(run.namespace, job["metadata"]["name"]), body=BACKGROUND)
     run.operator.release()
     ended = await run.settled("failed")
     assert set(ended["status"]["failureSummary"]) == {"JobLost"}

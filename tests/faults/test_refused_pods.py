@@ -19,7 +19,7 @@ from faults.stages import STAGES, held_at, stalled, until_pods_run
 from faults.stand import FULL, Stand
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import WORKER_SERVICE_ACCOUNT, Reason
-from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path
 from support.kubelet import Exit, PodRun, Wait
 from support.namespaces import forbid_all
 
@@ -88,7 +88,7 @@ async def policy(run: Run, *, resource: str, group: str) -> Mend:
     unbind = await made(run, bindings, binding)
     pod = {"restartPolicy": "Never", "containers": [{"name": "probe", "image": "probe"}]}
     probe = {"metadata": {"name": "probe"}, "spec": {"template": {"spec": pod}} if group else pod}
-    asked = job_path(run.namespace) if group else core_path(resource, run.namespace)
+    asked = child_path(run.namespace) if group else core_path(resource, run.namespace)
     while not await is_refused(run, asked, probe):
         await asyncio.sleep(0.1)
     return partial(both, unbind, unmake)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, child_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -109,8 +109,8 @@ def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:
     own = cluster.api.all("jobs")[-1]
     copied = {key: own["metadata"][key] for key in ("labels", "annotations", "ownerReferences")}
     body = {"metadata": {**copied, "name": "late", **metadata}, "spec": {**own["spec"], "suspend": True}}
-    cluster.api.request("POST", job_path(NAMESPACE), body=body)
-    return job_path(NAMESPACE, "late")
+    cluster.api.request("POST", child_path(NAMESPACE), body=body)
+    return child_path(NAMESPACE, "late")
 
 
 def note_calls(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:

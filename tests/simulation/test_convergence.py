@@ -27,7 +27,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, ingestion_path
 from ingestion_operator.children import child_name
 from support.builders import foreign_job, ingestion_job
 from support.campaign import record
@@ -311,9 +311,9 @@ class Convergence(RuleBasedStateMachine):
             self.by_hand("DELETE", core_path("configmaps", NAMESPACE, name))
         elif how == "Job: its labels":
             body = {"metadata": {"labels": None, "annotations": None}}
-            self.by_hand("PATCH", job_path(NAMESPACE, name), body)
+            self.by_hand("PATCH", child_path(NAMESPACE, name), body)
         else:
-            self.by_hand("DELETE", job_path(NAMESPACE, name), {"propagationPolicy": how.removeprefix("Job: ")})
+            self.by_hand("DELETE", child_path(NAMESPACE, name), {"propagationPolicy": how.removeprefix("Job: ")})
         self.injected[f"taken away by hand: {how}"] += 1
         self.check()
 
@@ -329,7 +329,7 @@ class Convergence(RuleBasedStateMachine):
             body = {"metadata": {"name": name}, "data": {names.ATTEMPT_KEY: "{}"}}
             self.by_hand("POST", core_path("configmaps", NAMESPACE), body)
         else:
-            self.by_hand("POST", job_path(NAMESPACE), foreign_job(name))
+            self.by_hand("POST", child_path(NAMESPACE), foreign_job(name))
         self.injected["the next name taken by another"] += 1
 
     # ── what people do ────────────────────────────────────────────────────────────────────────────────────────
@@ -417,7 +417,7 @@ class Convergence(RuleBasedStateMachine):
             raise ViolationError(f"invariant 5: it neither ends nor says why: {live and live['status']}")
         self.check()
         self.patch({"spec": {"suspend": False}})
-        for resource, path in (("jobs", job_path), ("configmaps", lambda *place: core_path("configmaps", *place))):
+        for resource, path in (("jobs", child_path), ("configmaps", lambda *place: core_path("configmaps", *place))):
             for item in world.api.all(resource):
                 if owner_of(item) is None:  # whoever took the name gives it back
                     self.by_hand(

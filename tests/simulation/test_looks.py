@@ -13,7 +13,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, ingestion_path
 from ingestion_operator.children import read_child
 from ingestion_operator.pace import Pace
 from support.builders import ingestion_job
@@ -101,7 +101,7 @@ def test_an_end_is_not_taken_in_over_a_cancellation_whose_event_is_lost(
     cluster.verdicts.clear()
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] in names.TERMINAL_PHASES, seconds=30)
     assert live(cluster)["status"]["attempts"][0]["reason"] == "Cancelled"
-    assert not [call for call in sent if call.path == job_path(NAMESPACE) and call.method == "POST"]
+    assert not [call for call in sent if call.path == child_path(NAMESPACE) and call.method == "POST"]
 
 
 def test_what_the_watch_has_shown_is_not_believed_when_there_is_nothing_to_record(cluster: SimulatedCluster) -> None:
@@ -137,7 +137,7 @@ def test_a_retry_looks_for_the_last_job_if_nobody_saw_it_end(
 ) -> None:
     start(cluster)
     (last,) = cluster.api.all("jobs")
-    path = job_path(NAMESPACE, last["metadata"]["name"])
+    path = child_path(NAMESPACE, last["metadata"]["name"])
     cluster.api.request("DELETE", path, body={"propagationPolicy": "Background"})
     assert cluster.pass_until(lambda: "JobLost" in live(cluster)["status"]["failureSummary"], seconds=30)
     cluster.settle_down()
@@ -154,12 +154,12 @@ def test_another_job_in_the_place_of_the_last_one_holds_nothing_up(cluster: Simu
     cluster.settle_down()
     (last,) = cluster.api.all("jobs")
     name, kept = last["metadata"]["name"], ("name", "namespace", *(("labels", "annotations", "ownerReferences") * ours))
-    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    cluster.api.request("DELETE", child_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
     cluster.settle_down()
     another = {**last, "metadata": {field: last["metadata"][field] for field in kept}}
     another["spec"] = {**last["spec"], "suspend": True}
     del another["status"]
-    cluster.api.request("POST", job_path(NAMESPACE), body=another)
+    cluster.api.request("POST", child_path(NAMESPACE), body=another)
     cluster.deliver(only, "jobs", lose=True)
     cluster.verdicts.clear()
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
@@ -210,7 +210,7 @@ def test_an_end_with_nothing_to_record_takes_a_full_look(
     cluster.verdicts.clear()
     cluster.settle_down()  # no time passes
     reads = [call.path for call in sent if call.by != "controllers"]
-    assert reads == [PATH, job_path(NAMESPACE, own["metadata"]["name"])]
+    assert reads == [PATH, child_path(NAMESPACE, own["metadata"]["name"])]
 
 
 def test_the_end_of_another_job_of_the_same_name_is_not_taken_for_ours(cluster: SimulatedCluster) -> None:
@@ -243,7 +243,7 @@ def test_a_job_that_somebody_changed_is_set_right_with_the_next_count(cluster: S
     cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
     cluster.pass_until(lambda: False, seconds=3)
     (own,) = cluster.api.all("jobs")
-    path = job_path(NAMESPACE, own["metadata"]["name"])
+    path = child_path(NAMESPACE, own["metadata"]["name"])
     cluster.api.request("PATCH", path, body={"spec": {"parallelism": 1}}, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: cluster.api.all("jobs")[0]["spec"]["parallelism"] == SEGMENTS, seconds=3)
 
@@ -259,8 +259,8 @@ def test_a_job_that_goes_well_is_looked_at_when_something_happens_and_lists_noth
     cluster.settle_down()
     reads = [call.path for call in sent if call.by != "controllers" and not call.writes]
     assert PATH not in reads  # that it is there, the watch has shown
-    assert reads.count(job_path(NAMESPACE)) == 1
-    assert not [path for path in reads if path.startswith(f"{job_path(NAMESPACE)}/")]
+    assert reads.count(child_path(NAMESPACE)) == 1
+    assert not [path for path in reads if path.startswith(f"{child_path(NAMESPACE)}/")]
 
 
 def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_changes_of_a_settled_jobs_jobs_cost_no_request(
     sent = note_calls(cluster, monkeypatch)
     cluster.settle_down()
     for job in cluster.api.all("jobs"):
-        cluster.api.request("DELETE", job_path(NAMESPACE, job["metadata"]["name"]), body={})
+        cluster.api.request("DELETE", child_path(NAMESPACE, job["metadata"]["name"]), body={})
     cluster.settle_down()
     assert not cluster.api.all("jobs")
     assert not [call for call in sent if call.by != "controllers" and not call.tells], sent
@@ -346,7 +346,7 @@ def test_jobs_that_wait_alike_share_the_looks(
     cluster.pass_until(lambda: False, seconds=seconds)
     reads = [call.path for call in sent if not call.writes and call.path != ingestion_path()]
     assert 0.8 * count * seconds / every < len(reads) < 3 * count * seconds / every  # alone: every 30 or 60 s
-    assert job_path(namespace) not in reads
+    assert child_path(namespace) not in reads
 
 
 def test_a_job_that_waits_alone_is_listed_as_rarely_as_the_many_that_run(
@@ -365,7 +365,7 @@ def test_a_job_that_waits_alone_is_listed_as_rarely_as_the_many_that_run(
     cluster.pass_until(lambda: False, seconds=700)
     reads = [call.path for call in sent if not call.writes]
     assert ingestion_path("nobody", "job") in reads
-    assert job_path("nobody") not in reads
+    assert child_path("nobody") not in reads
 
 
 def test_those_that_are_suspended_take_no_looks_from_one_that_is_blocked(
@@ -383,15 +383,15 @@ def test_those_that_are_suspended_take_no_looks_from_one_that_is_blocked(
 
     def refusing(call: Call) -> JsonObject | ApiError:
         asked[f"{call.method} {call.path}"] += 1
-        if call.method == "POST" and call.path == job_path(NAMESPACE):
+        if call.method == "POST" and call.path == child_path(NAMESPACE):
             return ApiError(status=403, reason="Forbidden", message="a policy says no")
         return commit(call)
 
     monkeypatch.setattr(cluster, "commit", refusing)
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
     cluster.pass_until(lambda: False, seconds=600)
-    assert asked[f"POST {job_path(NAMESPACE)}"] > 600 / 31
-    assert asked[f"GET {job_path(NAMESPACE)}"] == 1, "the others are listed as rarely as if they took looks"
+    assert asked[f"POST {child_path(NAMESPACE)}"] > 600 / 31
+    assert asked[f"GET {child_path(NAMESPACE)}"] == 1, "the others are listed as rarely as if they took looks"
 
 
 def test_the_first_of_many_is_asked_for_no_sooner_than_the_last(
@@ -477,7 +477,7 @@ def test_a_job_and_its_config_map_are_read_now_and_then(
     reads = [call.path for call in sent if not call.writes]
     assert 20 <= reads.count(pods) <= 26
     assert 0 < reads.count(path) <= reads.count(PATH) <= 4
-    assert 0 < reads.count(job_path(NAMESPACE, own)) <= reads.count(PATH)
+    assert 0 < reads.count(child_path(NAMESPACE, own)) <= reads.count(PATH)
 
 
 def test_why_pods_are_refused_is_asked_for_all_jobs_at_once(
@@ -504,7 +504,7 @@ def test_changes_that_the_status_does_not_show_cost_no_request(
     """Where segments end often, a Job changes three times for each: ended, counted, the next one ready."""
     start(cluster)
     (own,) = cluster.api.all("jobs")
-    path = job_path(NAMESPACE, own["metadata"]["name"])
+    path = child_path(NAMESPACE, own["metadata"]["name"])
     sent = note_calls(cluster, monkeypatch)
     for number in range(20):
         labels = {"labels": {"changed": str(number)}}

@@ -10,7 +10,7 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, ingestion_path
 from ingestion_operator import children
 from support.builders import ingestion_job
 
@@ -178,7 +178,7 @@ def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, polic
     """The Job of the stage before, or of the last attempt, gives way when it is in the way."""
 
     def full(call: Call) -> bool:
-        return call.method == "POST" and call.path == job_path(NAMESPACE) and bool(cluster.api.all("jobs"))
+        return call.method == "POST" and call.path == child_path(NAMESPACE) and bool(cluster.api.all("jobs"))
 
     policy.refuses = full
     policy.error = ApiError(status=403, reason="Forbidden", message="exceeded quota: jobs, used: count/jobs.batch=1")
@@ -195,7 +195,7 @@ def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, polic
 def test_a_refusal_that_no_deletion_cures_is_said_and_asked_again_in_a_while(
     cluster: SimulatedCluster, policy: Policy, error: ApiError
 ) -> None:
-    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE)
     policy.error = error
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     cluster.start_operator()
@@ -211,7 +211,7 @@ def test_an_upgrade_while_a_job_is_refused_is_survived(
     cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new release writes another file, and the ConfigMap of the old one cannot be changed."""
-    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE)
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     only = cluster.start_operator()
     assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
@@ -230,7 +230,7 @@ def test_a_late_job_of_the_release_before_holds_nothing_up(
     """The old operator died with its request under way, and the new one has replaced the ConfigMap since."""
 
     def held(call: Call) -> bool:
-        return call.method == "POST" and call.path == job_path(NAMESPACE)
+        return call.method == "POST" and call.path == child_path(NAMESPACE)
 
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     only = cluster.start_operator()
@@ -248,7 +248,7 @@ def test_a_late_job_of_the_release_before_holds_nothing_up(
 
 
 def take_the_digest_off(call: Call) -> None:
-    if call.method == "POST" and call.path == job_path(NAMESPACE):
+    if call.method == "POST" and call.path == child_path(NAMESPACE):
         del call.arguments["body"]["metadata"]["annotations"][names.ANNOTATION_MAP_DIGEST]
 
 
@@ -264,7 +264,7 @@ def test_a_job_that_a_policy_changes_is_said_and_made_again_in_a_while(
     assert names.ANNOTATION_MAP_DIGEST in stalled(cluster)["message"]
     with quiet(cluster):
         cluster.pass_until(lambda: False, seconds=600)
-    made = [call for call in sent if call.method == "POST" and call.path == job_path(NAMESPACE)]
+    made = [call for call in sent if call.method == "POST" and call.path == child_path(NAMESPACE)]
     assert 3 < len(made) < 10
     assert not cluster.api.all("jobs"), "it would run for nothing"
     policy.changes = lambda _: None
@@ -285,7 +285,7 @@ def test_an_attempt_whose_job_a_policy_changes_can_be_cancelled(cluster: Simulat
 def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
     cluster: SimulatedCluster, policy: Policy
 ) -> None:
-    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE) and policy.refused < 3
+    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE) and policy.refused < 3
     policy.error = NO_WEBHOOK
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     cluster.start_operator()
@@ -392,7 +392,7 @@ def test_a_config_map_that_may_not_be_made_again_is_said(
 def test_the_config_map_of_a_lost_job_is_deleted(cluster: SimulatedCluster) -> None:
     start(cluster)
     job = cluster.api.all("jobs")[-1]["metadata"]["name"]
-    cluster.api.request("DELETE", job_path(NAMESPACE, job))
+    cluster.api.request("DELETE", child_path(NAMESPACE, job))
     status = reach(cluster, "failed")
     assert status["failureSummary"] == {"JobLost": SEGMENTS}
     assert job not in [config_map["metadata"]["name"] for config_map in cluster.api.all("configmaps")]
@@ -401,7 +401,7 @@ def test_the_config_map_of_a_lost_job_is_deleted(cluster: SimulatedCluster) -> N
 def test_the_config_map_of_a_job_that_was_never_made_is_deleted(
     cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy.refuses = lambda call: call.method == "POST" and call.path == job_path(NAMESPACE)
+    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE)
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
     cluster.start_operator()
     assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)

@@ -7,7 +7,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import RETRYABLE_PHASES, Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, core_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, child_path, core_path
 from ingestion_operator.children import child_name
 
 from simulation.api import INGESTION_JOBS
@@ -47,13 +47,13 @@ def test_a_job_of_another_under_the_name_is_said_once_and_waited_for(cluster: Si
             "backoffLimitPerIndex": 0,
         },
     }
-    cluster.api.request("POST", job_path(NAMESPACE), body=body)
+    cluster.api.request("POST", child_path(NAMESPACE), body=body)
     cluster.start_operator()
     assert cluster.pass_until(lambda: says_why(live(cluster)) == "NameConflict", seconds=10)
     before = writes(cluster)
     cluster.pass_until(lambda: False, seconds=300)
     assert writes(cluster) == before
-    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    cluster.api.request("DELETE", child_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
 
 
@@ -64,7 +64,7 @@ def test_pods_of_a_stage_whose_successor_was_never_made_are_removed(cluster: Sim
         "metadata": {"name": name},
         "spec": {"completions": 1, "suspend": True, "template": {"spec": {}}, "completionMode": "Indexed"},
     }
-    cluster.api.request("POST", job_path(NAMESPACE), body=body)
+    cluster.api.request("POST", child_path(NAMESPACE), body=body)
     cluster.start_operator()
     assert cluster.pass_until(lambda: says_why(live(cluster)) == "NameConflict", seconds=30)
     assert [pod["status"]["phase"] for pod in cluster.api.all("pods")] == ["Succeeded"]
@@ -93,7 +93,7 @@ def test_a_refused_child_is_said_once_and_tried_again(cluster: SimulatedCluster)
     refusals = 0
     while cluster.seconds < 1_300:
         if cluster.calls:
-            refuse = cluster.calls[0].method == "POST" and cluster.calls[0].path == job_path(NAMESPACE)
+            refuse = cluster.calls[0].method == "POST" and cluster.calls[0].path == child_path(NAMESPACE)
             refusals += refuse
             cluster.settle(cluster.calls[0], Fate.REFUSED_403 if refuse else Fate.ANSWERED)
         elif not cluster.step(0):
@@ -187,7 +187,7 @@ def test_what_is_no_name_in_an_annotation_is_not_asked_for(cluster: SimulatedClu
     cluster.start_operator()
     assert cluster.pass_until(lambda: any(job["status"].get("ready") for job in cluster.api.all("jobs")), seconds=10)
     body = {"metadata": {"annotations": {names.ANNOTATION_JOB_NAME: owner}}}
-    cluster.api.request("PATCH", job_path(NAMESPACE, name), body=body, content_type=MERGE_PATCH)
+    cluster.api.request("PATCH", child_path(NAMESPACE, name), body=body, content_type=MERGE_PATCH)
     asked = set()
     while cluster.step(0):
         asked |= {call.path for call in cluster.calls}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, ApiError, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path
 from ingestion_operator.cluster import KubeCluster
 from support.builders import foreign_job
 
@@ -60,9 +60,9 @@ def test_a_job_that_is_not_understood_does_not_stop_the_watch_of_the_others(clus
     cluster.start_operator()
     odd = foreign_job("odd")
     odd["metadata"]["labels"] = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
-    cluster.api.request("POST", job_path(NAMESPACE), body=odd)
+    cluster.api.request("POST", child_path(NAMESPACE), body=odd)
     status = {"status": {"completionTime": "soon"}}
-    cluster.api.request("PATCH", f"{job_path(NAMESPACE, 'odd')}/status", body=status, content_type=MERGE_PATCH)
+    cluster.api.request("PATCH", f"{child_path(NAMESPACE, 'odd')}/status", body=status, content_type=MERGE_PATCH)
     cluster.pass_until(lambda: False, seconds=1)
     assert cluster.broken.found
     assert all(line.startswith("a Job that is not understood: odd") for line in cluster.broken.found)
@@ -160,7 +160,7 @@ def test_a_job_deleted_by_hand_ends_the_attempt(cluster: SimulatedCluster) -> No
     assert cluster.pass_until(lambda: live(cluster)["status"].get("stage") == "process_segments", seconds=60)
     cluster.settle_down()
     name = live(cluster)["status"]["attempts"][-1]["jobs"][-1]["name"]
-    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    cluster.api.request("DELETE", child_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
     assert cluster.pass_until(lambda: ended(cluster), seconds=130)
     assert live(cluster)["status"]["failureSummary"] == {"JobLost": 4}
 

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.api import JOB_TRACKING, copied
@@ -151,7 +151,7 @@ class Script:
                 if not pod["spec"].get("nodeName") or isinstance(self.side, SimulatedSide):
                     await self.side.bind(pod)
                 await self._status(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
-        path = job_path(self.side.namespace, job["metadata"]["name"])
+        path = child_path(self.side.namespace, job["metadata"]["name"])
 
         async def counted() -> bool:
             # Which pods go when there are too many depends on it.
@@ -189,7 +189,7 @@ class Script:
 
     async def until_job(self, job: JsonObject, wish: Callable[[JsonObject], bool]) -> JsonObject:
         """Wait for something of a Job, note the Job as it is then, and return it."""
-        path = job_path(self.side.namespace, job["metadata"]["name"])
+        path = child_path(self.side.namespace, job["metadata"]["name"])
         found: JsonObject = {}
 
         async def there() -> bool:
@@ -481,7 +481,7 @@ async def foreground(script: Script) -> None:
 
 async def job_fields(script: Script) -> None:
     """What is filled in on a Job, what may be changed, and the uid as a precondition of a patch."""
-    path = job_path(script.side.namespace)
+    path = child_path(script.side.namespace)
     made = await script.ask("POST", path, indexed_job(suspend=True))
     await script.ask("POST", path, indexed_job(suspend=True))
     await script.until_job(made, lambda job: has(job, "Suspended"))
@@ -504,7 +504,7 @@ async def job_fields(script: Script) -> None:
 
 async def all_succeed(script: Script) -> None:
     """Complete, with every index, and finished pods without finalizers."""
-    job = await script.ask("POST", job_path(script.side.namespace), indexed_job(parallelism=2))
+    job = await script.ask("POST", child_path(script.side.namespace), indexed_job(parallelism=2))
     first = await script.running(job, 2)
     await script.until_job(job, lambda job: job["status"].get("ready") == 2)
     await script.end(first[0], 0)
@@ -528,7 +528,7 @@ async def _removed(script: Script, job: JsonObject, *, keep: str) -> None:
 
 async def fail_index(script: Script) -> None:
     """A permanent exit code fails its index at once; the others go on; then the Job has failed."""
-    job = await script.ask("POST", job_path(script.side.namespace), indexed_job(backoffLimitPerIndex=3))
+    job = await script.ask("POST", child_path(script.side.namespace), indexed_job(backoffLimitPerIndex=3))
     pods = await script.running(job, 3)
     await script.end(pods[1], 64)
     await script.until_job(job, lambda job: job["status"].get("failedIndexes") == "1" and job["status"]["active"] == 2)
@@ -541,7 +541,7 @@ async def fail_index(script: Script) -> None:
 async def backoff_per_index(script: Script) -> None:
     """A transient failure is run again after its backoff, by a pod that carries the count, up to the limit."""
     job = await script.ask(
-        "POST", job_path(script.side.namespace), indexed_job(completions=1, parallelism=1, backoffLimitPerIndex=1)
+        "POST", child_path(script.side.namespace), indexed_job(completions=1, parallelism=1, backoffLimitPerIndex=1)
     )
     (pod,) = await script.running(job, 1)
     await script.end(pod, 1)
@@ -553,7 +553,7 @@ async def backoff_per_index(script: Script) -> None:
 
 async def disruption(script: Script) -> None:
     """A disrupted pod does not count, whatever it exited with."""
-    job = await script.ask("POST", job_path(script.side.namespace), indexed_job(completions=1, parallelism=1))
+    job = await script.ask("POST", child_path(script.side.namespace), indexed_job(completions=1, parallelism=1))
     (pod,) = await script.running(job, 1)
     await script.end(pod, 64, disrupted=True)
     (pod,) = await script.running(job, 1)
@@ -564,7 +564,7 @@ async def disruption(script: Script) -> None:
 
 async def too_many_failures(script: Script) -> None:
     """Over maxFailedIndexes the Job is FailureTarget until the last pod has ended, and only then Failed."""
-    job = await script.ask("POST", job_path(script.side.namespace), indexed_job(maxFailedIndexes=0))
+    job = await script.ask("POST", child_path(script.side.namespace), indexed_job(maxFailedIndexes=0))
     pods = await script.running(job, 3)
     await script.end(pods[0], 0)
     await script.until_job(job, lambda job: job["status"].get("succeeded") == 1 and job["status"].get("active") == 2)
@@ -579,7 +579,7 @@ async def too_many_failures(script: Script) -> None:
 
 async def deadline_of_zero(script: Script) -> None:
     """activeDeadlineSeconds patched to 0 ends a Job and keeps what is done; a pod may still end well, and is lost."""
-    path = job_path(script.side.namespace)
+    path = child_path(script.side.namespace)
     job = await script.ask("POST", path, indexed_job())
     pods = await script.running(job, 3)
     await script.end(pods[0], 0)
@@ -595,7 +595,7 @@ async def deadline_of_zero(script: Script) -> None:
 
 async def suspension(script: Script) -> None:
     """Suspended: pods are deleted, their indexes run again; a deadline does not reach a suspended Job."""
-    path = job_path(script.side.namespace)
+    path = child_path(script.side.namespace)
     job = await script.ask("POST", path, indexed_job(suspend=True, completions=2))
     await script.until_job(job, lambda job: has(job, "Suspended"))
     await script.ask("PATCH", f"{path}/work", {"spec": {"suspend": False}})
@@ -613,7 +613,7 @@ async def suspension(script: Script) -> None:
 
 async def parallelism(script: Script) -> None:
     """Less parallelism deletes pods, whose indexes wait until they have ended; more starts more."""
-    path = job_path(script.side.namespace)
+    path = child_path(script.side.namespace)
     job = await script.ask("POST", path, indexed_job(backoffLimitPerIndex=2))
     pods = await script.running(job, 3)
     await script.ask("PATCH", f"{path}/work", {"spec": {"parallelism": 1}})
@@ -632,7 +632,7 @@ async def parallelism(script: Script) -> None:
 async def a_pod_deleted_by_hand(script: Script) -> None:
     """It runs until its kubelet has ended it, is kept until it is counted, and then replaced or its index failed."""
     path = core_path("pods", script.side.namespace)
-    job = await script.ask("POST", job_path(script.side.namespace), indexed_job(completions=1, parallelism=1))
+    job = await script.ask("POST", child_path(script.side.namespace), indexed_job(completions=1, parallelism=1))
     (pod,) = await script.running(job, 1)
     await script.ask("DELETE", f"{path}/{pod['metadata']['name']}")
     script.notes.pop()  # a pod's name is its own
@@ -644,7 +644,7 @@ async def a_pod_deleted_by_hand(script: Script) -> None:
 
 async def job_deleted(script: Script) -> None:
     """Background: the Job is gone at once, its pods run on until their kubelet ends them. Orphan: they stay."""
-    path = job_path(script.side.namespace)
+    path = child_path(script.side.namespace)
     for policy in ("Background", "Foreground", None):
         body = {} if policy is None else {"propagationPolicy": policy}
         # Names of their own: the Job controller expects pods by a Job's name, and may wait for those of an earlier one.

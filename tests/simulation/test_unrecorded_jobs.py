@@ -6,7 +6,7 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage
-from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, child_path, core_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -113,7 +113,7 @@ def test_an_unrecorded_job_of_somebody_else_costs_no_looks(
         cluster.api.request("PATCH", path, body={"metadata": labels}, content_type=MERGE_PATCH)
         pass_a_moment(cluster)
     assert is_there(cluster)
-    assert f"GET {job_path(NAMESPACE)}" not in sent
+    assert f"GET {child_path(NAMESPACE)}" not in sent
     assert len(sent) <= 2
 
 
@@ -125,7 +125,7 @@ def test_while_requests_fail_events_do_not_hasten_the_next_one(
     sent = requests_while(cluster, monkeypatch, Fate.REFUSED_500)
     for number in range(100):
         body = {"spec": {"parallelism": number}}
-        cluster.api.request("PATCH", job_path(NAMESPACE, own), body=body, content_type=MERGE_PATCH)
+        cluster.api.request("PATCH", child_path(NAMESPACE, own), body=body, content_type=MERGE_PATCH)
         pass_a_moment(cluster)
     assert 3 < len(sent) <= 20
 
@@ -147,7 +147,7 @@ def test_a_retry_that_a_look_found_before_the_watch_told_of_it_is_followed(clust
             break
     cluster.pass_until(lambda: False, seconds=10)
     name = cluster.api.all("jobs")[-1]["metadata"]["name"]
-    cluster.api.request("DELETE", job_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
+    cluster.api.request("DELETE", child_path(NAMESPACE, name), body={"propagationPolicy": "Background"})
     assert cluster.pass_until(lambda: "JobLost" in live(cluster)["status"]["failureSummary"], seconds=0.1)
 
 

@@ -10,7 +10,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Tenant
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
@@ -35,7 +35,7 @@ from simulation.stories import (
 
 def patch_job(cluster: SimulatedCluster, **spec: Any) -> None:
     """Change the Job that runs, as a queue does."""
-    path = job_path(NAMESPACE, cluster.api.all("jobs")[-1]["metadata"]["name"])
+    path = child_path(NAMESPACE, cluster.api.all("jobs")[-1]["metadata"]["name"])
     cluster.api.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
 
 
@@ -77,7 +77,7 @@ def test_the_attempt_is_over_when_the_suspended_job_is_gone(cluster: SimulatedCl
     start(cluster, first=GOOD)
     suspend(cluster)
     name = cluster.api.all("jobs")[-1]["metadata"]["name"]
-    path = job_path(NAMESPACE, name)
+    path = child_path(NAMESPACE, name)
     owners = {"ownerReferences": None} if disowned else {}
     held = {"metadata": {"finalizers": ["example.com/held"], **owners}}
     cluster.api.request("PATCH", path, body=held, content_type=MERGE_PATCH)
@@ -188,7 +188,7 @@ def test_a_change_that_is_refused_does_not_keep_another_from_being_made(
     commit = cluster.commit
 
     def refusing(call: Call) -> JsonObject | ApiError:
-        if call.path.startswith(job_path(NAMESPACE)) and "parallelism" in (call.arguments["body"] or {}).get(
+        if call.path.startswith(child_path(NAMESPACE)) and "parallelism" in (call.arguments["body"] or {}).get(
             "spec", {}
         ):
             return ApiError(status=403, reason="Forbidden", message="no more than that")

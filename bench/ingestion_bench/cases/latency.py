@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path, ingestion_path, job_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
 from local_cluster.control_plane import CONTROLLER_MANAGER
 
 from ingestion_bench import failed
@@ -99,7 +99,7 @@ _DISPATCH: Final = "202 → Job stored"
 
 async def _dispatches(stand: Stand, api: httpx.AsyncClient) -> Sample:
     jobs, seconds = await _failed_jobs(stand), []
-    async with Feed(stand.kube, job_path(stand.namespace)) as feed:
+    async with Feed(stand.kube, child_path(stand.namespace)) as feed:
         for job in jobs:
             seen = feed.expect(_added(names.LABEL_JOB_UID, job.metadata.uid))
             answer = await api.post(f"/ingestion-jobs/{job.job_id}/retry")
@@ -113,7 +113,7 @@ async def _dispatches(stand: Stand, api: httpx.AsyncClient) -> Sample:
 
 async def _bare_dispatches(stand: Stand) -> Sample:
     jobs, seconds = await _failed_jobs(stand), []
-    async with Feed(stand.kube, job_path(stand.namespace)) as feed:
+    async with Feed(stand.kube, child_path(stand.namespace)) as feed:
         for job in jobs:
             child = bare_child(stand, job)
             seen = feed.expect(_added(LABEL, child.body["metadata"]["name"]))
@@ -126,7 +126,7 @@ async def _bare_dispatches(stand: Stand) -> Sample:
                 content_type=MERGE_PATCH,
             )
             await stand.kube.request("POST", core_path("configmaps", stand.namespace), body=child.config_map)
-            await stand.kube.request("POST", job_path(stand.namespace), body=child.body)
+            await stand.kube.request("POST", child_path(stand.namespace), body=child.body)
             seconds.append(await seen - begun)
             await _gone(stand.kube, ingestion_path(stand.namespace, job.metadata.name))
     await _remove_children(stand)
@@ -139,7 +139,7 @@ def _added(label: str, value: str) -> Wish:
 
 async def _remove_children(stand: Stand) -> None:
     """Remove what the garbage collector, which stands still, does not."""
-    for path in (job_path(stand.namespace), core_path("configmaps", stand.namespace)):
+    for path in (child_path(stand.namespace), core_path("configmaps", stand.namespace)):
         await _gone(stand.kube, path)
 
 

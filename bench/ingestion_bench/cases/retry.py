@@ -12,7 +12,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Stage
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import core_path, ingestion_path, job_path
+from ingestion_crds.kube import child_path, core_path, ingestion_path
 
 from ingestion_bench import failed
 from ingestion_bench.bare import LABEL, bare_child
@@ -82,7 +82,7 @@ class Retry:
         stand = self._stand
         child = bare_child(stand, spare)
         name = child.body["metadata"]["name"]
-        config_maps, jobs_path = core_path("configmaps", stand.namespace), job_path(stand.namespace)
+        config_maps, jobs_path = core_path("configmaps", stand.namespace), child_path(stand.namespace)
         await stand.kube.request("POST", config_maps, body=child.config_map)
         async with (
             Feed(stand.kube, jobs_path, selector=f"{LABEL}={name}") as jobs,
