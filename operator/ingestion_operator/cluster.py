@@ -225,7 +225,7 @@ class KubeCluster:
         """Delete a Job's pods with one request, but for those of the Job indexes to keep."""
         selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:
-            selector += f",{names.LABEL_JOB_INDEX} notin ({','.join(map(str, keep))})"
+            selector += f",{names.LABEL_COMPLETION_INDEX} notin ({','.join(map(str, keep))})"
         query = {"labelSelector": selector}
         body = {"propagationPolicy": "Background"}
         await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)

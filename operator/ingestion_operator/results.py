@@ -102,7 +102,7 @@ class Results:
 
 
 def _index_of(pod: JsonObject) -> int | None:
-    metadata, name = pod["metadata"], names.LABEL_JOB_INDEX
+    metadata, name = pod["metadata"], names.LABEL_COMPLETION_INDEX
     text = (metadata.get("labels") or {}).get(name) or (metadata.get("annotations") or {}).get(name)
     return int(text) if text and _INDEX.fullmatch(text) else None
 

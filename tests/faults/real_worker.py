@@ -84,7 +84,7 @@ class RealWorker:
         environment = dict(pod.env)
         environment |= {
             names.ENV_ATTEMPT_FILE: str(folder / "attempt.json"),
-            names.ENV_JOB_INDEX: str(pod.index),
+            names.ENV_COMPLETION_INDEX: str(pod.index),
             "INGESTION_TERMINATION_LOG": str(folder / "termination-log"),
         }
         environment.pop("AWS_ENDPOINT_URL", None)

@@ -56,7 +56,7 @@ def test_a_pod_whose_index_is_none_is_passed_over(index: str) -> None:
     """A pod can have been made by anybody: Python reads no number of thousands of digits."""
     results = Results()
     odd = ended("", exit_code=0)
-    odd["metadata"] |= {"labels": {}, "annotations": {names.LABEL_JOB_INDEX: index}}
+    odd["metadata"] |= {"labels": {}, "annotations": {names.LABEL_COMPLETION_INDEX: index}}
     results.take([odd, ended("", phase="Succeeded", exit_code=0)])
     assert {at: result.succeeded for at, result in results.harvest.items()} == {0: True}
 

@@ -14,8 +14,8 @@ from ingestion_crds.constants import (
     ATTEMPT_FILE,
     COMMANDS,
     ENV_ATTEMPT_FILE,
+    ENV_COMPLETION_INDEX,
     ENV_GENERATION,
-    ENV_JOB_INDEX,
     ENV_JOB_UID,
     ENV_MAP_DIGEST,
     ENV_STAGE,
@@ -174,9 +174,9 @@ def segment_index(*, attempt: Attempt, env: Mapping[str, str]) -> int:
     """
     from ingestion_crds.indexset import IndexSet
 
-    text = env.get(ENV_JOB_INDEX, "")
+    text = env.get(ENV_COMPLETION_INDEX, "")
     if not (text.isascii() and text.isdigit()):
-        raise WorkerError("InvalidAttempt", f"{ENV_JOB_INDEX} is {text!r}, not a number")
+        raise WorkerError("InvalidAttempt", f"{ENV_COMPLETION_INDEX} is {text!r}, not a number")
     if not attempt.segments:
         raise WorkerError("InvalidAttempt", "the attempt for process_segments has no segments")
     try:

@@ -158,7 +158,7 @@ def _environment(
         names.ENV_GENERATION: "0",
         names.ENV_STAGE: stage.value,
         names.ENV_MAP_DIGEST: digest_of(text),
-        names.ENV_JOB_INDEX: str(INDEX),
+        names.ENV_COMPLETION_INDEX: str(INDEX),
         names.ENV_STORE_URL: config.url,
         ENV_TERMINATION_LOG: str(folder / "termination-log"),
         "AWS_ENDPOINT_URL": config.endpoint,
