@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NewType
 from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -58,6 +58,8 @@ def format_time(moment: datetime) -> str:
 
 Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 Uuid = Annotated[str, Field(pattern=UUID_PATTERN, max_length=36)]
+ChildUid = NewType("ChildUid", str)
+"""The UID of a Kubernetes Job, which an IngestionJob's must not be taken for: it would select no pods."""
 Count = Annotated[int, Field(ge=0, le=MAX_SEGMENTS)]
 Parallelism = Annotated[int, Field(ge=1, le=10_000)]
 BackoffLimit = Annotated[int, Field(ge=0, le=20)]
@@ -328,7 +330,7 @@ class AttemptJob(Model):
 
     stage: Stage = Field(description="The stage that the Job runs.")
     name: str = Field(max_length=63, pattern=NAME_PATTERN, description="Name of the Job and of its ConfigMap.")
-    uid: str | None = Field(
+    uid: ChildUid | None = Field(
         None, max_length=36, pattern=NAME_PATTERN, description="UID of the Job, recorded once it exists."
     )
     map_digest: str = Field(

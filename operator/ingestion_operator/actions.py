@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import Reason
+from ingestion_crds.job import ChildUid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class DeleteChild:
     """
 
     name: str
-    uid: str
+    uid: ChildUid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class PatchChild:
     """Change suspend, parallelism or activeDeadlineSeconds of a Job; nothing else is ever patched."""
 
     name: str
-    uid: str
+    uid: ChildUid
     spec: JsonObject
 
 
@@ -64,7 +65,7 @@ class PatchChild:
 class RemovePods:
     """Remove the pods of a finished Job, but for those of the kept indexes, whose logs somebody may want."""
 
-    child_uid: str
+    child_uid: ChildUid
     keep: tuple[int, ...]
 
 

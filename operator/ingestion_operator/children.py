@@ -18,7 +18,7 @@ from ingestion_crds.config import Config, EmbeddingProvider, Tenant
 from ingestion_crds.constants import Stage
 from ingestion_crds.digest import map_digest
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob, version_id_of
+from ingestion_crds.job import ChildUid, IngestionJob, version_id_of
 
 _STAGE_WORDS: Final = {Stage.PREPARE: "prepare", Stage.SEGMENTS: "segments", Stage.PUBLISH: "publish"}
 _WORKER_USER: Final = 65532
@@ -333,7 +333,7 @@ class ChildJob:
     """
 
     name: str
-    uid: str
+    uid: ChildUid
     resource_version: int = 0
     owner_uid: str = ""
     stage: str = ""

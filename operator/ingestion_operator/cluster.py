@@ -10,6 +10,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.follow import pages
+from ingestion_crds.job import ChildUid
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
 
 from ingestion_operator.obstacles import LONGEST_MESSAGE
@@ -120,7 +121,7 @@ class KubeCluster:
         """
         return await self._client.request("POST", child_path(body["metadata"]["namespace"]), body=body)
 
-    async def patch_child(self, *, namespace: str, name: str, uid: str, spec: JsonObject) -> JsonObject:
+    async def patch_child(self, *, namespace: str, name: str, uid: ChildUid, spec: JsonObject) -> JsonObject:
         """Merge into the spec of a Job (RFC 7396), and return the Job as it is then.
 
         Raises:
@@ -130,7 +131,7 @@ class KubeCluster:
         body = {"metadata": {"uid": uid}, "spec": spec}
         return await self._client.request("PATCH", child_path(namespace, name), body=body, content_type=MERGE_PATCH)
 
-    async def delete_child(self, *, namespace: str, name: str, uid: str) -> None:
+    async def delete_child(self, *, namespace: str, name: str, uid: ChildUid) -> None:
         """Delete a Job, and its pods after it; that it is gone already is no error.
 
         Raises:
@@ -163,7 +164,7 @@ class KubeCluster:
         await self._delete(core_path("configmaps", namespace, name), uid)
 
     async def list_pods(
-        self, *, namespace: str, child_uid: str, failed_only: bool, take: Callable[[list[JsonObject]], None]
+        self, *, namespace: str, child_uid: ChildUid, failed_only: bool, take: Callable[[list[JsonObject]], None]
     ) -> bool:
         """Hand out a Job's pods page by page, so that not all are in memory at once.
 
@@ -187,19 +188,19 @@ class KubeCluster:
                 return True
         return False
 
-    async def list_unstarted_pods(self, *, namespace: str, child_uid: str) -> list[JsonObject]:
+    async def list_unstarted_pods(self, *, namespace: str, child_uid: ChildUid) -> list[JsonObject]:
         """Return some of a Job's pods that are Pending."""
         return await self._some_pods(namespace, child_uid, "status.phase=Pending")
 
-    async def list_unfinished_pods(self, *, namespace: str, child_uid: str) -> list[JsonObject]:
+    async def list_unfinished_pods(self, *, namespace: str, child_uid: ChildUid) -> list[JsonObject]:
         """Return some of a Job's pods that have not ended, whether they have started or not."""
         return await self._some_pods(namespace, child_uid, "status.phase!=Succeeded,status.phase!=Failed")
 
-    async def _some_pods(self, namespace: str, child_uid: str, fields: str) -> list[JsonObject]:
+    async def _some_pods(self, namespace: str, child_uid: ChildUid, fields: str) -> list[JsonObject]:
         query = {"labelSelector": f"{_CONTROLLER_UID}={child_uid}", "fieldSelector": fields, "limit": _SOME_PODS}
         return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
 
-    async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[str, str]:
+    async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[ChildUid, str]:
         """Return what the newest Event of each Job says of pods that could not be created.
 
         Args:
@@ -210,7 +211,7 @@ class KubeCluster:
             Messages by the UID of their Job.
         """
         query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
-        newest: dict[str, tuple[str, str]] = {}
+        newest: dict[ChildUid, tuple[str, str]] = {}
         async for events, _ in pages(self._client, core_path("events", namespace), query=query):
             for event in events:
                 told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
@@ -221,7 +222,7 @@ class KubeCluster:
                 newest[uid] = max(newest.get(uid, ("", "")), (told, message))
         return {uid: message for uid, (_, message) in newest.items()}
 
-    async def remove_pods(self, *, namespace: str, child_uid: str, keep: tuple[int, ...]) -> None:
+    async def remove_pods(self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...]) -> None:
         """Delete a Job's pods with one request, but for those of the Job indexes to keep."""
         selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from ingestion_crds.job import ChildUid
 from ingestion_crds.kube import ApiError
 
 from ingestion_operator.cluster import KubeCluster
@@ -37,7 +38,7 @@ class _Known:
     """
 
     until: float = 0.0
-    messages: dict[str, str] | None = None
+    messages: dict[ChildUid, str] | None = None
     error: ApiError | None = None
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -55,7 +56,7 @@ class CreationFailures:
         self._monotonic = monotonic
         self._known: dict[str, _Known] = {}
 
-    async def of(self, *, namespace: str, child_uid: str, now: datetime) -> str | None:
+    async def of(self, *, namespace: str, child_uid: ChildUid, now: datetime) -> str | None:
         """Return the newest message about a Job, as it was known a moment ago; None when there is none.
 
         Args:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ingestion_crds import constants as names
-from ingestion_crds.job import IngestionJob
+from ingestion_crds.job import ChildUid, IngestionJob
 
 from ingestion_operator.children import read_child
 from ingestion_operator.memory import Memory
@@ -36,7 +36,7 @@ class Intake:
     def __init__(self, *, memory: Memory, queue: WorkQueue) -> None:
         self._memory = memory
         self._queue = queue
-        self._unfinished: dict[str, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
+        self._unfinished: dict[ChildUid, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self.leading = False
 
     def begin(self) -> None:

@@ -30,6 +30,7 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import (
     Attempt,
     AttemptJob,
+    ChildUid,
     Failure,
     IngestionJob,
     Segments,
@@ -105,7 +106,7 @@ class Snapshot:
     rejection: str | None = None
     answer_refused: bool = False
     answered: str = ""
-    tidied: frozenset[str] = frozenset()
+    tidied: frozenset[ChildUid] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
