@@ -165,11 +165,11 @@ class JobIndex:
         else:
             self.put(body)
 
-    def _take_list(self, uids: frozenset[str], version: int) -> None:
+    def _take_list(self, uids: frozenset[str], resource_version: int) -> None:
         """Drop what a full list does not have."""
         for uid, job in list(self._jobs.items()):
             # A job made while the list was under way is newer than the list.
-            if uid not in uids and job.resource_version <= version:
+            if uid not in uids and job.resource_version <= resource_version:
                 self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
         self._metrics.index_lists.inc()

@@ -43,11 +43,11 @@ class Feed:
         self._waiting[future] = wish
         return future
 
-    async def _follow(self, version: str) -> None:
+    async def _follow(self, resource_version: str) -> None:
         try:
             while True:
-                async for event in self._kube.watch(self._path, resource_version=version, query=self._query):
-                    version = event["object"]["metadata"]["resourceVersion"]
+                async for event in self._kube.watch(self._path, resource_version=resource_version, query=self._query):
+                    resource_version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         self._see(event)
         except Exception as error:

@@ -15,12 +15,12 @@ from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_operator.main import WORKERS
 
 
-async def send(kube: KubeClient, requests: list[dict[str, Any]], *, version: str) -> None:
+async def send(kube: KubeClient, requests: list[dict[str, Any]], *, resource_version: str) -> None:
     """Send the requests of one job, whose resourceVersion is given, one after the other."""
     for request in requests:
         body = request.get("body")
         if isinstance(body, dict) and "resourceVersion" in body.get("metadata", {}):
-            body["metadata"]["resourceVersion"] = version
+            body["metadata"]["resourceVersion"] = resource_version
         try:
             answer = await kube.request(**request)
         except ApiError as error:
@@ -28,7 +28,7 @@ async def send(kube: KubeClient, requests: list[dict[str, Any]], *, version: str
                 continue
             raise
         if "/ingestionjobs/" in request["path"]:
-            version = answer["metadata"]["resourceVersion"]
+            resource_version = answer["metadata"]["resourceVersion"]
 
 
 async def work() -> None:
@@ -40,8 +40,8 @@ async def work() -> None:
         async with turn:
             line = await reader.readline()
         while line:
-            version, _, requests = line.partition(b" ")
-            await send(kube, orjson.loads(requests), version=version.decode())
+            resource_version, _, requests = line.partition(b" ")
+            await send(kube, orjson.loads(requests), resource_version=resource_version.decode())
             async with turn:
                 line = await reader.readline()
 

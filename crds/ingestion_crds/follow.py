@@ -82,9 +82,9 @@ async def follow(
     while True:
         begun = time.monotonic()
         try:
-            version = await _list(kube, path, query or {}, take, listed)
+            resource_version = await _list(kube, path, query or {}, take, listed)
             while True:
-                version = await _watch(kube, path, query, take, version)
+                resource_version = await _watch(kube, path, query, take, resource_version)
                 # A watch that ends at once each time must not become a loop without a pause.
                 await asyncio.sleep(_FIRST_PAUSE_SECONDS)
         except ApiError as error:
@@ -103,24 +103,26 @@ async def _list(
     take: Take,
     listed: Callable[[frozenset[str], int], None] | None,
 ) -> str:
-    """List page by page; return the version to watch from."""
+    """List page by page; return the resourceVersion to watch from."""
     seen: set[str] = set()
-    version = ""
+    resource_version = ""
     async for items, metadata in pages(kube, path, query=query):
         for item in items:
             seen.add(item["metadata"]["uid"])
             take(item, False)
-        version = metadata["resourceVersion"]
+        resource_version = metadata["resourceVersion"]
     if listed is not None:
-        listed(frozenset(seen), int(version))
-    return version
+        listed(frozenset(seen), int(resource_version))
+    return resource_version
 
 
-async def _watch(kube: KubeClient, path: str, query: Mapping[str, Any] | None, take: Take, version: str) -> str:
-    """Follow one watch to its regular end; return the version to go on from."""
-    async for event in kube.watch(path, resource_version=version, query=query):
+async def _watch(
+    kube: KubeClient, path: str, query: Mapping[str, Any] | None, take: Take, resource_version: str
+) -> str:
+    """Follow one watch to its regular end; return the resourceVersion to go on from."""
+    async for event in kube.watch(path, resource_version=resource_version, query=query):
         body: JsonObject = event["object"]
-        version = body["metadata"]["resourceVersion"]
+        resource_version = body["metadata"]["resourceVersion"]
         if event["type"] != "BOOKMARK":
             take(body, event["type"] == "DELETED")
-    return version
+    return resource_version

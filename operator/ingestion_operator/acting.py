@@ -239,8 +239,8 @@ class Acting:
     ) -> tuple[JsonObject, Snapshot]:
         namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
         # Texts are not to be tested: the API server compares their bytes, and JSON has two ways to write "é".
-        version = raw["metadata"]["resourceVersion"]
-        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
+        resource_version = raw["metadata"]["resourceVersion"]
+        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version}
         try:
             raw = await self._cluster.patch_ingestion_job(
                 namespace=namespace, name=name, operations=[unchanged, *action.operations]
@@ -251,7 +251,7 @@ class Acting:
             self._expect_refusal(snapshot.job.key, error)
             # A failed `test` is 422 Invalid: the object is not what the plan was made from.
             live = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
-            if live["metadata"]["resourceVersion"] != version:
+            if live["metadata"]["resourceVersion"] != resource_version:
                 raise ConflictError(str(error)) from error
             log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
             return raw, replace(snapshot, answer_refused=True)

@@ -60,14 +60,14 @@ class Intake:
         """
         if not self.leading:
             return
-        key, version = _key(body, body["metadata"]["name"]), body["metadata"]["resourceVersion"]
+        key, resource_version = _key(body, body["metadata"]["name"]), body["metadata"]["resourceVersion"]
         memory = self._memory
         pace = memory.of(key)
         if pace is None:
             # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
-            news, due = listed or memory.is_new(key, version), listed
+            news, due = listed or memory.is_new(key, resource_version), listed
         else:
-            news, due = pace.on_job_seen(version), listed and memory.listing_due(pace)
+            news, due = pace.on_job_seen(resource_version), listed and memory.listing_due(pace)
         if not news and not due:
             if pace is not None:
                 memory.open.add(key)

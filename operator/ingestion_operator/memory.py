@@ -118,10 +118,10 @@ class Memory:
         """Forget a job that is settled or gone, unless it has changed under the look; return the delay."""
         if self.pace(key).outdated:
             return 0.0
-        versions = self._paces.pop(key).versions
+        resource_versions = self._paces.pop(key).resource_versions
         self.join(key, None)
         self._forgotten.pop(key, None)
-        self._forgotten[key] = max(map(int, versions), default=0)
+        self._forgotten[key] = max(map(int, resource_versions), default=0)
         if len(self._forgotten) > _MOST_FORGOTTEN:
             del self._forgotten[next(iter(self._forgotten))]
         wait = self.tidy_later(key, None)

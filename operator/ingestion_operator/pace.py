@@ -59,7 +59,7 @@ _DIAGNOSE_MOVING_RESTS: Final = 10
 _CONFIRM_RESTS: Final = 5
 _LIST_RESTS: Final = 10
 # More than a look and the one after it write.
-_VERSIONS: Final = 12
+_RESOURCE_VERSIONS: Final = 12
 
 
 class Kept(NamedTuple):
@@ -88,12 +88,12 @@ class Heard:
     """What the watch has shown since the last look began.
 
     Args:
-        version: the newest resourceVersion of the IngestionJob that was neither read nor written before; else empty.
+        resource_version: the newest of the IngestionJob that was neither read nor written before; else empty.
         child: the Job that runs, or has just ended, if it is in a later state than the one that the look took.
         gone: one of its Jobs is gone, or the IngestionJob itself.
     """
 
-    version: str = ""
+    resource_version: str = ""
     child: ChildJob | None = None
     gone: bool = False
 
@@ -111,7 +111,7 @@ class Pace:
         rest: how many seconds it rests after a look, if nothing but counts is to be done; see `rest_for`.
         uid: the UID of the IngestionJob.
         expected: the names of the Jobs that a look reads.
-        versions: the resourceVersions that were last read or written. The watch may lag several writes behind.
+        resource_versions: of it, those that were last read or written. The watch may lag several writes behind.
         confirmed: when the last of them was read or written.
         listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
         made_in_vain: when a Job was last made that the cluster has changed, so that it was of no use; None if none was.
@@ -128,7 +128,7 @@ class Pace:
 
     uid: str = ""
     expected: tuple[str, ...] = ()
-    versions: deque[str] = field(default_factory=partial(deque, maxlen=_VERSIONS))
+    resource_versions: deque[str] = field(default_factory=partial(deque, maxlen=_RESOURCE_VERSIONS))
     confirmed: float = 0.0
     listed: float | None = None
     made_in_vain: float | None = None
@@ -140,9 +140,9 @@ class Pace:
 
     def on_job_seen(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written."""
-        if resource_version in self.versions:
+        if resource_version in self.resource_versions:
             return False
-        self.heard.version = resource_version  # it may still be the answer to a write that is under way
+        self.heard.resource_version = resource_version  # it may still be the answer to a write that is under way
         return True
 
     def on_child_changed(self, child: ChildJob, now: float) -> float | None:
@@ -189,7 +189,7 @@ class Pace:
     def remember(self, kept: Kept, now: float) -> None:
         """Take in the IngestionJob as it was just read or written."""
         self.uid, self.expected = kept.job.metadata.uid, expected_names(kept.job)
-        self.versions.append(kept.raw["metadata"]["resourceVersion"])
+        self.resource_versions.append(kept.raw["metadata"]["resourceVersion"])
         self.confirmed = now
 
     def end_look(self, last: LastLook | None) -> None:
@@ -243,7 +243,7 @@ class Pace:
     @property
     def outdated(self) -> bool:
         """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
-        return self.heard.version != "" and self.heard.version not in self.versions
+        return self.heard.resource_version != "" and self.heard.resource_version not in self.resource_versions
 
     @property
     def child_has_news(self) -> bool:

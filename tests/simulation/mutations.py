@@ -601,8 +601,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="the operator's own writes wake it",
         file="pace.py",
         changes=(
-            ("        if resource_version in self.versions:\n            return False\n", ""),
-            ('self.heard.version != "" and self.heard.version not in self.versions', 'self.heard.version != ""'),
+            ("        if resource_version in self.resource_versions:\n            return False\n", ""),
+            (
+                'self.heard.resource_version != "" and self.heard.resource_version not in self.resource_versions',
+                'self.heard.resource_version != ""',
+            ),
         ),
     ),
     Mutation(

@@ -58,7 +58,7 @@ class Storm:
         async with self._stand.operator() as process:
             await calm(process.pid)
             before = usage(process.pid).cpu_seconds
-            sample = await self._retry(jobs, lambda _job, _version: None)
+            sample = await self._retry(jobs, lambda _job, _resource_version: None)
             cpu = usage(process.pid).cpu_seconds - before
         await many.clear(self._stand)
         return {**sample, _CPU: cpu / self._count}
@@ -70,10 +70,12 @@ class Storm:
         async with _replay(self._stand) as process:
             assert process.stdin is not None
             stdin = process.stdin
+
+            def asked(job: IngestionJob, resource_version: str) -> None:
+                stdin.write(resource_version.encode() + b" " + lines[job.metadata.uid])
+
             before = usage(process.pid).cpu_seconds
-            sample = await self._retry(
-                jobs, lambda job, version: stdin.write(version.encode() + b" " + lines[job.metadata.uid])
-            )
+            sample = await self._retry(jobs, asked)
             cpu = usage(process.pid).cpu_seconds - before
         await many.clear(self._stand)
         del sample[_SPREAD]  # a bound on ours, not a comparison
