@@ -25,14 +25,14 @@ _STARTING: Final = timedelta(minutes=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Obstacle:
-    """Why a job does not go on: a reason and a message."""
+class Waiting:
+    """Why a job does not go on: a reason and a message, as a container's `state.waiting` has them."""
 
     reason: Reason
     message: str
 
 
-def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Obstacle | None:
+def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Waiting | None:
     """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 
     Args:
@@ -57,7 +57,7 @@ def may_lack_config_map(pod: JsonObject) -> bool:
 # ── the checks of one pod ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _overdue(pod: JsonObject, now: datetime) -> Obstacle | None:
+def _overdue(pod: JsonObject, now: datetime) -> Waiting | None:
     deleted = pod["metadata"].get("deletionTimestamp")  # the time when it has to be gone
     if deleted is None or now - datetime.fromisoformat(deleted) <= _OVERDUE:
         return None
@@ -65,7 +65,7 @@ def _overdue(pod: JsonObject, now: datetime) -> Obstacle | None:
     return _obstacle(Reason.POD_TERMINATING, text)
 
 
-def _cannot_start(pod: JsonObject, _: datetime) -> Obstacle | None:
+def _cannot_start(pod: JsonObject, _: datetime) -> Waiting | None:
     for container in pod.get("status", {}).get("containerStatuses", []):
         waiting = container.get("state", {}).get("waiting", {})
         reason = waiting.get("reason", "")
@@ -77,7 +77,7 @@ def _cannot_start(pod: JsonObject, _: datetime) -> Obstacle | None:
     return None
 
 
-def _unschedulable(pod: JsonObject, _: datetime) -> Obstacle | None:
+def _unschedulable(pod: JsonObject, _: datetime) -> Waiting | None:
     scheduled = _scheduled(pod)
     if scheduled.get("reason") not in _UNSCHEDULED_REASONS:
         return None
@@ -85,7 +85,7 @@ def _unschedulable(pod: JsonObject, _: datetime) -> Obstacle | None:
     return _obstacle(Reason.POD_UNSCHEDULABLE, text)
 
 
-def _long_in_starting(pod: JsonObject, now: datetime) -> Obstacle | None:
+def _long_in_starting(pod: JsonObject, now: datetime) -> Waiting | None:
     scheduled = _scheduled(pod)
     since = scheduled.get("lastTransitionTime")
     if pod.get("status", {}).get("phase") != "Pending" or scheduled.get("status") != "True" or since is None:
@@ -99,7 +99,7 @@ def _long_in_starting(pod: JsonObject, now: datetime) -> Obstacle | None:
     return _obstacle(Reason.POD_PENDING, text)
 
 
-def _unseen(pod: JsonObject, now: datetime) -> Obstacle | None:
+def _unseen(pod: JsonObject, now: datetime) -> Waiting | None:
     created = pod["metadata"].get("creationTimestamp")
     if created is None or pod.get("status", {}).get("conditions") or "nodeName" in pod.get("spec", {}):
         return None
@@ -110,7 +110,7 @@ def _unseen(pod: JsonObject, now: datetime) -> Obstacle | None:
 
 
 # In this order: the first that finds something speaks for the pod.
-_CHECKS: Final[tuple[Callable[[JsonObject, datetime], Obstacle | None], ...]] = (
+_CHECKS: Final[tuple[Callable[[JsonObject, datetime], Waiting | None], ...]] = (
     _overdue,
     _cannot_start,
     _unschedulable,
@@ -119,8 +119,8 @@ _CHECKS: Final[tuple[Callable[[JsonObject, datetime], Obstacle | None], ...]] = 
 )
 
 
-def _obstacle(reason: Reason, text: str) -> Obstacle:
-    return Obstacle(reason=reason, message=shorten(text, limit=LONGEST_MESSAGE))
+def _obstacle(reason: Reason, text: str) -> Waiting:
+    return Waiting(reason=reason, message=shorten(text, limit=LONGEST_MESSAGE))
 
 
 def _scheduled(pod: JsonObject) -> JsonObject:

@@ -53,7 +53,7 @@ from ingestion_operator.actions import (
     RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map
-from ingestion_operator.obstacles import Obstacle
+from ingestion_operator.obstacles import Waiting
 from ingestion_operator.questions import (
     TOKEN_LENGTH,
     cancelled,
@@ -101,7 +101,7 @@ class Snapshot:
     children: tuple[ChildJob, ...] = ()
     harvest: Harvest | None = None
     harvest_truncated: bool = False
-    obstacle: Obstacle | None = None
+    obstacle: Waiting | None = None
     config_map_gone: bool = False
     rejection: str | None = None
     answer_refused: bool = False
@@ -161,8 +161,8 @@ class _Draft:
     actions: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     look_again: float | None = None
-    blocked: Obstacle | None = None  # a person has to do something
-    held: Obstacle | None = None  # somebody asked for it: suspended, cancelling
+    blocked: Waiting | None = None  # a person has to do something
+    held: Waiting | None = None  # somebody asked for it: suspended, cancelling
 
     @property
     def job(self) -> IngestionJob:
@@ -201,7 +201,7 @@ class _Draft:
         self.look_again = seconds if self.look_again is None else min(self.look_again, seconds)
 
     def block(self, reason: Reason, message: str) -> None:
-        self.blocked = Obstacle(reason=reason, message=message)
+        self.blocked = Waiting(reason=reason, message=message)
         self.look_within(_LOOK_AT_BLOCKED_SECONDS)
 
     @property
@@ -388,7 +388,7 @@ def _gate(draft: _Draft) -> bool:
     provider = job.spec.pipeline.embedding.provider
     image = job.spec.template.image if job.spec.template is not None else None
     if job.spec.suspend:
-        draft.held = Obstacle(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
+        draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; nothing is dispatched")
         return True
     if _no_tenant(draft):
         return True
@@ -573,7 +573,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     job = draft.snapshot.job
     wish: JsonObject = {}
     if draft.cancelled:
-        draft.held = Obstacle(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
+        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
         if child.deadline_seconds != 0:
             wish["activeDeadlineSeconds"] = 0
     else:
@@ -585,10 +585,10 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         if child.deadline_seconds != deadline:
             wish["activeDeadlineSeconds"] = deadline
         if child.suspended and child.queued:
-            draft.held = Obstacle(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
+            draft.held = Waiting(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
         elif job.spec.suspend:
             kept = "the running Job is its queue's to suspend" if child.queued else "what is done is kept"
-            draft.held = Obstacle(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
+            draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting and not _refused(draft):
         # One patch for each field: one that the cluster refuses must not keep the others from being made.
         draft.actions += [PatchChild(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
@@ -818,7 +818,7 @@ def _finish(draft: _Draft) -> None:
         # It was given up, and must not be resumed.
         if not child.deleting:
             _delete(draft, child)
-        draft.held = Obstacle(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
+        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     if uid is not None and uid not in draft.snapshot.tidied:

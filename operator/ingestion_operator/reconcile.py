@@ -22,7 +22,7 @@ from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
 from ingestion_operator.memory import Memory, Point
-from ingestion_operator.obstacles import Obstacle, may_lack_config_map, read_obstacle
+from ingestion_operator.obstacles import Waiting, may_lack_config_map, read_obstacle
 from ingestion_operator.pace import Kept, LastLook
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
@@ -396,7 +396,7 @@ def _moves_on(actions: tuple[Action, ...]) -> bool:
     return any(isinstance(action, CreateChild | RemovePods | PatchIngestionJob | DeleteChild) for action in actions)
 
 
-def _obstacle_before(job: IngestionJob) -> Obstacle | None:
+def _obstacle_before(job: IngestionJob) -> Waiting | None:
     """Return the reason that was found last time, so that it does not flicker between two diagnoses."""
     said = stalled(job.status)
     if said is None or said.reason not in (
@@ -408,7 +408,7 @@ def _obstacle_before(job: IngestionJob) -> Obstacle | None:
         Reason.REJECTED_BY_CLUSTER,
     ):
         return None
-    return Obstacle(reason=said.reason, message=said.message)
+    return Waiting(reason=said.reason, message=said.message)
 
 
 def _transitions(before: Status, after: Status) -> list[Event]:

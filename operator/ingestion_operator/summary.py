@@ -12,7 +12,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
 from ingestion_crds.job import Condition, IngestionJob, Segments, Status
 
-from ingestion_operator.obstacles import Obstacle
+from ingestion_operator.obstacles import Waiting
 
 _RUNNING = {
     Stage.PREPARE: (Reason.PREPARING, "The document is being prepared"),
@@ -22,7 +22,7 @@ _RUNNING = {
 
 
 def summarise(
-    *, job: IngestionJob, status: Status, blocked: Obstacle | None, held: Obstacle | None, now: datetime
+    *, job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
 ) -> Status:
     """Return the status with everything that follows from its facts.
 
@@ -92,7 +92,7 @@ def _percent(status: Status, segments: Segments | None) -> int:
 
 
 def _conditions(
-    job: IngestionJob, status: Status, blocked: Obstacle | None, held: Obstacle | None, now: datetime
+    job: IngestionJob, status: Status, blocked: Waiting | None, held: Waiting | None, now: datetime
 ) -> list[Condition]:
     reason, message = _course(status, blocked, held)
     done, failed = status.phase is Phase.COMPLETED, status.phase in names.RETRYABLE_PHASES
@@ -115,7 +115,7 @@ def _conditions(
     return [_condition(job, before.get(kind), kind, value, why_, text, now) for kind, value, why_, text in values]
 
 
-def _course(status: Status, blocked: Obstacle | None, held: Obstacle | None) -> tuple[Reason, str]:
+def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tuple[Reason, str]:
     """Return the reason and message that most conditions share."""
     attempt = status.attempts[-1] if status.attempts else None
     if status.phase is Phase.COMPLETED:

@@ -27,7 +27,7 @@ from ingestion_operator.actions import (
     RemovePods,
 )
 from ingestion_operator.children import ChildJob, read_child
-from ingestion_operator.obstacles import Obstacle
+from ingestion_operator.obstacles import Waiting
 from ingestion_operator.plan import Snapshot, plan
 from ingestion_operator.questions import current, is_news, settled, wants_harvest
 from ingestion_operator.results import Harvest, PodResult
@@ -420,9 +420,9 @@ def test_of_unlisted_failures_that_stay_only_one_code_can_be_known() -> None:
 def test_pods_without_a_node_are_a_reason_while_none_runs() -> None:
     """A cluster with less room than `parallelism` is no fault: the job goes on with what it has."""
     world, child = segments_run()
-    no_room = Obstacle(reason=Reason.POD_UNSCHEDULABLE, message="0/3 nodes are available")
+    no_room = Waiting(reason=Reason.POD_UNSCHEDULABLE, message="0/3 nodes are available")
 
-    def stalled(child: ChildJob, obstacle: Obstacle) -> bool:
+    def stalled(child: ChildJob, obstacle: Waiting) -> bool:
         decided = plan(Snapshot(job=world.job, config=CONFIG, children=(child,), obstacle=obstacle), now=world.now)
         world.job = world.job.model_copy(update={"status": decided.status})
         return any(item.type == "Stalled" and item.status == "True" for item in decided.status.conditions)
@@ -431,4 +431,4 @@ def test_pods_without_a_node_are_a_reason_while_none_runs() -> None:
     assert stalled(none_runs, no_room)
     assert is_news(world.job.status, before=none_runs, after=some_run)
     assert not stalled(some_run, no_room)
-    assert stalled(some_run, Obstacle(reason=Reason.IMAGE_UNAVAILABLE, message="no such image"))
+    assert stalled(some_run, Waiting(reason=Reason.IMAGE_UNAVAILABLE, message="no such image"))
