@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -12,17 +11,19 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.security.base import SecurityBase
 from ingestion_crds.constants import API_KEYS_SECRET
 from ingestion_crds.job import Time, format_time
-from ingestion_crds.kube import ApiError, KubeClient, core_path
+from ingestion_crds.kube import ApiError, KubeClient
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ingestion_api.kube_secrets import READ_SECONDS, read_secret
 from ingestion_api.problems import ProblemError, unavailable
 
 LOG: Final = logging.getLogger("ingestion_api.auth")
@@ -85,15 +86,18 @@ def encode_entry(entry: KeyEntry) -> str:
     return base64.b64encode(json.dumps(body).encode()).decode()
 
 
-def decode_entries(secret: dict[str, Any]) -> dict[str, KeyEntry]:
-    """Return the entries of a Secret by key id; those that cannot be read are left out and named in the log."""
+def decode_entries(values: Mapping[str, str | None]) -> dict[str, KeyEntry]:
+    """Return the entries of the keys' Secret by key id; those that cannot be read are left out and named in the log.
+
+    Args:
+        values: from `read_secret`.
+    """
     entries: dict[str, KeyEntry] = {}
-    for key_id, encoded in (secret.get("data") or {}).items():
+    for key_id, text in values.items():
         try:
-            entries[key_id] = KeyEntry.model_validate_json(base64.b64decode(encoded, validate=True))
-        except (ValidationError, binascii.Error) as error:
-            what = type(error).__name__
-            LOG.warning("unreadable API key entry", extra={"key_id": key_id, "error": what})
+            entries[key_id] = KeyEntry.model_validate_json(text or "")
+        except ValidationError:
+            LOG.warning("unreadable API key entry", extra={"key_id": key_id})
     return entries
 
 
@@ -110,7 +114,7 @@ class KeyRing:
 
     def __init__(self, *, kube: KubeClient, namespace: str) -> None:
         self._kube = kube
-        self._path = core_path("secrets", namespace, API_KEYS_SECRET)
+        self._namespace = namespace
         self._entries: dict[str, KeyEntry] = {}
         self._read_at = -STALE_SECONDS
         self._tried_at = -STALE_SECONDS
@@ -157,16 +161,16 @@ class KeyRing:
     async def _read(self) -> bool:
         """Read the Secret and return True; False when the API server does not give it: what was read before stands."""
         try:
-            secret = await self._kube.request("GET", self._path, timeout=5.0)
+            values = await read_secret(
+                self._kube, namespace=self._namespace, name=API_KEYS_SECRET, timeout=READ_SECONDS
+            )
         except ApiError as error:
-            if not error.not_found:
-                LOG.warning("API keys not readable", extra={"error": str(error)})
-                return False
-            secret = {}
+            LOG.warning("API keys not readable", extra={"error": str(error)})
+            return False
         finally:
             # The time of its end: after a try that hung, those who waited for it must not hang in one more each.
             self._tried_at = time.monotonic()
-        self._entries = decode_entries(secret)
+        self._entries = decode_entries(values or {})
         return True
 
 

@@ -16,6 +16,7 @@ from ingestion_crds.constants import API_KEYS_SECRET
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
 
 from ingestion_api.auth import NAMESPACE_PATTERN, KeyEntry, decode_entries, encode_entry, hash_key, new_key
+from ingestion_api.kube_secrets import read_secret
 
 DEFAULT_SECRET_NAMESPACE: Final = "ingestion-system"  # noqa: S105 - a namespace
 _KEY_ID: Final = re.compile(r"^[a-z0-9]{4,32}$")
@@ -77,19 +78,14 @@ async def _in_cluster(options: argparse.Namespace) -> int:
             await _store(kube, options.secret_namespace, {key_id: encode_entry(entry)})
             sys.stdout.write(key + "\n")
             return 0
-        path = core_path("secrets", options.secret_namespace, API_KEYS_SECRET)
-        try:
-            secret = await kube.request("GET", path)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            secret = {}
+        values = await read_secret(kube, namespace=options.secret_namespace, name=API_KEYS_SECRET) or {}
         if options.command == "list":
-            for key_id, entry in sorted(decode_entries(secret).items(), key=lambda item: item[1].created):
+            for key_id, entry in sorted(decode_entries(values).items(), key=lambda item: item[1].created):
                 sys.stdout.write(f"{key_id}\t{entry.namespace}\t{entry.created:%Y-%m-%dT%H:%M:%SZ}\t{entry.name}\n")
             return 0
-        if options.id not in (secret.get("data") or {}):
+        if options.id not in values:
             return _fail(f"no key {options.id!r} in {options.secret_namespace}/{API_KEYS_SECRET}")
+        path = core_path("secrets", options.secret_namespace, API_KEYS_SECRET)
         await kube.request("PATCH", path, body={"data": {options.id: None}}, content_type=MERGE_PATCH)
         return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import functools
 import threading
 import time
@@ -13,15 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 from ingestion_crds.config import Config
 from ingestion_crds.constants import BUILTIN_PROVIDER
-from ingestion_crds.kube import ApiError, KubeClient, core_path
+from ingestion_crds.kube import KubeClient
 from ingestion_worker.budget import Budget
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store
 
+from ingestion_api.kube_secrets import READ_SECONDS, read_secret
 from ingestion_api.options import Options
 from ingestion_api.problems import unavailable
 from ingestion_api.slots import Slots
-from ingestion_api.stores import READ_SECONDS, TenantStores, from_worker_error
+from ingestion_api.stores import TenantStores, from_worker_error
 
 if TYPE_CHECKING:
     # pyarrow and the built-in embedder's weights: loaded with the first search, so that the API starts quickly.
@@ -161,23 +161,14 @@ class Searches:
         """Return the keys that can be had: a missing one matters only to a search that needs it."""
         keys: dict[str, str] = {}
         for provider in self._config.embedding_providers:
-            if provider.secret_name and (key := await self._provider_key(provider.secret_name)) is not None:
+            if not provider.secret_name:
+                continue
+            values = await read_secret(
+                self._kube, namespace=self._namespace, name=provider.secret_name, timeout=READ_SECONDS
+            )
+            if (key := (values or {}).get("apiKey")) is not None:
                 keys[provider.name] = key
         return keys
-
-    async def _provider_key(self, secret_name: str) -> str | None:
-        try:
-            path = core_path("secrets", self._namespace, secret_name)
-            secret = await self._kube.request("GET", path, timeout=READ_SECONDS)
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        encoded = (secret.get("data") or {}).get("apiKey")
-        try:
-            return None if encoded is None else base64.b64decode(encoded).decode()
-        except UnicodeDecodeError:  # no key that could be sent
-            return None
 
 
 def _request_limits(seconds: float) -> RequestLimits:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from typing import Final
 
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.kube import ApiError, KubeClient, core_path
+from ingestion_crds.kube import KubeClient
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 
+from ingestion_api.kube_secrets import READ_SECONDS, read_secret
 from ingestion_api.problems import ProblemError, bad_request, unavailable
 
 FRESH_SECONDS: Final = 60.0
-READ_SECONDS: Final = 5.0
 ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
 SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
 
@@ -72,24 +71,21 @@ class TenantStores:
         if endpoint and endpoint.startswith("file://"):
             return Store(config=StoreConfig(url=f"{endpoint.rstrip('/')}/{tenant.bucket}"))
         where = f"{tenant.namespace}/{tenant.store_secret}"
-        try:
-            path = core_path("secrets", tenant.namespace, tenant.store_secret)
-            secret = await self._kube.request("GET", path, timeout=READ_SECONDS)
-        except ApiError as error:
-            if error.not_found:
-                raise unavailable(f"the Secret {where} with the store's credentials does not exist") from error
-            raise
-        data = secret.get("data") or {}
-        missing = [key for key in (ACCESS_KEY, SECRET_KEY) if key not in data]
+        values = await read_secret(
+            self._kube, namespace=tenant.namespace, name=tenant.store_secret, timeout=READ_SECONDS
+        )
+        if values is None:
+            raise unavailable(f"the Secret {where} with the store's credentials does not exist")
+        missing = [key for key in (ACCESS_KEY, SECRET_KEY) if values.get(key) is None]
         if missing:
-            raise unavailable(f"the Secret {where} lacks {' and '.join(missing)}")
+            raise unavailable(f"the Secret {where} lacks {' and '.join(missing)}, or what it has there is no text")
         return Store(
             config=StoreConfig(
                 url=f"s3://{tenant.bucket}",
                 endpoint=endpoint,
                 region=self._config.store.region,
-                access_key_id=base64.b64decode(data[ACCESS_KEY]).decode(),
-                secret_access_key=base64.b64decode(data[SECRET_KEY]).decode(),
+                access_key_id=values[ACCESS_KEY],
+                secret_access_key=values[SECRET_KEY],
             )
         )
 

@@ -470,6 +470,33 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
             parts.searches.close()
 
 
+@pytest.mark.parametrize(
+    ("data", "lacks"),
+    [
+        ({ACCESS_KEY: "/w==", SECRET_KEY: "YQ=="}, ACCESS_KEY),
+        ({ACCESS_KEY: "YQ=="}, SECRET_KEY),
+        (None, f"{ACCESS_KEY} and {SECRET_KEY}"),
+    ],
+    ids=["one is no text", "one is missing", "it is empty"],
+)
+async def test_a_tenant_whose_secret_has_no_credentials_is_told_what_it_lacks(
+    tmp_path: Path, data: JsonObject | None, lacks: str
+) -> None:
+    def secret(request: BaseHTTPRequestHandler) -> None:
+        answer(request, 200, json.dumps({"data": data}).encode())
+
+    config = Config.model_validate({**configuration(tmp_path), "store": {"endpoint": "http://127.0.0.1:9"}})
+    with http_server(handle=secret) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            parts = connect(kube=kube, config=config, options=Options(), namespace="system", metrics=Metrics())
+            with pytest.raises(ProblemError) as refused:
+                await parts.stores.of(namespace="team-a")
+            parts.searches.close()
+    (tenant,) = config.tenants
+    assert refused.value.status == 503
+    assert f"the Secret team-a/{tenant.store_secret} lacks {lacks}, or" in refused.value.message
+
+
 async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_path: Path) -> None:
     worker = Worker(store=Store(config=StoreConfig(url=f"file://{tmp_path}/team-a")), folder=tmp_path)
     texts = {KB: ["A lighthouse by the sea.", "Tax forms."], OTHER: ["The lighthouse keeper.", "Soup of the day."]}

@@ -65,9 +65,9 @@ async def test_strangers_do_not_make_a_failing_api_server_be_asked_more_than_onc
 class KeysSecret:
     """An API server that holds one key, or none any more, or does not answer."""
 
-    def __init__(self, key_id: str, key: str) -> None:
+    def __init__(self, key_id: str, key: str, **others: str) -> None:
         entry = KeyEntry(hash=hash_key(key), namespace="team-a", name="", created=datetime.now(UTC))
-        encoded = {"data": {key_id: encode_entry(entry)}}
+        encoded = {"data": {**others, key_id: encode_entry(entry)}}
         self.status, self.body = 200, json.dumps(encoded).encode()
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
@@ -98,6 +98,17 @@ async def test_how_long_a_key_is_believed(
                 with pytest.raises(ProblemError) as refused:
                     await ring.authenticate(key)
                 assert refused.value.status == refusal
+
+
+@pytest.mark.parametrize("odd", ["/w==", "YQ=="], ids=["no text", "no entry"])
+async def test_an_entry_that_cannot_be_read_is_named_and_harms_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, odd: str
+) -> None:
+    key_id, key = new_key()
+    with http_server(handle=KeysSecret(key_id, key, odd=odd)) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            assert (await KeyRing(kube=kube, namespace="system").authenticate(key)).namespace == "team-a"
+    assert [vars(record).get("key_id") for record in caplog.records] == ["odd"]
 
 
 def listed(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, *where: str) -> str:
