@@ -306,6 +306,22 @@ def test_an_older_version_does_not_replace_a_newer_one(worker: Worker) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "copy.parquet", "000001/0000009.parquet"])
+def test_what_lies_beside_an_output_is_not_taken_for_it(worker: Worker, name: str) -> None:
+    """Somebody's own, or what a backup tool leaves: the segment is written, and found again."""
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    version = prepared["version"]
+    prefix = worker.context().version_prefix(version_id=version["id"])
+    folder = layout.segment_prefix(prefix=prefix, plan_hash=version["planHash"], segment=0)
+    worker.store.put(key=f"{folder}/{name}", data=b"x")
+    chunks = [worker.segment(prepared=prepared, segment=index)["chunks"] for index in range(prepared["segments"])]
+    worker.more["make_embedder"] = pytest.fail
+    assert worker.segment(prepared=prepared, segment=0)["chunks"] == chunks[0]
+    assert worker.publish(prepared=prepared)["chunks"] == sum(chunks)
+    worker.store.get(key=layout.segment_key(prefix=prefix, plan_hash=version["planHash"], segment=0, chunks=chunks[0]))
+
+
 def test_what_is_superseded_already_is_not_embedded(worker: Worker) -> None:
     """Only publishing said so, when all vectors were paid for."""
     uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")

@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_OUTPUT: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,})/([0-9]{7,})\.parquet")
 MAX_FILE_NAME: Final = 100
 
 
@@ -93,9 +94,9 @@ def parse_segment_key(*, key: str) -> tuple[int, int]:
     """Return (segment, chunks) of an output's key.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, as `segment_key` makes them.
     """
-    folder, _, name = key.rpartition("/")
-    if not name.endswith(".parquet"):
+    found = _OUTPUT.fullmatch(key)
+    if found is None:
         raise ValueError(key)
-    return int(folder.rpartition("/")[2]), int(name.removesuffix(".parquet"))
+    return int(found[1]), int(found[2])

@@ -136,9 +136,7 @@ def find_output(*, store: Store, prefix: str, plan_hash: str, segment: int) -> i
         WorkerError: StoreUnavailable, StoreForbidden.
     """
     folder = layout.segment_prefix(prefix=prefix, plan_hash=plan_hash, segment=segment)
-    for entry in store.list(prefix=folder):
-        return layout.parse_segment_key(key=entry.key)[1]
-    return None
+    return next((chunks for _, chunks in _outputs(store=store, folder=folder)), None)
 
 
 def iterate_outputs(*, store: Store, prefix: str, plan_hash: str) -> Iterator[tuple[int, int]]:
@@ -152,6 +150,11 @@ def iterate_outputs(*, store: Store, prefix: str, plan_hash: str) -> Iterator[tu
     Raises:
         WorkerError: StoreUnavailable, StoreForbidden.
     """
-    for entry in store.list(prefix=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash)):
+    return _outputs(store=store, folder=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash))
+
+
+def _outputs(*, store: Store, folder: str) -> Iterator[tuple[int, int]]:
+    """Yield (segment, chunks) of the outputs in a folder; what else lies there is passed over."""
+    for entry in store.list(prefix=folder):
         with contextlib.suppress(ValueError):
             yield layout.parse_segment_key(key=entry.key)
