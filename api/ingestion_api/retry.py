@@ -23,7 +23,7 @@ from ingestion_crds.constants import (
 )
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
-from ingestion_crds.retry import retry_pending, why_not, wrong_phase
+from ingestion_crds.retry import why_not, wrong_phase
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ingestion_api.auth import Principal
@@ -103,7 +103,7 @@ class Retries:
             ApiError: the API server does not answer.
         """
         # Fixed at the first read: whoever raises the generation to this one did it for this request too.
-        target = job.spec.retry_generation + (0 if retry_pending(job) else 1)
+        target = job.spec.retry_generation + (0 if job.retry_pending else 1)
         if key is None:
             await self._reach(caller, job, target, key)
             return
@@ -146,7 +146,7 @@ class Retries:
         if key is not None and any(kept.key == key for kept in kept_keys(job)):
             self._metrics.retries.labels(outcome="repeated").inc()
             return None
-        if live >= target or retry_pending(job):
+        if live >= target or job.retry_pending:
             if key is None:
                 self._metrics.retries.labels(outcome="joined").inc()
                 return None

@@ -11,8 +11,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from ingestion_crds.constants import TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
-from ingestion_crds.job import Failure, IngestionJob, Model, Status, Version, job_id_of
-from ingestion_crds.retry import retry_pending
+from ingestion_crds.job import Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -65,6 +64,11 @@ class NarrowJob(Model):
     spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
     status: _NarrowStatus = Field(default_factory=_NarrowStatus)
 
+    @property
+    def retry_pending(self) -> bool:
+        """As an IngestionJob's."""
+        return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
+
 
 class _ShownStatus(Status):
     conditions: list[_NarrowCondition] = Field(default_factory=list)  # type: ignore[assignment]
@@ -87,7 +91,7 @@ def job_id(job: AnyJob) -> str:
 
 def shown_phase(job: AnyJob) -> Phase:
     """Return the phase that clients see: queued while a retry waits."""
-    return Phase.QUEUED if retry_pending(job) else job.status.phase
+    return Phase.QUEUED if job.retry_pending else job.status.phase
 
 
 class VersionView(BaseModel):
@@ -192,7 +196,7 @@ class IngestResponse(BaseModel):
 
 def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     """Return a job's entry in a list."""
-    status, waiting = job.status, retry_pending(job)
+    status, waiting = job.status, job.retry_pending
     phase = shown_phase(job)
     reset = waiting and status.mode is Mode.SINGLE_PASS
     return IngestionJobSummaryResponse(
@@ -220,7 +224,7 @@ def page_json(entries: Iterable[bytes], *, next_cursor: str | None) -> bytes:
 
 def progress(job: IngestionJob) -> IngestionJobResponse:
     """Return a job's progress."""
-    status, waiting = job.status, retry_pending(job)
+    status, waiting = job.status, job.retry_pending
     phase = shown_phase(job)
     # A single pass starts over; a segmented job keeps what is done.
     reset = waiting and status.mode is Mode.SINGLE_PASS
@@ -261,7 +265,7 @@ def _version(version: Version | None, *, waiting: bool) -> VersionView | None:
 
 def _complaint(job: AnyJob) -> str | None:
     """Return the message of Stalled, which says what needs a person; None of an attempt that is to be retried."""
-    if retry_pending(job) and job.status.phase in TERMINAL_PHASES:
+    if job.retry_pending and job.status.phase in TERMINAL_PHASES:
         return None  # the operator has not looked at the retry yet
     for condition in job.status.conditions:
         if condition.type == ConditionType.STALLED and condition.status == "True":

@@ -432,10 +432,25 @@ class IngestionJob(Model):
         """The id that the REST API knows it by: its name when that is a UUID, else its UID."""
         return job_id_of(self.metadata.name, self.metadata.uid)
 
+    @property
+    def retry_pending(self) -> bool:
+        """True while a retry is recorded that the operator has not taken up."""
+        return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
+
 
 def job_id_of(name: str, uid: str) -> str:
     """Return a job's REST id: the name when REST created it (a UUID), else the object's UID."""
     return name if re.match(UUID_PATTERN, name) else uid
+
+
+def is_retry_pending(*, wanted: int, observed: int | None) -> bool:
+    """Return whether a retry is recorded that the operator has not taken up. A new job's first generation is none.
+
+    Args:
+        wanted: spec.retryGeneration.
+        observed: status.observedRetryGeneration.
+    """
+    return observed is not None and wanted > observed
 
 
 def version_id_of(uid: str) -> str:

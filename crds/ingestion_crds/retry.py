@@ -2,41 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from ingestion_crds.constants import RETRYABLE_PHASES
 from ingestion_crds.job import IngestionJob
-
-
-class _Spec(Protocol):
-    @property
-    def retry_generation(self) -> int: ...
-
-
-class _Status(Protocol):
-    @property
-    def observed_retry_generation(self) -> int | None: ...
-
-
-class Generations(Protocol):
-    """What says of a job which generation is wanted, and which was taken up: all of it, or a part that was read."""
-
-    @property
-    def spec(self) -> _Spec: ...
-
-    @property
-    def status(self) -> _Status: ...
-
-
-def pending(job: Generations) -> bool:
-    """True while a generation is wanted that the operator has not taken up: the first one of a new job, or a retry."""
-    observed = job.status.observed_retry_generation
-    return observed is None or job.spec.retry_generation > observed
-
-
-def retry_pending(job: Generations) -> bool:
-    """True while the generation that is pending is a retry: of a new job it never is."""
-    return job.status.observed_retry_generation is not None and pending(job)
 
 
 def why_not(job: IngestionJob) -> str | None:
@@ -46,8 +13,9 @@ def why_not(job: IngestionJob) -> str | None:
     """
     if job.metadata.deletion_timestamp is not None:
         return "the job is being deleted"
-    if pending(job):
-        return f"generation {job.spec.retry_generation} is recorded and has not begun yet"
+    wanted, observed = job.spec.retry_generation, job.status.observed_retry_generation
+    if observed is None or wanted > observed:
+        return f"generation {wanted} is recorded and has not begun yet"
     return wrong_phase(job)
 
 

@@ -7,7 +7,6 @@ from operator import attrgetter
 from typing import Final
 
 from ingestion_crds import constants as names
-from ingestion_crds import retry
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
 from ingestion_crds.job import AttemptJob, Condition, IngestionJob, Status
 
@@ -25,7 +24,7 @@ def settled(job: IngestionJob) -> bool:
         at_rest(job)
         and status.phase is phase_of(status)
         and status.observed_retry_generation == status.attempts[-1].generation
-        and not retry.pending(job)
+        and not job.retry_pending
         and status.observed_generation == job.metadata.generation
         and (not token or token == status.last_handled_retry_request)
         and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
@@ -60,7 +59,7 @@ def at_rest(job: IngestionJob) -> bool:
 
 def begins(job: IngestionJob) -> bool:
     """True when the body alone shows that an attempt is to begin: of a new job, or the next of one at rest."""
-    return not job.status.attempts or (at_rest(job) and retry.pending(job))
+    return not job.status.attempts or (at_rest(job) and job.retry_pending)
 
 
 def expected_names(job: IngestionJob) -> tuple[str, ...]:
