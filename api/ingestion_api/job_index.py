@@ -20,7 +20,7 @@ from ingestion_crds.follow import follow
 from ingestion_crds.kube import ApiError, KubeClient, ingestion_path
 
 from ingestion_api.metrics import Metrics
-from ingestion_api.views import NarrowJob, job_id, shown_phase, summary
+from ingestion_api.views import NarrowJob, shown_phase, summary
 
 LOG: Final = logging.getLogger("ingestion_api.job_index")
 _TOMBSTONES: Final = 4096
@@ -55,17 +55,13 @@ class IndexedJob:
 
     @classmethod
     def of(cls, job: NarrowJob) -> Self:
-        """Return what is kept of a job.
-
-        Raises:
-            ValueError: when it has an id that is no UUID.
-        """
+        """Return what is kept of a job."""
         metadata = job.metadata
         return cls(
             # Each job was read from JSON of its own: those with the same text are to share one copy of it.
             namespace=sys.intern(metadata.namespace),
             name=metadata.name,
-            job_id=job_id(job),
+            job_id=job.job_id,
             knowledge_base=sys.intern(job.spec.knowledge_base),
             resource_version=int(metadata.resource_version or 0),
             place=(metadata.creation_timestamp.timestamp(), metadata.uid),

@@ -13,7 +13,7 @@ from ingestion_crds.kube import ApiError, KubeClient, ingestion_path
 
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
-from ingestion_api.views import ShownJob, job_id
+from ingestion_api.views import ShownJob
 
 # How often a job is sent to an API server that does not answer, and how long that may take.
 _PAUSES_SECONDS: Final = (0.0, 0.2, 1.0, 3.0)
@@ -47,7 +47,7 @@ class Jobs:
         # The index may be a moment old, and the name another job's by now.
         for name in dict.fromkeys((indexed or text, text)):
             job = await self.read(namespace=namespace, name=name)
-            if job is not None and job_id(job) == text:
+            if job is not None and job.job_id == text:
                 return job
         if not synced:
             raise still_listing()

@@ -31,7 +31,6 @@ from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import Jobs
 from ingestion_api.metrics import Metrics
 from ingestion_api.problems import bad_request, not_found, unavailable
-from ingestion_api.views import job_id
 
 MAX_TRIES: Final = 8
 _KEY_TEXT: Final = re.compile(r"^[\x21-\x7e]{1,255}$")
@@ -125,7 +124,7 @@ class Retries:
                 await self._patch(job, write, caller, key)
             except ApiError as error:
                 if error.not_found:
-                    raise not_found(f"the ingestion job {job_id(job)} was deleted") from error
+                    raise not_found(f"the ingestion job {job.job_id} was deleted") from error
                 if error.denied or (error.status == 422 and tries == MAX_TRIES - 1):
                     raise bad_request(error.message, error="not_retryable") from error
                 # 409 and 422: the job changed since the look. 0 and 5xx: the write may have happened.
@@ -179,7 +178,7 @@ class Retries:
     async def _again(self, job: IngestionJob) -> IngestionJob:
         live = await self._jobs.read(namespace=job.metadata.namespace, name=job.metadata.name)
         if live is None or live.metadata.uid != job.metadata.uid:
-            raise not_found(f"the ingestion job {job_id(job)} was deleted")
+            raise not_found(f"the ingestion job {job.job_id} was deleted")
         return live
 
 

@@ -47,7 +47,6 @@ class _NarrowCondition(Model):
 
 
 class _NarrowStatus(Model):
-    job_id: str | None = Field(None, alias="jobID")
     observed_retry_generation: int | None = None
     phase: Phase = Phase.QUEUED
     mode: Mode | None = None
@@ -63,6 +62,11 @@ class NarrowJob(Model):
     metadata: _NarrowMetadata
     spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
     status: _NarrowStatus = Field(default_factory=_NarrowStatus)
+
+    @property
+    def job_id(self) -> str:
+        """As an IngestionJob's."""
+        return job_id_of(self.metadata.name, self.metadata.uid)
 
     @property
     def retry_pending(self) -> bool:
@@ -82,11 +86,6 @@ class ShownJob(IngestionJob):
 
 
 AnyJob = NarrowJob | IngestionJob
-
-
-def job_id(job: AnyJob) -> str:
-    """Return the job's id in this API: what status records, or what it will record."""
-    return job.status.job_id or job_id_of(job.metadata.name, job.metadata.uid)
 
 
 def shown_phase(job: AnyJob) -> Phase:
@@ -200,7 +199,7 @@ def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     phase = shown_phase(job)
     reset = waiting and status.mode is Mode.SINGLE_PASS
     return IngestionJobSummaryResponse(
-        id=UUID(job_id(job)),
+        id=UUID(job.job_id),
         job_type=JOB_TYPE,
         status=phase.value,
         knowledge_base_id=UUID(job.spec.knowledge_base),
@@ -230,7 +229,7 @@ def progress(job: IngestionJob) -> IngestionJobResponse:
     reset = waiting and status.mode is Mode.SINGLE_PASS
     segments = None if reset else status.segments
     return IngestionJobResponse(
-        id=UUID(job_id(job)),
+        id=UUID(job.job_id),
         job_type=JOB_TYPE,
         status=phase.value,
         knowledge_base_id=UUID(job.spec.knowledge_base),

@@ -187,6 +187,29 @@ async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) ->
     assert commands == ["GET", "PATCH"]
 
 
+@pytest.mark.parametrize("foreign", [str(uuid.UUID(int=1)), "none"], ids=["another job's", "no id"])
+async def test_a_job_has_its_own_id_whatever_its_status_says(tmp_path: Path, foreign: str) -> None:
+    """As the status does that a backup tool has brought back, until the operator has looked at it."""
+    jobs = {"first": stored("first", uid=str(uuid.UUID(int=1))), "second": stored("second", uid=str(uuid.UUID(int=2)))}
+    jobs["second"]["status"] = {"phase": "failed", "observedRetryGeneration": 0, "jobID": foreign}
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        job = jobs.get(request.path.rsplit("/", 1)[-1])
+        answer(request, 404 if job is None else 200, json.dumps(job).encode())
+
+    async with services(tmp_path, server) as parts:
+        for job in jobs.values():
+            parts.index.put(job)
+        for number, name in ((1, "first"), (2, "second")):
+            found = await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=number))
+            assert (found.metadata.name, progress(found).id) == (name, uuid.UUID(int=number))
+        listed, _ = parts.index.page(
+            namespace="team-a", knowledge_base=KNOWLEDGE_BASE, phase=None, limit=9, before=None
+        )
+    ids = {str(json.loads(job.entry)["id"]) for job in listed}
+    assert ids == {str(uuid.UUID(int=1)), str(uuid.UUID(int=2))}
+
+
 @pytest.mark.parametrize("problem", [busy("too many"), unavailable("away")])
 def test_a_client_that_is_to_try_again_is_told_when(problem: ProblemError) -> None:
     assert int(problem.response().headers["retry-after"]) > 0
