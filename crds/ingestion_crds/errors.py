@@ -6,11 +6,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from ingestion_crds.constants import TRANSIENT_EXIT_CODE, Stage
 
 ANY: Final = "any"
+
+# The codes of the table, as a type: mypy finds one that is misspelt.
+Code = Literal[
+    "DocumentUnreadable",
+    "DocumentEncrypted",
+    "DocumentEmpty",
+    "DocumentTruncated",
+    "UnsupportedType",
+    "DocumentTooLarge",
+    "SourceNotFound",
+    "SourceForbidden",
+    "SourceNotAllowed",
+    "SourceHashMismatch",
+    "PageUnreadable",
+    "EmbeddingRejected",
+    "EmbeddingUnauthorized",
+    "EmbeddingInvalid",
+    "VersionSuperseded",
+    "PipelineChanged",
+    "InvalidAttempt",
+    "DocumentTooComplex",
+    "SourceUnavailable",
+    "SourceTruncated",
+    "StoreUnavailable",
+    "StoreForbidden",
+    "EmbeddingUnavailable",
+    "EmbeddingRateLimited",
+    "AttemptMismatch",
+    "Fenced",
+    "SegmentsMissing",
+    "Interrupted",
+    "Internal",
+    "OOMKilled",
+    "Evicted",
+    "Deadline",
+    "PodLost",
+    "JobLost",
+    "Cancelled",
+    "TooManyFailures",
+    "StartError",
+    "ContainerError",
+    "ResultLost",
+    "Unknown",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +71,7 @@ class ErrorCode:
         remedy: what a person does about it.
     """
 
-    code: str
+    code: Code
     stage: str
     exit_code: int | None
     retryable: bool
@@ -35,18 +79,7 @@ class ErrorCode:
     remedy: str
 
 
-def _permanent(code: str, stage: str, exit_code: int, retryable: bool, meaning: str, remedy: str) -> ErrorCode:
-    return ErrorCode(
-        code=code,
-        stage=stage,
-        exit_code=exit_code,
-        retryable=retryable,
-        meaning=meaning,
-        remedy=remedy,
-    )
-
-
-def _transient(code: str, stage: str, meaning: str, remedy: str) -> ErrorCode:
+def _transient(code: Code, stage: str, meaning: str, remedy: str) -> ErrorCode:
     return ErrorCode(
         code=code,
         stage=stage,
@@ -57,7 +90,7 @@ def _transient(code: str, stage: str, meaning: str, remedy: str) -> ErrorCode:
     )
 
 
-def _observed(code: str, stage: str, meaning: str, remedy: str) -> ErrorCode:
+def _observed(code: Code, stage: str, meaning: str, remedy: str) -> ErrorCode:
     return ErrorCode(code=code, stage=stage, exit_code=None, retryable=True, meaning=meaning, remedy=remedy)
 
 
@@ -66,155 +99,156 @@ _SEGMENTS: Final = Stage.SEGMENTS.value
 
 _TABLE: Final = (
     # Permanent: the worker says so by its exit code.
-    _permanent(
-        "DocumentUnreadable",
-        _PREPARE,
-        64,
-        False,
-        "The file is damaged, or is not what its type says.",
-        "Open the file yourself; upload a good copy as a new job.",
+    ErrorCode(
+        code="DocumentUnreadable",
+        stage=_PREPARE,
+        exit_code=64,
+        retryable=False,
+        meaning="The file is damaged, or is not what its type says.",
+        remedy="Open the file yourself; upload a good copy as a new job.",
     ),
-    _permanent(
-        "DocumentEncrypted",
-        _PREPARE,
-        65,
-        False,
-        "The document needs a password.",
-        "Remove the password and upload it as a new job.",
+    ErrorCode(
+        code="DocumentEncrypted",
+        stage=_PREPARE,
+        exit_code=65,
+        retryable=False,
+        meaning="The document needs a password.",
+        remedy="Remove the password and upload it as a new job.",
     ),
-    _permanent(
-        "DocumentEmpty",
-        _PREPARE,
-        66,
-        False,
-        "The file has no bytes, no pages, or no text in it.",
-        "Check the file; a scanned document needs text recognition first.",
+    ErrorCode(
+        code="DocumentEmpty",
+        stage=_PREPARE,
+        exit_code=66,
+        retryable=False,
+        meaning="The file has no bytes, no pages, or no text in it.",
+        remedy="Check the file; a scanned document needs text recognition first.",
     ),
-    _permanent(
-        "DocumentTruncated",
-        _PREPARE,
-        67,
-        False,
-        "The file ends before its format says it should.",
-        "Upload the whole file as a new job.",
+    ErrorCode(
+        code="DocumentTruncated",
+        stage=_PREPARE,
+        exit_code=67,
+        retryable=False,
+        meaning="The file ends before its format says it should.",
+        remedy="Upload the whole file as a new job.",
     ),
-    _permanent(
-        "UnsupportedType",
-        _PREPARE,
-        68,
-        False,
-        "The document, or a file that it includes, is none of PDF, DOCX, HTML, Markdown and plain text, or is an XFA"
-        " form.",
-        "Convert the document, or correct spec.document.source.contentType in a new job.",
+    ErrorCode(
+        code="UnsupportedType",
+        stage=_PREPARE,
+        exit_code=68,
+        retryable=False,
+        meaning="The document, or a file that it includes, is none of PDF, DOCX, HTML, Markdown and plain text, or is"
+        " an XFA form.",
+        remedy="Convert the document, or correct spec.document.source.contentType in a new job.",
     ),
-    _permanent(
-        "DocumentTooLarge",
-        _PREPARE,
-        69,
-        False,
-        "The document is over a limit of bytes, pages, unpacked size or segments.",
-        "See the message for the limit ([all of them](give-a-file.md#how-large)): split the document, or make a new job"
-        " with larger segments. If it is the chart's sources.maxBytes, have that raised and retry.",
+    ErrorCode(
+        code="DocumentTooLarge",
+        stage=_PREPARE,
+        exit_code=69,
+        retryable=False,
+        meaning="The document is over a limit of bytes, pages, unpacked size or segments.",
+        remedy="See the message for the limit ([all of them](give-a-file.md#how-large)): split the document, or make a"
+        " new job with larger segments. If it is the chart's sources.maxBytes, have that raised and retry.",
     ),
-    _permanent(
-        "SourceNotFound",
-        _PREPARE,
-        70,
-        True,
-        "The source does not exist (404, or no such object in the bucket).",
-        "Put the file where spec.document.source.uri points, then retry.",
+    ErrorCode(
+        code="SourceNotFound",
+        stage=_PREPARE,
+        exit_code=70,
+        retryable=True,
+        meaning="The source does not exist (404, or no such object in the bucket).",
+        remedy="Put the file where spec.document.source.uri points, then retry.",
     ),
-    _permanent(
-        "SourceForbidden",
-        _PREPARE,
-        71,
-        True,
-        "The source refused access (401 or 403).",
-        "Allow access to the source, then retry.",
+    ErrorCode(
+        code="SourceForbidden",
+        stage=_PREPARE,
+        exit_code=71,
+        retryable=True,
+        meaning="The source refused access (401 or 403).",
+        remedy="Allow access to the source, then retry.",
     ),
-    _permanent(
-        "SourceNotAllowed",
-        _PREPARE,
-        72,
-        True,
-        "The source is another bucket, or an address that the allow-list does not name.",
-        "Have the chart's sources.allow extended, then retry; or make a new job with a source in the tenant's own"
-        " bucket or on a public address.",
+    ErrorCode(
+        code="SourceNotAllowed",
+        stage=_PREPARE,
+        exit_code=72,
+        retryable=True,
+        meaning="The source is another bucket, or an address that the allow-list does not name.",
+        remedy="Have the chart's sources.allow extended, then retry; or make a new job with a source in the"
+        " tenant's own bucket or on a public address.",
     ),
-    _permanent(
-        "SourceHashMismatch",
-        _PREPARE,
-        73,
-        False,
-        "The bytes read are not those that spec.document.source.sha256 promises.",
-        "Find out which of the two is right, then make a new job.",
+    ErrorCode(
+        code="SourceHashMismatch",
+        stage=_PREPARE,
+        exit_code=73,
+        retryable=False,
+        meaning="The bytes read are not those that spec.document.source.sha256 promises.",
+        remedy="Find out which of the two is right, then make a new job.",
     ),
-    _permanent(
-        "PageUnreadable",
-        ANY,
-        74,
-        False,
-        "A page of the segment cannot be read.",
-        "Repair that page of the document; the message names it.",
+    ErrorCode(
+        code="PageUnreadable",
+        stage=ANY,
+        exit_code=74,
+        retryable=False,
+        meaning="A page of the segment cannot be read.",
+        remedy="Repair that page of the document; the message names it.",
     ),
-    _permanent(
-        "EmbeddingRejected",
-        ANY,
-        75,
-        True,
-        "The endpoint refused a text (a 4xx other than 401, 403, 408, 425 and 429), its URL is not valid, or the"
-        " built-in embedder has no such model or dimensions.",
-        "See the message: correct the endpoint or its content rules, then retry; for another model or other dimensions"
-        " make a new job.",
+    ErrorCode(
+        code="EmbeddingRejected",
+        stage=ANY,
+        exit_code=75,
+        retryable=True,
+        meaning="The endpoint refused a text (a 4xx other than 401, 403, 408, 425 and 429), its URL is not valid, or"
+        " the built-in embedder has no such model or dimensions.",
+        remedy="See the message: correct the endpoint or its content rules, then retry; for another model or other"
+        " dimensions make a new job.",
     ),
-    _permanent(
-        "EmbeddingUnauthorized",
-        ANY,
-        76,
-        True,
-        "The embedding endpoint refused the key (401 or 403).",
-        "Correct the provider's Secret in the chart, then retry.",
+    ErrorCode(
+        code="EmbeddingUnauthorized",
+        stage=ANY,
+        exit_code=76,
+        retryable=True,
+        meaning="The embedding endpoint refused the key (401 or 403).",
+        remedy="Correct the provider's Secret in the chart, then retry.",
     ),
-    _permanent(
-        "EmbeddingInvalid",
-        ANY,
-        77,
-        False,
-        "The endpoint's vectors have the wrong number, dimension or values.",
-        "Set spec.pipeline.embedding.dimensions to what the model gives, in a new job.",
+    ErrorCode(
+        code="EmbeddingInvalid",
+        stage=ANY,
+        exit_code=77,
+        retryable=False,
+        meaning="The endpoint's vectors have the wrong number, dimension or values.",
+        remedy="Set spec.pipeline.embedding.dimensions to what the model gives, in a new job.",
     ),
-    _permanent(
-        "VersionSuperseded",
-        ANY,
-        78,
-        False,
-        "A newer version of the document is already live.",
-        "Nothing: the newer version stays. Ingest again for a newer one.",
+    ErrorCode(
+        code="VersionSuperseded",
+        stage=ANY,
+        exit_code=78,
+        retryable=False,
+        meaning="A newer version of the document is already live.",
+        remedy="Nothing: the newer version stays. Ingest again for a newer one.",
     ),
-    _permanent(
-        "PipelineChanged",
-        ANY,
-        79,
-        True,
-        "The worker's pipeline differs from the one that began this version.",
-        "Name the worker image that it began with in spec.template.image, then retry; or make a new job.",
+    ErrorCode(
+        code="PipelineChanged",
+        stage=ANY,
+        exit_code=79,
+        retryable=True,
+        meaning="The worker's pipeline differs from the one that began this version.",
+        remedy="Name the worker image that it began with in spec.template.image, then retry; or make a new job.",
     ),
-    _permanent(
-        "InvalidAttempt",
-        ANY,
-        80,
-        True,
-        "The attempt's file or environment is not what the worker understands.",
-        "Bring the worker image and the operator to the same release, then retry.",
+    ErrorCode(
+        code="InvalidAttempt",
+        stage=ANY,
+        exit_code=80,
+        retryable=True,
+        meaning="The attempt's file or environment is not what the worker understands.",
+        remedy="Bring the worker image and the operator to the same release, then retry.",
     ),
-    _permanent(
-        "DocumentTooComplex",
-        ANY,
-        81,
-        False,
-        "Reading the document went over the parser's limits of memory or time, or a segment is too large for searches.",
-        "See the message for the limit ([all of them](give-a-file.md#how-large)): split or simplify the document, or"
-        " make a new job with smaller segments or larger chunks. If it is memory below 1.5 GiB, raise"
+    ErrorCode(
+        code="DocumentTooComplex",
+        stage=ANY,
+        exit_code=81,
+        retryable=False,
+        meaning="Reading the document went over the parser's limits of memory or time, or a segment is too large"
+        " for searches.",
+        remedy="See the message for the limit ([all of them](give-a-file.md#how-large)): split or simplify the"
+        " document, or make a new job with smaller segments or larger chunks. If it is memory below 1.5 GiB, raise"
         " spec.template.resources.limits.memory and retry.",
     ),
     # Transient: the cluster runs the index again, up to segmentBackoffLimit times.

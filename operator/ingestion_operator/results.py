@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Mode, VersionState
-from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.errors import ERROR_CODES, Code
 from ingestion_crds.job import UUID_PATTERN
 
 _CODE_IN_TRUNCATED: Final = re.compile(r'"code"\s*:\s*"([A-Za-z]{1,63})"')
@@ -34,14 +34,14 @@ class PodResult:
 
     Args:
         succeeded: the container exited with 0.
-        code: an error code of the table; empty when it succeeded.
+        code: why it failed; empty when it succeeded.
         message: at most 200 bytes.
         exit_code: the container's; None when it never ran.
         payload: what a successful container said.
     """
 
     succeeded: bool
-    code: str = ""
+    code: Code | Literal[""] = ""
     message: str = ""
     exit_code: int | None = None
     payload: JsonObject = field(default_factory=dict)
@@ -71,7 +71,7 @@ def shorten(message: str, *, limit: int = names.MAX_FAILURE_MESSAGE_BYTES) -> st
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
 
 
-def failed(code: str, message: str, exit_code: int | None = None) -> PodResult:
+def failed(code: Code, message: str, exit_code: int | None = None) -> PodResult:
     """Return the result of a pod that failed, or was never seen to end."""
     return PodResult(succeeded=False, code=code, message=shorten(message), exit_code=exit_code)
 
@@ -132,7 +132,7 @@ def _result_of(pod: JsonObject) -> PodResult | None:
     if state.get("reason") in START_REASONS:
         return failed("StartError", said or state["reason"], exit_code)
     code, message = _error(said)
-    if code:
+    if code is not None:
         return failed(code, message, exit_code)
     if exit_code is None:
         return failed("PodLost", status.get("message") or "the pod failed and says nothing of its container")
@@ -147,17 +147,18 @@ def _json(text: str) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
-def _error(said: str) -> tuple[str, str]:
-    """Return code and message of a failure's JSON, whole or cut off; ("", "") when there is no known code."""
+def _error(said: str) -> tuple[Code | None, str]:
+    """Return code and message of a failure's JSON, whole or cut off; None and no message without a known code."""
     body = _json(said)
     if body:
         code, message = body.get("code"), body.get("message")
     else:  # The kubelet cuts at 4096 bytes over all containers: what is left still names the cause.
         found, text = _CODE_IN_TRUNCATED.search(said), _MESSAGE_IN_TRUNCATED.search(said)
         code, message = found and found[1], text and text[1]
-    if not isinstance(code, str) or code not in ERROR_CODES:
-        return "", ""
-    return code, message if isinstance(message, str) else ""
+    known = ERROR_CODES.get(code) if isinstance(code, str) else None
+    if known is None:
+        return None, ""
+    return known.code, message if isinstance(message, str) else ""
 
 
 def read_prepare(payload: JsonObject) -> PrepareResult | None:

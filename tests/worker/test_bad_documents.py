@@ -524,6 +524,16 @@ def test_a_folder_that_is_gone_is_no_fault_of_the_document(tmp_path: Path) -> No
         run_parser(operation="docx", name="manual", arguments=arguments)
 
 
+def test_a_hijacked_parser_cannot_make_up_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = tmp_path / "python"
+    parser.write_text("""#!/bin/sh\necho '{"error": {"code": "MadeUp", "message": "x"}}'\n""")
+    parser.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(parser))
+    with pytest.raises(WorkerError, match="Internal: x") as caught:
+        run_parser(operation="text", name="manual", arguments={})
+    assert caught.value.retryable
+
+
 @pytest.mark.parametrize("served", [None, "application/octet-stream", "text/plain"])
 @pytest.mark.parametrize(
     ("name", "data"),

@@ -245,12 +245,6 @@ def test_a_termination_log_that_cannot_be_written_is_no_failure(tmp_path: Path) 
     write_termination(message={"a": 1}, env={"INGESTION_TERMINATION_LOG": str(tmp_path / "none" / "x")})
 
 
-def test_a_code_that_is_not_in_the_table_becomes_internal() -> None:
-    assert WorkerError("Nonsense", "x").code == "Internal"
-    permanent = [row.exit_code for row in ERROR_CODES.values() if row.exit_code in PERMANENT_EXIT_CODES]
-    assert len(set(permanent)) == len(permanent) > 0
-
-
 def test_log_lines_are_json_and_hold_no_secrets() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)

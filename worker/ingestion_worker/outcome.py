@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ingestion_crds.constants import MAX_TERMINATION_MESSAGE_BYTES, TRANSIENT_EXIT_CODE
-from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.errors import ERROR_CODES, Code
 
 ENV_TERMINATION_LOG: Final = "INGESTION_TERMINATION_LOG"
 DEFAULT_TERMINATION_LOG: Final = "/dev/termination-log"
@@ -20,13 +20,13 @@ class WorkerError(Exception):
     """A failure that has a name in the table of error codes.
 
     Args:
-        code: a code of `ingestion_crds.errors`; one that is not there becomes `Internal`.
+        code: which one.
         message: what is wrong with what, for a person; never a secret.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: Code, message: str) -> None:
         super().__init__(f"{code}: {message}")
-        self.code = code if code in ERROR_CODES else "Internal"
+        self.code: Code = code
         self.message = message
 
     @property

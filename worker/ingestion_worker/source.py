@@ -20,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urljoin, urlsplit
 
 from ingestion_crds.constants import MAX_SOURCE_BYTES
+from ingestion_crds.errors import Code
 from ingestion_crds.logs import redact
 
 from ingestion_worker.outcome import WorkerError
@@ -216,7 +217,7 @@ def _from_http(*, url: str, allow: AllowList, path: Path, limits: FetchLimits, r
                         response=response, headers=headers, name=name, path=path, limits=limits, deadline=deadline
                     )
             except httpcore.RemoteProtocolError as error:
-                code = (
+                code: Code = (
                     "SourceTruncated" if "without sending complete message body" in str(error) else "SourceUnavailable"
                 )
                 raise WorkerError(code, f"{name}: {_text(error)}") from error

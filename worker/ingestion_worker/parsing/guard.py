@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ingestion_crds.errors import ERROR_CODES
+
 from ingestion_worker.outcome import WorkerError
 
 _CGROUP_FILES: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -92,7 +94,9 @@ def run_parser(
     except ValueError as error:
         raise _too_complex(name, "ended the parser without a result", arguments) from error
     if "error" in reply:
-        raise WorkerError(reply["error"]["code"], reply["error"]["message"])
+        # What a hijacked parser says is not believed.
+        known = ERROR_CODES.get(reply["error"]["code"])
+        raise WorkerError(known.code if known else "Internal", reply["error"]["message"])
     result: dict[str, Any] = reply["result"]
     return result
 
