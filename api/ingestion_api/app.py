@@ -17,7 +17,7 @@ from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import Jobs
 from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import AccessLog, Limits
-from ingestion_api.options import Options, options_from_environment
+from ingestion_api.options import Options
 from ingestion_api.retry import Retries
 from ingestion_api.routes import ingest, jobs, search
 from ingestion_api.searching import Searches
@@ -26,21 +26,19 @@ from ingestion_api.slots import Slots
 from ingestion_api.stores import TenantStores
 
 
-def create_app(options: Options | None = None) -> FastAPI:
-    """Build the app. Nothing is connected and nothing read until it starts.
+def create_app(options: Options, config: Config) -> FastAPI:
+    """Build the app. Nothing is connected until it starts.
 
     Args:
-        options: of the process; None means from the environment, at start.
+        options: of the process.
+        config: the installation's configuration.
     """
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        chosen = options or options_from_environment()
-        config = Config.load(chosen.config_path)
-        namespace = chosen.own_namespace()
-        async with await KubeClient.connect(kubeconfig=chosen.kubeconfig) as kube:
-            services = connect(kube=kube, config=config, options=chosen, namespace=namespace, metrics=metrics)
+        async with await KubeClient.connect(kubeconfig=options.kubeconfig) as kube:
+            services = connect(kube=kube, config=config, options=options, metrics=metrics)
             app.state.services = services
             watching = asyncio.create_task(services.index.run())
             try:
@@ -71,14 +69,13 @@ def create_app(options: Options | None = None) -> FastAPI:
     return app
 
 
-def connect(*, kube: KubeClient, config: Config, options: Options, namespace: str, metrics: Metrics) -> Services:
+def connect(*, kube: KubeClient, config: Config, options: Options, metrics: Metrics) -> Services:
     """Put the parts together.
 
     Args:
         kube: the cluster.
         config: the installation's configuration.
         options: of the process.
-        namespace: the API's own, where the keys' Secret is.
         metrics: what the parts count in.
     """
     index = JobIndex(kube=kube, metrics=metrics)
@@ -87,12 +84,12 @@ def connect(*, kube: KubeClient, config: Config, options: Options, namespace: st
     return Services(
         options=options,
         config=config,
-        keys=KeyRing(kube=kube, namespace=namespace),
+        keys=KeyRing(kube=kube, namespace=options.namespace),
         index=index,
         jobs=found,
         retries=Retries(kube=kube, jobs=found, index=index, metrics=metrics),
         stores=stores,
-        searches=Searches(kube=kube, config=config, stores=stores, options=options, namespace=namespace),
+        searches=Searches(kube=kube, config=config, stores=stores, options=options),
         uploads=Slots(
             what="uploads", count=options.uploads, tenants=len(config.tenants), wait_seconds=options.stall_seconds
         ),

@@ -24,15 +24,13 @@ def main() -> None:
     """Serve until told to stop; exit with 2 when the configuration is wrong."""
     logs.configure()
     try:
-        options = options_from_environment()
-        options.own_namespace()
-        Config.load(options.config_path)
+        options, config = options_from_environment(), Config.load()
         if authorities := os.environ.get(ENV_CA_FILE):
             trust(authorities=Path(authorities))
     except (ConfigError, OSError) as error:
         logging.getLogger("ingestion_api").error("%s", error)
         sys.exit(2)
-    serve(create_app(options), options)
+    serve(create_app(options, config), options)
 
 
 def serve(app: FastAPI, options: Options) -> None:

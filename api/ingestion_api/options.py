@@ -20,8 +20,7 @@ class Options:
     """Options of one process.
 
     Args:
-        namespace: where the Secret with the API keys is: the API's own namespace. None: found when the API starts.
-        config_path: the installation's configuration; None means INGESTION_CONFIG.
+        namespace: the API's own, where the Secrets of the API keys and of the embedding providers are.
         kubeconfig: a kubeconfig's path; None means KUBECONFIG, or the ServiceAccount inside a pod.
         host, port: where to listen; an empty host means every address, of IPv4 and IPv6.
         connections: connections at most; more are answered 503 at once.
@@ -34,8 +33,7 @@ class Options:
         cache_bytes: what is kept in memory for searches, of one tenant; of at most 4 tenants.
     """
 
-    namespace: str | None = None
-    config_path: str | None = None
+    namespace: str
     kubeconfig: str | None = None
     host: str = ""
     port: int = 8000
@@ -49,21 +47,6 @@ class Options:
     stall_seconds: float = 30.0
     cache_bytes: int = 128 * 2**20
 
-    def own_namespace(self) -> str:
-        """Return the namespace of the API's pod.
-
-        Raises:
-            ConfigError: when neither POD_NAMESPACE nor a ServiceAccount says it.
-        """
-        if self.namespace:
-            return self.namespace
-        try:
-            return Path(SERVICE_ACCOUNT_NAMESPACE).read_text().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"{ENV_POD_NAMESPACE}: not set; it names the namespace of the API keys' Secret"
-            ) from error
-
 
 def options_from_environment() -> Options:
     """Read from this process's environment where it is, and where it listens.
@@ -74,6 +57,14 @@ def options_from_environment() -> Options:
     port = os.environ.get(ENV_PORT) or "8000"
     if not (port.isdecimal() and int(port) <= 65_535):
         raise ConfigError(f"{ENV_PORT}: {port!r} is not a number within 0 to 65535")
-    return Options(
-        namespace=os.environ.get(ENV_POD_NAMESPACE) or None, host=os.environ.get(ENV_HOST, ""), port=int(port)
-    )
+    return Options(namespace=_own_namespace(), host=os.environ.get(ENV_HOST, ""), port=int(port))
+
+
+def _own_namespace() -> str:
+    """Return the namespace that POD_NAMESPACE names, or else the pod's ServiceAccount."""
+    if namespace := os.environ.get(ENV_POD_NAMESPACE):
+        return namespace
+    try:
+        return Path(SERVICE_ACCOUNT_NAMESPACE).read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{ENV_POD_NAMESPACE}: not set; it names the namespace of the API keys' Secret") from error

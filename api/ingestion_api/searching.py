@@ -42,18 +42,14 @@ class Searches:
         kube: reads the providers' Secrets, in the API's own namespace.
         config: names the providers.
         stores: opens the tenants' buckets.
-        options: bounds.
-        namespace: the API's own.
+        options: of the process: that namespace, and bounds.
     """
 
-    def __init__(
-        self, *, kube: KubeClient, config: Config, stores: TenantStores, options: Options, namespace: str
-    ) -> None:
+    def __init__(self, *, kube: KubeClient, config: Config, stores: TenantStores, options: Options) -> None:
         self._kube = kube
         self._config = config
         self._stores = stores
         self._options = options
-        self._namespace = namespace
         self._slots = Slots(
             what="searches",
             count=options.searches,
@@ -164,7 +160,7 @@ class Searches:
             if not provider.secret_name:
                 continue
             values = await read_secret(
-                self._kube, namespace=self._namespace, name=provider.secret_name, timeout=READ_SECONDS
+                self._kube, namespace=self._options.namespace, name=provider.secret_name, timeout=READ_SECONDS
             )
             if (key := (values or {}).get("apiKey")) is not None:
                 keys[provider.name] = key

@@ -12,6 +12,7 @@ from ingestion_api.auth import Caller
 from ingestion_api.main import serve
 from ingestion_api.options import options_from_environment
 from ingestion_crds import logs
+from ingestion_crds.config import Config
 
 PATH: Final = "/v1/knowledge-base/from-memory"
 
@@ -21,7 +22,7 @@ def main() -> None:
     logs.configure()
     content = Path(os.environ["BENCH_CONTENT"]).read_bytes()
     options = options_from_environment()
-    app = create_app(options)
+    app = create_app(options, Config.load())
 
     @app.get(PATH)
     async def answer(caller: Caller) -> Response:

@@ -85,13 +85,13 @@ class Config(Model):
         return networks
 
     @classmethod
-    def load(cls, path: str | None = None) -> Self:
-        """Read the file at `path`, or the one that INGESTION_CONFIG names.
+    def load(cls) -> Self:
+        """Read the file that INGESTION_CONFIG names.
 
         Raises:
             ConfigError: when it is missing or wrong, naming each field.
         """
-        place = Path(path or os.environ.get(ENV_CONFIG, DEFAULT_CONFIG))
+        place = Path(os.environ.get(ENV_CONFIG, DEFAULT_CONFIG))
         try:
             data: Any = yaml.safe_load(place.read_text())
             return cls.model_validate(data)

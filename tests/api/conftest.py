@@ -20,6 +20,7 @@ from ingestion_api.app import create_app
 from ingestion_api.main import server_options
 from ingestion_api.options import Options
 from ingestion_crds import JsonObject
+from ingestion_crds.config import Config
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
@@ -85,10 +86,10 @@ def mint(*, kubeconfig: Path, system: str, namespace: str, capsys: Any) -> str:
     return str(capsys.readouterr().out.strip())
 
 
-def serve(options: Options, port: int, app: FastAPI | None = None) -> Iterator[None]:
-    """Run an app, or the API, in a thread until resumed."""
+def serve(app: FastAPI, options: Options, port: int) -> Iterator[None]:
+    """Run an app in a thread until resumed."""
     options = replace(options, host="127.0.0.1", port=port)
-    server = uvicorn.Server(uvicorn.Config(app or create_app(options), **server_options(options)))
+    server = uvicorn.Server(uvicorn.Config(app, **server_options(options)))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield
@@ -106,25 +107,19 @@ async def api(
     await kube.request("POST", core_path("secrets", system), body={"metadata": {"name": "ingestion-api-keys"}})
     store = tmp_path / "store"
     (store / namespace).mkdir(parents=True)
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "workerImage": "worker:test",
-                "store": {"endpoint": f"file://{store}"},
-                "tenants": [{"namespace": namespace, "bucket": namespace}],
-                "maxSourceBytes": 1_000_000,
-            }
-        )
-    )
+    config = {
+        "workerImage": "worker:test",
+        "store": {"endpoint": f"file://{store}"},
+        "tenants": [{"namespace": namespace, "bucket": namespace}],
+        "maxSourceBytes": 1_000_000,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))  # of further replicas
     key = await asyncio.to_thread(
         mint, kubeconfig=control_plane.kubeconfig, system=system, namespace=namespace, capsys=capsys
     )
     (port,) = ports.free(count=1)
-    options = Options(
-        namespace=system, config_path=str(config), kubeconfig=str(control_plane.kubeconfig), stall_seconds=2
-    )
-    server = serve(options, port)
+    options = Options(namespace=system, kubeconfig=str(control_plane.kubeconfig), stall_seconds=2)
+    server = serve(create_app(options, Config.model_validate(config)), options, port)
     next(server)
     url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=url, headers={"x-api-key": key}, timeout=30, trust_env=False) as client:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import orjson
 import pytest
 from fastapi import FastAPI, Request
-from ingestion_api.app import connect
+from ingestion_api.app import connect, create_app
 from ingestion_api.auth import KeyEntry, Principal, encode_entry, hash_key, new_key
 from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import JobUnknownError
@@ -305,7 +305,8 @@ async def services(
     config = Config.model_validate(configuration(folder))
     with http_server(handle=server) as url:
         async with await KubeClient.connect(kubeconfig=kubeconfig(folder, url)) as kube:
-            yield connect(kube=kube, config=config, options=Options(**options), namespace="system", metrics=Metrics())
+            chosen = Options(namespace="system", **options)
+            yield connect(kube=kube, config=config, options=chosen, metrics=Metrics())
 
 
 def request(parts: Services, *, body: bytes = b"", ends: bool = True) -> Request:
@@ -427,14 +428,11 @@ class SlowApiServer(ApiServer):
 async def test_a_client_that_a_shutdown_cuts_off_is_told_so(tmp_path: Path, sent: bytes, error: str, left: int) -> None:
     """And its file stays only if there may be a job for it."""
     cluster = SlowApiServer()
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(configuration(tmp_path)))
+    config = Config.model_validate(configuration(tmp_path))
     (port,) = ports.free(count=1)
     with http_server(handle=cluster) as url:
-        options = Options(
-            namespace="system", config_path=str(config), kubeconfig=kubeconfig(tmp_path, url), shutdown_seconds=1
-        )
-        server = serve(options, port)
+        options = Options(namespace="system", kubeconfig=kubeconfig(tmp_path, url), shutdown_seconds=1)
+        server = serve(create_app(options, config), options, port)
         next(server)
         async with client(port) as (reader, writer):
             writer.write(
@@ -475,8 +473,8 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
     config = Config.model_validate(chosen)
     with http_server(handle=secrets) as url:
         async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
-            options = Options(search_seconds=0.2)
-            parts = connect(kube=kube, config=config, options=options, namespace="system", metrics=Metrics())
+            options = Options(namespace="system", search_seconds=0.2)
+            parts = connect(kube=kube, config=config, options=options, metrics=Metrics())
             begun = time.monotonic()
             several = [asyncio.create_task(parts.stores.of(namespace="team-a")) for _ in range(4)]
             with pytest.raises(ProblemError) as late:
@@ -511,7 +509,7 @@ async def test_a_tenant_whose_secret_has_no_credentials_is_told_what_it_lacks(
     config = Config.model_validate({**configuration(tmp_path), "store": {"endpoint": "http://127.0.0.1:9"}})
     with http_server(handle=secret) as url:
         async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
-            parts = connect(kube=kube, config=config, options=Options(), namespace="system", metrics=Metrics())
+            parts = connect(kube=kube, config=config, options=Options(namespace="system"), metrics=Metrics())
             with pytest.raises(ProblemError) as refused:
                 await parts.stores.of(namespace="team-a")
             parts.searches.close()

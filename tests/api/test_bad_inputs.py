@@ -21,6 +21,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from ingestion_api.app import create_app
+from ingestion_api.options import Options
+from ingestion_crds.config import Config
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
@@ -38,11 +40,10 @@ PREFIX = "/v1/knowledge-base"
 # Refusals that every operation may give before it looks at what is asked; the document names those of the operation.
 ANYWHERE = {404, 405, 408, 413, 414, 429, 431}
 CONFORMS = [not_a_server_error, content_type_conformance, response_schema_conformance]
+OPENAPI = create_app(Options(namespace="system"), Config(worker_image="worker:test")).openapi()
 OPERATIONS = {
     operation.definition.raw["operationId"]: operation
-    for operation in (
-        found.ok() for found in schemathesis.openapi.from_dict(create_app().openapi()).get_all_operations()
-    )
+    for operation in (found.ok() for found in schemathesis.openapi.from_dict(OPENAPI).get_all_operations())
 }
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from ingestion_api.app import create_app
+from ingestion_api.options import Options
 from ingestion_api.routes.ingest import IngestOptions
+from ingestion_crds.config import Config
 from ingestion_crds.job import Spec
 from openapi_spec_validator import validate
 from pydantic import BaseModel
@@ -16,7 +18,7 @@ PREFIX = "/v1/knowledge-base"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return create_app().openapi()
+    return create_app(Options(namespace="system"), Config(worker_image="worker:test")).openapi()
 
 
 def error(text: str, schema: str = "ErrorResponse") -> dict[str, Any]:

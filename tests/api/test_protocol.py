@@ -54,8 +54,8 @@ def served(*, connections: int = 100) -> Iterator[int]:
         return "x" * LARGE
 
     (port,) = ports.free(count=1)
-    options = Options(connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
-    server = serve(options, port, app)
+    options = Options(namespace="system", connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
+    server = serve(app, options, port)
     next(server)
     yield port
     next(server, None)
@@ -271,7 +271,7 @@ async def test_the_connection_is_closed_after_what_cannot_be_read(sent: bytes) -
 async def test_it_listens_on_ipv6_too() -> None:
     """By itself: pods of some clusters have no other address."""
     (port,) = ports.free(count=1)
-    server = uvicorn.Server(uvicorn.Config(FastAPI(), **server_options(Options(port=port))))
+    server = uvicorn.Server(uvicorn.Config(FastAPI(), **server_options(Options(namespace="system", port=port))))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -89,8 +89,7 @@ class Stand:
             kube=self.kube,
             config=config,
             stores=TenantStores(kube=self.kube, config=config),
-            options=Options(**{"search_seconds": PATIENCE, **options}),
-            namespace=self.namespace,
+            options=Options(**{"namespace": self.namespace, "search_seconds": PATIENCE, **options}),
         )
         try:
             yield made

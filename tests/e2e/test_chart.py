@@ -521,7 +521,7 @@ def test_the_api_outlives_its_grace(tmp_path: Path) -> None:
     """The kubelet must not kill it while it still may answer: 5 s of preStop and 25 s of requests under way."""
     pod = pod_specs(render(VALUES, folder=tmp_path))["Deployment/i-api"]
     listens_on = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > listens_on + Options().shutdown_seconds
+    assert pod["terminationGracePeriodSeconds"] > listens_on + Options(namespace="system").shutdown_seconds
 
 
 def test_an_ingress_leads_to_what_asks_for_a_key_and_nowhere_else(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_memory_of_the_api_adds_up_as_the_chart_says() -> None:
         return float(number)
 
     searches, uploads = said("Searches take up to … MiB"), said("uploads take up to … MiB")
-    options = Options()
+    options = Options(namespace="system")
     assert searches * 2**20 == searching._TENANT_CACHES * options.cache_bytes + searching._READ_BYTES
     assert uploads * 2**20 == options.uploads * 3 * PIECE_BYTES  # two parts on their way, and the next one
     jobs = 100 * said("the list of jobs … MiB for each 1,000")  # of 100,000
