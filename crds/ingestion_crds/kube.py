@@ -91,6 +91,11 @@ class ApiError(Exception):
         return self.status == 409 and self.reason == "AlreadyExists"
 
 
+def in_pod() -> bool:
+    """Return whether this process connects by its pod's ServiceAccount: it has a pod, and no KUBECONFIG."""
+    return "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ
+
+
 def core_path(resource: str, namespace: str, name: str = "") -> str:
     """Return the path of a namespaced core/v1 resource.
 
@@ -162,18 +167,18 @@ class KubeClient:
         settings.disable_strict_ssl_verification = True
         # Else each request looks for a .netrc and for proxies, in two threads.
         settings.client_session_kwargs = {"trust_env": False}
-        in_pod = kubeconfig is None and "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ
+        by_service_account = kubeconfig is None and in_pod()
         place = kubeconfig or os.environ.get("KUBECONFIG") or _KUBECONFIG
-        if not in_pod and not _exists(place):
+        if not by_service_account and not _exists(place):
             raise ConfigError(f"there is no kubeconfig at {place}")
         try:
-            if in_pod:
+            if by_service_account:
                 config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
             else:
                 await config.load_kube_config(config_file=place, client_configuration=settings)  # type: ignore[no-untyped-call]
             return cls(client.ApiClient(configuration=settings))
         except _NOT_USABLE as error:
-            what = "the pod's ServiceAccount" if in_pod else f"the kubeconfig {place}"
+            what = "the pod's ServiceAccount" if by_service_account else f"the kubeconfig {place}"
             raise ConfigError(f"{what} gives no access to a cluster: {error}") from error
 
     async def __aenter__(self) -> Self:

@@ -5,14 +5,13 @@ Source: https://docs.kopf.dev/en/stable/authentication/#custom-http-sessions
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import aiohttp
 import kopf
-from ingestion_crds.kube import parse, without_managed_fields
+from ingestion_crds.kube import in_pod, parse, without_managed_fields
 
 # Python's own parser goes about 900 levels deep before 3.13; an IngestionJob without its managed fields has ten.
 _MOST_BRACKETS: Final = 500
@@ -72,8 +71,7 @@ class _Answer(aiohttp.ClientResponse):
 
 def log_in(settings: kopf.OperatorSettings) -> kopf.AiohttpSession | None:
     """Return how kopf connects: to the same API server, and with the same trust, as `KubeClient.connect`."""
-    in_pod = "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ
-    login = kopf.login_with_service_account if in_pod else kopf.login_with_kubeconfig
+    login = kopf.login_with_service_account if in_pod() else kopf.login_with_kubeconfig
     found = login(settings=settings)
     if found is None:
         return None
