@@ -1,4 +1,4 @@
-"""Fixtures: a store in a folder and, where its binary is to be had, a real S3 server."""
+"""Fixtures: a store in a folder, and one on a real S3 server."""
 
 from __future__ import annotations
 
