@@ -1,6 +1,24 @@
-"""What users and the cluster see: resource models, names, index sets and error codes.
+"""What operator, API and worker share: the IngestionJob and what belongs to it, and how processes reach a cluster.
 
-Everything here is pure data and functions; only `ingestion_crds.kube` talks to a cluster.
+The IngestionJob, as data:
+
+    job        the resource, as pydantic models
+    schema     its CustomResourceDefinition, made from them
+    retry      the rule that admits a retry
+    indexset   sets of segments, as a Job writes its indexes
+    errors     the table of error codes
+    digest     by which a pod knows its file
+    constants  names that packages share
+    generate   writes the files that are made from the models and the table
+
+What the processes are made of:
+
+    config     the installation's configuration
+    kube       the client of the API server
+    follow     a list and then a watch, by that client
+    logs       log lines
+
+The worker has no cluster: of these four it uses `logs` alone.
 """
 
 from __future__ import annotations
