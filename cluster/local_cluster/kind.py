@@ -1,5 +1,6 @@
 """A kind cluster of one node, with docker or podman, and with or without a registry."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -110,9 +111,12 @@ class Kind:
         return self._engine().run("container", "inspect", "--format", "{{.Id}}", self._node).strip()
 
     def _delete(self) -> None:
-        if not self.folder.exists():
-            return
-        chosen = self._engine()
+        if self._engine_file.exists():
+            self._delete_from(self._engine())
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _delete_from(self, chosen: Engine) -> None:
         with timed(f"deleting the kind cluster {self.name}"):
             delete = ("delete", "cluster", "--name", self.name, "--kubeconfig", str(self.kubeconfig))
             try:
@@ -123,7 +127,12 @@ class Kind:
             if chosen.succeeds("network", "inspect", self._network, timeout=60):
                 chosen.run("network", "rm", self._network, timeout=60)
             leftovers.remove(engine=chosen, container=self._node)
-        shutil.rmtree(self.folder)
+        self._engine_file.unlink()
+
+    @property
+    def _engine_file(self) -> Path:
+        """Names the engine that may hold something of ours: there from before kind begins until all is deleted."""
+        return self.folder / "engine"
 
     @property
     def _node(self) -> str:
@@ -143,24 +152,38 @@ class Kind:
             if holder is None:
                 raise LocalClusterError(f"no container engine of this machine holds {self._node}")
             return holder
-        file = self.folder / "engine"
+        file = self._engine_file
         name = file.read_text().strip() if file.exists() else engine.for_kind().name
         return engine.docker() if name == "docker" else engine.podman()
+
+    def _nodes(self, chosen: Engine) -> list[str]:
+        """Ids of the containers that `kind delete` would remove, whoever made them."""
+        label = f"label=io.x-k8s.io.kind.cluster={self.name}"
+        return chosen.run("ps", "--all", "--quiet", "--filter", label, timeout=60).split()
 
     def _create(self, *, chosen: Engine) -> None:
         if chosen.name == "podman":
             Path("/lib/modules").mkdir(parents=True, exist_ok=True)  # kind mounts it into the node
-        self.folder.mkdir(parents=True)
-        (self.folder / "engine").write_text(chosen.name)
+        binaries.ensure(names=["kind", "kubectl"])
         image = image_for(chosen=chosen)
+        if self._nodes(chosen):
+            raise LocalClusterError(
+                f"{chosen.name} holds a kind cluster {self.name} already, which was not made from {paths.cache()}: set "
+                f"CLUSTER_NAME to another name, or delete that one with `kind delete cluster --name {self.name}`"
+            )
+        self.folder.mkdir(parents=True)
         config = self.folder / "kind.yaml"
         config.write_text(json.dumps(configuration(own_image=image != versions.KIND_NODE_IMAGE), indent=1) + "\n")
         kind = ["create", "cluster", "--name", self.name, "--image", image, "--config", str(config)]
         with timed(f"creating the kind cluster {self.name} with {chosen.name} and {image}"):
+            self._engine_file.write_text(chosen.name)
             try:
                 self._kind(chosen, *kind, "--kubeconfig", str(self.kubeconfig), "--wait", f"{READY_SECONDS}s")
             except LocalClusterError:
-                say("kind deleted the node again; to keep it for a look, run kind by hand with --retain")
+                with contextlib.suppress(LocalClusterError):  # the engine may have ended too
+                    if not self._nodes(chosen):
+                        say("kind deleted the node again; to keep it for a look, run kind by hand with --retain")
+                        self._delete_from(chosen)  # its network
                 raise
         self._wait_for_default_service_account()
 

@@ -54,6 +54,7 @@ def call(
         "PATH": str(machine / "bin"),
         "HOME": str(machine / "home"),
         "INGESTION_CACHE": str(machine / "cache"),
+        "PYTHONPATH": os.pathsep.join(sys.path),  # of this checkout, whichever is installed
         **(env or {}),
     }
     return subprocess.run(
@@ -95,6 +96,23 @@ def add_docker(machine: Path, *more: str) -> None:
     (programs / "pause").touch()
 
 
+A_NODE_IMAGE = (f"'manifest inspect') [ $3 = {NODE_IMAGE} ];;", f"'pull --quiet') [ $3 = {NODE_IMAGE} ];;")
+NODES_OF_KIND = (
+    "'ps --all') [ $5 = label=io.x-k8s.io.kind.cluster=ingestion ] && { [ ! -e $HOME/nodes ] || echo 0123456789ab; };;",
+    "'network inspect') exit 1;;",
+)
+A_KIND = """echo "$1 $2" >>"$HOME/kind-calls"
+[ $1 = delete ] || { echo 'no room on the disk' >&2; exit 1; }"""
+
+
+def add_kind(machine: Path) -> Path:
+    """Add a kind that cannot make a cluster, and what else is built for `up`; returns where it notes its calls."""
+    (machine / "cache" / "bin" / binaries.versions_key()).mkdir(parents=True, exist_ok=True)
+    for name, script in (("kind", A_KIND), ("kubectl", "exit 1")):
+        add_program(machine / "cache", f"{binaries.versions_key()}/{name}", script)
+    return machine / "home" / "kind-calls"
+
+
 def test_a_user_without_an_engine_reads_what_a_kind_cluster_needs(machine: Path) -> None:
     said = refusal(machine, "up", code=AS_A_USER)
     for needed in ("a Docker engine that answers this user", "root on Debian for podman", "CLUSTER=current"):
@@ -118,7 +136,7 @@ def test_a_user_without_an_engine_reads_which_packages_build_images(machine: Pat
 
 
 def test_a_users_docker_pulls_the_node_image_that_kind_has_published(machine: Path) -> None:
-    add_docker(machine, f"'manifest inspect') [ $3 = {NODE_IMAGE} ];;", f"'pull --quiet') [ $3 = {NODE_IMAGE} ];;")
+    add_docker(machine, *A_NODE_IMAGE)
     assert call(machine, "node-image", code=AS_A_USER).stdout == f"{NODE_IMAGE}\n"
 
 
@@ -171,6 +189,42 @@ def test_an_unknown_program_is_refused_with_the_known_ones(machine: Path) -> Non
 def test_a_cluster_that_is_not_ours_is_not_taken_down(machine: Path) -> None:
     assert "names a cluster that is not ours" in refusal(machine, "down", env={"CLUSTER": "current"})
     assert "names a cluster that is not ours" in refusal(machine, "down", env={"KUBECONFIG": "/somewhere/else"})
+
+
+def test_a_kind_cluster_that_somebody_else_made_is_left_alone(machine: Path) -> None:
+    """Such as another user's, in the same engine: each has a cache of their own."""
+    add_docker(machine, *A_NODE_IMAGE, *NODES_OF_KIND)
+    calls = add_kind(machine)
+    (machine / "home" / "nodes").touch()
+    for _ in range(2):
+        said = refusal(machine, "up", code=AS_A_USER)
+        assert "docker holds a kind cluster ingestion already, which was not made from" in said
+        assert "kind delete cluster --name ingestion" in said
+        assert call(machine, "down", code=AS_A_USER).returncode == 0
+    assert not calls.exists()
+
+
+def test_what_kind_failed_to_make_is_not_taken_for_what_somebody_else_makes_later(machine: Path) -> None:
+    add_docker(machine, *A_NODE_IMAGE, *NODES_OF_KIND)
+    calls = add_kind(machine)
+    assert "no room on the disk" in refusal(machine, "up", code=AS_A_USER)
+    calls.unlink()
+    (machine / "home" / "nodes").touch()
+    assert "was not made from" in refusal(machine, "up", code=AS_A_USER)
+    assert call(machine, "down", code=AS_A_USER).returncode == 0
+    assert not calls.exists()
+
+
+def test_a_node_of_a_run_that_was_interrupted_is_deleted(machine: Path) -> None:
+    add_docker(machine, *NODES_OF_KIND)
+    calls = add_kind(machine)
+    (machine / "home" / "nodes").touch()
+    left = machine / "cache" / "clusters" / "ingestion"
+    left.mkdir(parents=True)
+    (left / "engine").write_text("docker")
+    assert call(machine, "down", code=AS_A_USER).returncode == 0
+    assert calls.read_text() == "delete cluster\n"
+    assert not left.exists()
 
 
 def test_a_misspelt_choice_of_cluster_is_refused(machine: Path) -> None:
