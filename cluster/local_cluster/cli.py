@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from local_cluster import binaries, engine, images, install
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind, image_for, target, wanted_elsewhere
+from local_cluster.kind import Kind, image_for, target, wanted_elsewhere, wanted_name
 from local_cluster.progress import say
 
 
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         ("load", _load, "load image archives into the node"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--name", default=os.environ.get("CLUSTER_NAME", DEFAULT_NAME), help="the cluster's name")
+        command.add_argument("--name", default=wanted_name(), help="the cluster's name")
         command.set_defaults(run=function)
         if name == "load":
             command.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "prepare", help="build our images, load them into the kind cluster, make the store's volume; print Helm values"
     )
-    command.add_argument("--name", default=os.environ.get("CLUSTER_NAME", DEFAULT_NAME), help="the cluster's name")
+    command.add_argument("--name", default=wanted_name(), help="the cluster's name")
     command.add_argument("--namespace", default="ingestion-system", help="where the chart goes (default %(default)s)")
     command.add_argument("--release", default="ingestion", help="the release's name (default %(default)s)")
     command.set_defaults(run=_prepare)

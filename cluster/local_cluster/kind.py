@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from local_cluster.errors import LocalClusterError
 from local_cluster.progress import locked, say, timed
 
 DEFAULT_NAME = "ingestion"
+NAME = re.compile("[a-z0-9][a-z0-9.-]*")
+"""What kind and container engines take. For kind, no name at all is the name of its default cluster."""
 READY_SECONDS = 120
 QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
 
@@ -25,10 +28,19 @@ class Kind:
     """The kind cluster `name`; containers, network and files carry the name, so several can exist at once.
 
     `given` is the kubeconfig of a kind cluster that somebody else made: it is used, never created or deleted.
+
+    Raises LocalClusterError for a name that no cluster can have.
     """
 
     name: str = DEFAULT_NAME
     given: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise LocalClusterError(
+                f"a cluster cannot be called {self.name!r}: names have small letters, digits, `-` and `.`, and do not "
+                "begin with `-` or `.`"
+            )
 
     @property
     def folder(self) -> Path:
@@ -276,6 +288,11 @@ def configuration(*, own_image: bool) -> dict[str, object]:
         "kubeadmConfigPatches": [json.dumps(patch) for patch in patches],
         "nodes": [{"role": "control-plane"}],
     }
+
+
+def wanted_name() -> str:
+    """CLUSTER_NAME, or the default where that is unset or empty."""
+    return os.environ.get("CLUSTER_NAME") or DEFAULT_NAME
 
 
 def wanted_elsewhere() -> Path | None:

@@ -1,7 +1,6 @@
 """`python -m ingestion_demo`: a cluster, the product in it, failures, retries, and a question answered."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any, Final
 from ingestion_crds import constants as names
 from local_cluster import binaries, install
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import DEFAULT_NAME, Kind, target
+from local_cluster.kind import Kind, target, wanted_name
 
 from ingestion_demo import documents, provider, view
 from ingestion_demo.pods import PodWatch
@@ -68,7 +67,7 @@ def main() -> int:
     """Play everything; returns the exit code."""
     story = view.Story()
     try:
-        cluster = target(name=os.environ.get("CLUSTER_NAME", DEFAULT_NAME))
+        cluster = target(name=wanted_name())
     except LocalClusterError as error:
         print(f"The demo cannot begin: {error}", file=sys.stderr)
         return 1

@@ -227,6 +227,21 @@ def test_a_node_of_a_run_that_was_interrupted_is_deleted(machine: Path) -> None:
     assert not left.exists()
 
 
+@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "-a", "A"])
+def test_a_name_that_no_cluster_can_have_is_refused_before_anything_is_deleted(machine: Path, name: str) -> None:
+    """kind takes no name for `kind`, its default; and the folder of a cluster is in the cache, under its name."""
+    others = machine / "cache" / "clusters" / "another"
+    others.mkdir(parents=True)
+    for command in ("down", "up"):
+        assert f"a cluster cannot be called {name!r}" in refusal(machine, command, f"--name={name}", code=AS_A_USER)
+    assert others.exists()
+
+
+def test_an_empty_cluster_name_is_none(machine: Path) -> None:
+    """`make cluster-down CLUSTER_NAME=$UNSET` passes on that."""
+    assert "there is no kind cluster ingestion" in refusal(machine, "status", env={"CLUSTER_NAME": ""})
+
+
 def test_a_misspelt_choice_of_cluster_is_refused(machine: Path) -> None:
     assert "CLUSTER=curent is neither `current` nor `kind`" in refusal(machine, "up", env={"CLUSTER": "curent"})
 
