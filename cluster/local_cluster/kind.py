@@ -19,6 +19,7 @@ from local_cluster.progress import locked, say, timed
 DEFAULT_NAME = "ingestion"
 NAME = re.compile("[a-z0-9][a-z0-9.-]*")
 """What kind and container engines take. For kind, no name at all is the name of its default cluster."""
+TEMPORARY = f"{DEFAULT_NAME}-of-process-"
 READY_SECONDS = 120
 QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
 
@@ -231,11 +232,16 @@ class Kind:
         return run([binaries.path(name="kind"), *arguments], env=env)
 
 
-def remove_left(*, prefix: str) -> None:
-    """Delete the clusters that processes left which are gone: those called `prefix` and a process id."""
-    for folder in (paths.cache() / "clusters").glob(f"{prefix}*"):
-        owner = folder.name.removeprefix(prefix)
-        if owner.isdigit() and not Path("/proc", owner).exists():
+def temporary_name(*, process: int) -> str:
+    """The name of a cluster that is needed as long as a process runs: people call theirs otherwise."""
+    return f"{TEMPORARY}{process}"
+
+
+def remove_left() -> None:
+    """Delete the clusters with a `temporary_name` whose processes are gone."""
+    for folder in (paths.cache() / "clusters").glob(f"{TEMPORARY}*"):
+        process = folder.name.removeprefix(TEMPORARY)
+        if process.isdigit() and not Path("/proc", process).exists():
             Kind(name=folder.name).down()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from local_cluster import archive, binaries, engine, install, leftovers
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import Kind, remove_left, target
+from local_cluster.kind import Kind, remove_left, target, temporary_name
 
 pytestmark = pytest.mark.e2e
 
@@ -20,8 +20,8 @@ IMAGE = "localhost/tiny:test"
 @pytest.fixture
 def cluster() -> Iterator[Kind]:
     """A cluster that is not there yet, and is not there afterwards, whatever the test does."""
-    remove_left(prefix="ingestion-")  # by runs that were killed
-    described = Kind(name=f"ingestion-{os.getpid()}")
+    remove_left()  # by runs that were killed
+    described = Kind(name=temporary_name(process=os.getpid()))
     try:
         yield described
     finally:

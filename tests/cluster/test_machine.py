@@ -15,7 +15,7 @@ import pytest
 from ingestion_demo import documents
 from local_cluster import binaries, debian, engine
 from local_cluster.commands import run
-from local_cluster.kind import Kind, remove_left
+from local_cluster.kind import DEFAULT_NAME, Kind, remove_left, temporary_name
 
 # Of the release notes of the kind that versions.KIND names.
 NODE_IMAGE = "docker.io/kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed"
@@ -346,9 +346,10 @@ def test_clusters_of_runs_that_are_gone_are_deleted(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("INGESTION_CACHE", str(tmp_path))
     ended = subprocess.Popen(["true"])
     ended.wait()
-    for name in (f"tried-{ended.pid}", f"tried-{os.getpid()}", "tried-by-hand", str(ended.pid)):
+    gone, running = (temporary_name(process=process) for process in (ended.pid, os.getpid()))
+    for name in (gone, running, DEFAULT_NAME, f"{DEFAULT_NAME}-{ended.pid}", f"{DEFAULT_NAME}-test-{ended.pid}"):
         (tmp_path / "clusters" / name).mkdir(parents=True)
     deleted: list[str] = []
     monkeypatch.setattr(Kind, "down", lambda cluster: deleted.append(cluster.name))
-    remove_left(prefix="tried-")
-    assert deleted == [f"tried-{ended.pid}"]
+    remove_left()
+    assert deleted == [gone]

@@ -27,16 +27,15 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import install
 from local_cluster.errors import LocalClusterError
-from local_cluster.kind import Kind, remove_left
+from local_cluster.kind import Kind, remove_left, temporary_name
 from local_cluster.progress import locked
 
 SYSTEM, RELEASE = "ingestion-system", "ingestion"
 TENANTS = tuple(f"e2e-{number:02}" for number in range(28))
 LIAR = "liar"
 GIVEN = os.environ.get("INGESTION_TEST_CLUSTER")
-OURS = "ingestion-test-"
 RUN = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-CLUSTER = Kind(name=GIVEN or f"{OURS}{RUN}")
+CLUSTER = Kind(name=GIVEN or temporary_name(process=RUN))
 VALUES = {
     "tenants": [{"namespace": name, "bucket": name, "createNamespace": True} for name in TENANTS],
     "embeddingProviders": [{"name": provider.NAME, "url": provider.URL}],
@@ -176,7 +175,7 @@ class Tenant:
 def install_everything() -> None:
     """Cluster, images, chart, servers: everything that a user has after the quick start."""
     if not GIVEN:
-        remove_left(prefix=OURS)
+        remove_left()
     CLUSTER.up()
     names = install.build_images()
     install.load_images(cluster=CLUSTER, names=names)
