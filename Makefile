@@ -4,11 +4,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
+# The Python of .venv. Unless it is given, uv takes one that pyproject.toml allows, and fetches it where there is none.
+PYTHON ?=
 UV_VERSION := 0.13.9
 UV := .make/uv/bin/uv
 UV_INSTALLED := .make/uv/$(UV_VERSION)
 RUN := $(UV) run --frozen --no-sync
+SYNC := $(UV) sync $(if $(PYTHON),--python $(PYTHON)) --frozen --all-extras --compile-bytecode --quiet
 WORKERS ?= 2
 FAULTS := tests/simulation tests/faults tests/fuzz tests/api/test_bad_inputs.py tests/api/test_replicas.py tests/controlplane/test_leader.py
 SAY := printf '\033[1m== %s\033[0m\n'
@@ -20,12 +22,11 @@ help: ## Say what there is
 
 $(UV_INSTALLED):
 	@$(SAY) "installing uv $(UV_VERSION) into .make/uv"
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
-	@$(PYTHON) -m venv .make/uv || { $(SAY) "installing python3-venv"; apt-get update -qq && apt-get install -yqq python3-venv && $(PYTHON) -m venv .make/uv; }
+	@$(or $(PYTHON),python3) -m venv .make/uv || { $(SAY) "installing python3-venv"; apt-get update -qq && apt-get install -yqq python3-venv && $(or $(PYTHON),python3) -m venv .make/uv; }
 	@.make/uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION) && touch $@
 
 venv: $(UV_INSTALLED) ## Install the locked dependencies into .venv
-	@$(UV) sync --python $(PYTHON) --frozen --all-extras --compile-bytecode --quiet
+	@$(SYNC)
 
 check: venv ## Format, lint, types, layers, generated files
 	@$(SAY) "format and lint"; $(RUN) ruff format --check . && $(RUN) ruff check .
@@ -55,7 +56,7 @@ faults: venv ## Inject every fault, and count what is survived (docs/reliability
 	exit $$outcome
 
 bench: venv ## Measure everything beside its baseline; single ones with CASE="retry-3-of-50 requests-*"
-	@$(UV) sync --python $(PYTHON) --frozen --all-extras --group bench --compile-bytecode --quiet
+	@$(SYNC) --group bench
 	@$(SAY) "programs of the control plane (built once, then cached)"
 	@$(RUN) python -m local_cluster bin etcd kube-apiserver kube-controller-manager kube-scheduler kwok versitygw
 	@$(SAY) "cases and their baselines"; $(RUN) python -m ingestion_bench $(CASE) $(ARGS)

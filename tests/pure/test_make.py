@@ -1,0 +1,39 @@
+"""What `make` calls; in the place of uv is a program that says what it was called with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the Makefile in it and uv installed."""
+    shutil.copy(MAKEFILE, tmp_path)
+    version = re.findall(r"^UV_VERSION := (\S+)$", MAKEFILE.read_text(), re.MULTILINE)[0]
+    uv = tmp_path / ".make" / "uv" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text('#!/bin/sh\necho "CLUSTER=$CLUSTER uv $*"\n')
+    uv.chmod(0o755)
+    (tmp_path / ".make" / "uv" / version).touch()
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str, **variables: str) -> str:
+    """What a target prints."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "CLUSTER", "MAKEFLAGS")}
+    return subprocess.run(
+        ["make", *arguments], cwd=checkout, env={**kept, **variables}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_uv_chooses_a_python_that_fits_unless_one_is_named(checkout: Path) -> None:
+    assert "uv sync --frozen" in make(checkout, "venv")
+    assert "uv sync --python /usr/bin/python3.12 --frozen" in make(checkout, "venv", "PYTHON=/usr/bin/python3.12")
