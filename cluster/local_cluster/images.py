@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from local_cluster import debian, engine, paths, versions
@@ -12,6 +12,7 @@ from local_cluster.progress import locked, say, timed
 PYTHON_PACKAGES = ("python3", "python3-venv", "ca-certificates")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 BUNDLE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 def build(
@@ -20,10 +21,12 @@ def build(
     tag: str,
     context: Path = Path("."),
     build_args: Mapping[str, str] | None = None,
+    from_environment: Sequence[str] = (),
     target: str | None = None,
 ) -> None:
     """Build `dockerfile` in the folder `context` as the image `tag`; unchanged steps come from the engine's cache.
 
+    `from_environment` names arguments whose values are those of our own variables of these names, where they are set.
     `target` names the stage to build, the last one by default.
 
     Raises LocalClusterError, with the end of the output, when the build fails or there is no engine.
@@ -32,6 +35,10 @@ def build(
     arguments: list[str | Path] = ["build", "--file", dockerfile, "--tag", tag]
     for name, value in (build_args or {}).items():
         arguments += ["--build-arg", f"{name}={value}"]
+    # podman passes proxies on by itself. Without their values, which may be passwords and would be in error messages.
+    given = [*from_environment, *(PROXY_VARIABLES if builder.name == "docker" else ())]
+    for name in filter(os.environ.get, given):
+        arguments += ["--build-arg", name]
     if target:
         arguments += ["--target", target]
     if builder.name == "podman":

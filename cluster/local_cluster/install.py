@@ -62,6 +62,7 @@ def build_images() -> list[str]:
                 target=name,
                 tag=tag,
                 build_args={"BASE": images.base_image()},
+                from_environment=["PIP_INDEX_URL"],
             )
     return [image_name(name) for name in NAMES]
 

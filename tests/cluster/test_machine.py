@@ -172,6 +172,25 @@ def test_root_without_apt_reads_which_packages_are_missing(machine: Path, comman
     assert re.search("packages are missing, and this is no Debian: .*podman", said)
 
 
+BUILD = "from local_cluster import install; install.build_images()"
+
+
+def test_docker_builds_images_with_the_proxy_and_the_index_of_the_shell(machine: Path) -> None:
+    """Which podman does by itself, but for the index. Their passwords are not in what is printed."""
+    add_docker(machine, '\'build --file\') echo "$* with $https_proxy $PIP_INDEX_URL" >>"$HOME/builds";;')
+    (machine / "cache" / "bin" / binaries.versions_key() / "versitygw").touch()
+    proxy, index = "http://user:password@proxy:3128", "https://user:password@mirror/simple"
+    given = {"BASE_IMAGE": "localhost/python", "https_proxy": proxy, "PIP_INDEX_URL": index}
+    assert call(machine, code=BUILD, env=given).returncode == 0
+    builds = (machine / "home" / "builds").read_text().splitlines()
+    assert len(builds) == 4
+    for build in builds:
+        assert " --build-arg https_proxy " in build
+        assert (" --build-arg PIP_INDEX_URL " in build) == ("store" not in build)
+        assert "http_proxy" not in build.replace("https_proxy", "")
+        assert build.endswith(f" with {proxy} {index}")
+
+
 def test_with_an_old_go_and_without_pypi_it_says_which_go_is_needed(machine: Path) -> None:
     add_program(machine, "go", "echo go1.21.5")
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
