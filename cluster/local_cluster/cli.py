@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from local_cluster import binaries, engine, images, install
+from local_cluster import binaries, engine, images, install, process
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
 from local_cluster.kind import Kind, image_for, target, wanted_elsewhere, wanted_name
@@ -18,6 +18,7 @@ from local_cluster.progress import say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 1 with a message on stderr for what the machine lacks."""
     options = _parser().parse_args(arguments)
+    process.interrupt_when_ended()
     try:
         options.run(options)
     except LocalClusterError as error:
@@ -128,7 +129,6 @@ def _bin(options: argparse.Namespace) -> None:
 def _control_plane(options: argparse.Namespace) -> None:
     from local_cluster.control_plane import ControlPlane  # needs cryptography; the other commands do not
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         contextlib.suppress(KeyboardInterrupt),
         ControlPlane(kwok=options.kwok, nodes=options.nodes, fsync=options.fsync) as plane,

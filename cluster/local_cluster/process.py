@@ -36,6 +36,16 @@ def _start(command: list[str], options: dict[str, Any]) -> "subprocess.Popen[byt
     return subprocess.Popen(command, **options)
 
 
+def interrupt_when_ended() -> None:
+    """Let SIGTERM and a closed terminal end this process as Ctrl-C does, so that what it has begun is cleaned up.
+
+    What is ignored stays so, as `nohup` has it.
+    """
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ends) != signal.SIG_IGN:
+            signal.signal(ends, signal.default_int_handler)
+
+
 class Process:
     """A program that can be started, stopped, killed and started again with the same arguments.
 

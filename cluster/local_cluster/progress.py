@@ -14,7 +14,7 @@ def say(text: str) -> None:
 
     That nobody reads it any more keeps nothing from being done: what follows may be to clean up.
     """
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # a pipe without a reader, a terminal that was closed
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ingestion_crds import constants as names
-from local_cluster import binaries, install
+from local_cluster import binaries, install, process
 from local_cluster.errors import LocalClusterError
 from local_cluster.kind import Kind, target, wanted_name
 
@@ -65,6 +65,7 @@ class Stage:
 
 def main() -> int:
     """Play everything; returns the exit code."""
+    process.interrupt_when_ended()
     story = view.Story()
     try:
         cluster = target(name=wanted_name())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,10 +47,10 @@ def add_program(machine: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-def call(
+def start(
     machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in such surroundings."""
+) -> subprocess.Popen[str]:
+    """Start a command in such surroundings."""
     surroundings = {
         "PATH": str(machine / "bin"),
         "HOME": str(machine / "home"),
@@ -57,15 +58,26 @@ def call(
         "PYTHONPATH": os.pathsep.join(sys.path),  # of this checkout, whichever is installed
         **(env or {}),
     }
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env=surroundings,
         cwd=machine,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )
+
+
+def call(
+    machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in such surroundings."""
+    with start(machine, *arguments, code=code, env=env) as program:
+        try:
+            stdout, stderr = program.communicate(timeout=300)
+        finally:
+            program.kill()
+    return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
 
 
 def refusal(machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[str, str] | None = None) -> str:
@@ -283,8 +295,9 @@ def test_programs_of_the_system_are_found_though_path_leaves_them_out(
     assert run([program.name]) == "found\n"
 
 
-def test_cleaning_up_needs_nobody_who_reads_what_it_says(tmp_path: Path) -> None:
-    """Ctrl-C ends `tee` first."""
+@pytest.mark.parametrize("terminal", [False, True])
+def test_cleaning_up_needs_nobody_who_reads_what_it_says(tmp_path: Path, terminal: bool) -> None:
+    """Ctrl-C ends `tee` first; a terminal may have been closed."""
     left = tmp_path / "left"
     left.touch()
     script = f"""
@@ -294,11 +307,11 @@ input()
 with timed("cleaning up"):
     Path({str(left)!r}).unlink()
 """
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as program:
-        assert program.stderr is not None
+    read, write = os.openpty() if terminal else os.pipe()
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=write) as program:
         assert program.stdin is not None
-        program.stderr.close()
+        os.close(write)
+        os.close(read)
         program.stdin.write(b"\n")
         program.stdin.close()
     assert program.returncode == 0
@@ -322,6 +335,37 @@ time.sleep(600)
     while child.exists() and "State:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+SAVING = """case "$1 $2" in
+'version --format') echo 29.0.0;;
+'version ') echo 'Client: Docker Engine';;
+'save --output') echo half >"$3"; : >"$HOME/saving"; exec /bin/sleep 600;;
+esac"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_archive_of_images_goes_with_who_writes_it(machine: Path, end: signal.Signals) -> None:
+    """It has a gigabyte. SIGHUP comes when a terminal is closed, SIGTERM of `timeout` and of cancelled runs."""
+    add_program(machine, "docker", SAVING)
+    cluster = machine / "cache" / "clusters" / "ingestion"
+    cluster.mkdir(parents=True)
+    (cluster / "engine").write_text("docker")
+    (cluster / "kubeconfig").touch()
+    with start(machine, "prepare", env={"BASE_IMAGE": "localhost/python"}) as program:
+        try:
+            deadline = time.monotonic() + 30
+            while not (machine / "home" / "saving").exists():
+                assert program.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert list((machine / "cache").glob("images-*/*"))
+            program.send_signal(end)
+            program.wait(timeout=30)
+        finally:
+            program.kill()
+    assert program.returncode == 130
+    assert not list((machine / "cache").glob("images-*"))
 
 
 @only_root
