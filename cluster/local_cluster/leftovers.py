@@ -1,6 +1,7 @@
 """What container engines leave on a machine: list it, and remove what podman leaves after its last container."""
 
 import contextlib
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ PODMAN_HELPERS = ("conmon", "aardvark-dns")
 HELPERS = (*PODMAN_HELPERS, "docker-proxy")
 """Programs that container engines keep running beside a container."""
 HELPERS_END_SECONDS = 60.0
+OF_ENGINES = re.compile("containers|docker|podman|libpod|netavark|netns|veth|br-", re.IGNORECASE)
+"""Some of it is in the name of each mount, interface, firewall rule or chain that a container engine makes."""
 
 
 def inventory(*, engine: Engine) -> frozenset[str]:
@@ -27,6 +30,19 @@ def inventory(*, engine: Engine) -> frozenset[str]:
     """
     # The engine comes first: podman's very first call makes mounts of its own, which stay.
     return frozenset([*_objects(engine), *_mounts(), *_interfaces(), *_firewall(), *_cgroups(), *_helpers()])
+
+
+def left(*, before: frozenset[str], after: frozenset[str], of: str) -> frozenset[str]:
+    """What the cluster `of` left, of all that came between two inventories.
+
+    A machine is used meanwhile: mounts, interfaces and firewall rules that no engine makes are somebody else's. When
+    other containers came or went, only what names the cluster can be told from theirs.
+    """
+    came = after - before
+    if any(line.startswith("container ") and of not in line for line in before ^ after):
+        return frozenset(line for line in came if of in line)
+    machines = ("mount ", "interface ", "iptables ", "ip6tables ")
+    return frozenset(line for line in came if not line.startswith(machines) or OF_ENGINES.search(line))
 
 
 def _objects(engine: Engine) -> Iterator[str]:

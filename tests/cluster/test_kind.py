@@ -75,7 +75,9 @@ def test_a_kind_cluster_comes_and_goes_without_a_trace(
     for state in frozen:
         state.write_text("FROZEN")
     cluster.down()
-    assert leftovers.inventory(engine=runs_it) - before == set()
+    after = leftovers.inventory(engine=runs_it)
+    print("\n".join(sorted(after - before)))
+    assert leftovers.left(before=before, after=after, of=cluster.name) == set()
     assert not cluster.folder.exists()
     cluster.down()
 

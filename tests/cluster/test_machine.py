@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ingestion_demo import documents
-from local_cluster import binaries, debian, engine
+from local_cluster import binaries, debian, engine, leftovers
 from local_cluster.commands import run
 from local_cluster.kind import DEFAULT_NAME, Kind, remove_left, temporary_name
 
@@ -416,3 +416,31 @@ def test_clusters_of_runs_that_are_gone_are_deleted(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Kind, "down", lambda cluster: deleted.append(cluster.name))
     remove_left()
     assert deleted == [gone]
+
+
+LEFT_BY_AN_ENGINE = frozenset(
+    {
+        "volume 0a1b2c",
+        "mount /var/lib/containers/storage/overlay/0a1b2c/merged",
+        "interface veth3",
+        "iptables nat -N NETAVARK-0A1B2C",
+        "cgroup /sys/fs/cgroup/libpod_parent",
+        "process conmon 4711",
+    }
+)
+OF_SOMEBODY_ELSE = frozenset({"mount /media/stick", "interface tun0", "iptables filter -A INPUT -i tun0 -j ACCEPT"})
+
+
+def test_what_a_cluster_leaves_is_told_from_what_else_happens_on_a_machine() -> None:
+    before = frozenset({"network podman", "mount /", "interface lo"})
+    after = before | LEFT_BY_AN_ENGINE | OF_SOMEBODY_ELSE
+    assert leftovers.left(before=before, after=after, of="ours") == LEFT_BY_AN_ENGINE
+    named = {"container ours-control-plane", "network kind-ours"}
+    assert leftovers.left(before=before, after=after | named, of="ours") == LEFT_BY_AN_ENGINE | named
+
+
+@pytest.mark.parametrize(("gone", "come"), [(set(), {"container theirs"}), ({"container theirs"}, set())])
+def test_beside_other_containers_a_cluster_is_held_to_what_names_it(gone: set[str], come: set[str]) -> None:
+    before, after = frozenset(gone), LEFT_BY_AN_ENGINE | come
+    assert leftovers.left(before=before, after=after, of="ours") == set()
+    assert leftovers.left(before=before, after=after | {"network kind-ours"}, of="ours") == {"network kind-ours"}
