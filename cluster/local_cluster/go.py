@@ -40,7 +40,8 @@ def run_go(*arguments: str, module: str) -> str:
 
     Raises LocalClusterError as `go` and `commands.run` do.
     """
-    env = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    # A go.work above the checkout is for other modules.
+    env = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
     return run([go(), *arguments], cwd=paths.GO_MODULES / module, env=env)
 
 

