@@ -75,5 +75,5 @@ demo: venv ## Ingest a real document, fail in part, retry only what failed
 	@$(RUN) python -m ingestion_demo
 
 clean: ## Stop the cluster and remove what was installed here
-	@if [ -x $(UV) ]; then $(RUN) python -m local_cluster down || true; fi
+	@if [ -x $(UV) ]; then CLUSTER=kind $(RUN) python -m local_cluster down || true; fi
 	@rm -rf .make .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -305,15 +305,24 @@ def wanted_elsewhere() -> Path | None:
     """The kubeconfig of an existing cluster the caller chose by CLUSTER=current or KUBECONFIG, None for kind.
 
     CLUSTER=kind means kind whatever KUBECONFIG says, and so does a KUBECONFIG that one of our clusters wrote.
+
+    Raises LocalClusterError for another CLUSTER, and for a KUBECONFIG of several files.
     """
     chosen, named = os.environ.get("CLUSTER", ""), os.environ.get("KUBECONFIG", "")
     if chosen not in ("", "current", "kind"):
         raise LocalClusterError(f"CLUSTER={chosen} is neither `current` nor `kind`")
-    file = Path(named) if named else Path.home() / ".kube" / "config"
+    if chosen == "kind":
+        return None
+    files = [Path(name) for name in named.split(os.pathsep) if name] or [Path.home() / ".kube" / "config"]
+    if len(files) > 1:
+        raise LocalClusterError(
+            f"KUBECONFIG={named} names several files: name one of them, or set CLUSTER=kind for a cluster of its own"
+        )
+    file = files[0]
     if chosen == "current":
         return file
     ours = file.resolve().is_relative_to(paths.cache() / "clusters")
-    return file if named and not chosen and not ours else None
+    return file if named and not ours else None
 
 
 def target(*, name: str = DEFAULT_NAME) -> Kind:

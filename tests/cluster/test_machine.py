@@ -289,6 +289,16 @@ def test_a_misspelt_choice_of_cluster_is_refused(machine: Path) -> None:
     assert "CLUSTER=curent is neither `current` nor `kind`" in refusal(machine, "up", env={"CLUSTER": "curent"})
 
 
+@pytest.mark.parametrize("command", ["up", "down", "kubeconfig", "prepare"])
+def test_several_kubeconfigs_are_refused_by_name(machine: Path, command: str) -> None:
+    add_kind(machine)  # and with it a kubectl
+    named = f"{machine}/one:{machine}/two"
+    assert f"KUBECONFIG={named} names several files" in refusal(machine, command, env={"KUBECONFIG": named})
+    assert "several" not in refusal(machine, "kubeconfig", env={"KUBECONFIG": named, "CLUSTER": "kind"})
+    one = f":{machine}/one:"
+    assert call(machine, "kubeconfig", env={"KUBECONFIG": one}).stdout == f"{machine}/one\n"
+
+
 @pytest.mark.parametrize("command", ["status", "logs", "kubeconfig"])
 def test_commands_for_a_cluster_that_is_not_there_say_how_to_make_it(machine: Path, command: str) -> None:
     said = refusal(machine, command, "--name", "nowhere")

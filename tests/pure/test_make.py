@@ -37,3 +37,9 @@ def make(checkout: Path, *arguments: str, **variables: str) -> str:
 def test_uv_chooses_a_python_that_fits_unless_one_is_named(checkout: Path) -> None:
     assert "uv sync --frozen" in make(checkout, "venv")
     assert "uv sync --python /usr/bin/python3.12 --frozen" in make(checkout, "venv", "PYTHON=/usr/bin/python3.12")
+
+
+def test_clean_takes_our_cluster_down_whatever_cluster_is_used_otherwise(checkout: Path) -> None:
+    said = make(checkout, "clean", "CLUSTER=current", KUBECONFIG="/somebody's/config")
+    assert said == "CLUSTER=kind uv run --frozen --no-sync python -m local_cluster down\n"
+    assert not (checkout / ".make").exists()
