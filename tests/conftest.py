@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 from ingestion_crds.kube import KubeClient
-from local_cluster.control_plane import ControlPlane
+from local_cluster.control_plane import APISERVER, CONTROLLER_MANAGER, ControlPlane
 from support.crd import install_crd
 from support.namespaces import make_namespace
 
@@ -17,6 +17,15 @@ from support.namespaces import make_namespace
 def control_plane() -> Iterator[ControlPlane]:
     """A bare control plane with the CRD: etcd, API server, controller manager, scheduler; no nodes."""
     with ControlPlane() as plane:
+        asyncio.run(install_crd(plane.kubeconfig))
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def control_plane_before_1_36() -> Iterator[ControlPlane]:
+    """One whose suspended Jobs keep their startTime, as in Kubernetes 1.33 to 1.35 (KEP-5440)."""
+    flag = ["--feature-gates=MutableSchedulingDirectivesForSuspendedJobs=false"]
+    with ControlPlane(extra_flags={APISERVER: flag, CONTROLLER_MANAGER: flag}) as plane:
         asyncio.run(install_crd(plane.kubeconfig))
         yield plane
 

@@ -181,15 +181,21 @@ class Acting:
         await self._cluster.create_config_map(body=wanted)
 
     async def _patch_child(self, action: PatchChild, snapshot: Snapshot) -> Snapshot:
+        namespace, name = snapshot.job.metadata.namespace, action.name
         try:
-            await self._cluster.patch_child(
-                namespace=snapshot.job.metadata.namespace, name=action.name, uid=action.uid, spec=action.spec
-            )
+            if action.clear_start_of is not None:
+                await self._cluster.clear_start_time(
+                    namespace=namespace, name=name, resource_version=action.clear_start_of
+                )
+            answer = await self._cluster.patch_child(namespace=namespace, name=name, uid=action.uid, spec=action.spec)
         except ApiError as error:
             if error.conflict or error.not_found:
                 raise ConflictError(str(error)) from error
-            return self._rejected(snapshot, action.name, error)
-        return snapshot
+            return self._rejected(snapshot, name, error)
+        # As it is now, or the next round would do the same again.
+        patched = read_child(answer)
+        others = (patched if child.uid == patched.uid else child for child in snapshot.children)
+        return replace(snapshot, children=tuple(others))
 
     async def _delete_child(self, action: DeleteChild, snapshot: Snapshot) -> Snapshot:
         namespace = snapshot.job.metadata.namespace

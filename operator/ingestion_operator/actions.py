@@ -54,11 +54,17 @@ class DeleteConfigMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchChild:
-    """Change suspend, parallelism or activeDeadlineSeconds of a Job; nothing else is ever patched."""
+    """Change suspend, parallelism or activeDeadlineSeconds of a Job; nothing else of its spec is ever patched.
+
+    Args:
+        spec: the change.
+        clear_start_of: the Job's resourceVersion, if its status.startTime is to be taken off before; else None.
+    """
 
     name: str
     uid: ChildUid
     spec: JsonObject
+    clear_start_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,6 +131,23 @@ class KubeCluster:
         body = {"metadata": {"uid": uid}, "spec": spec}
         return await self._client.request("PATCH", child_path(namespace, name), body=body, content_type=MERGE_PATCH)
 
+    async def clear_start_time(self, *, namespace: str, name: str, resource_version: str) -> JsonObject:
+        """Take status.startTime off a suspended Job, and return the Job as it is then.
+
+        Args:
+            namespace: the Job's.
+            name: the Job's.
+            resource_version: of the Job as it was read: it may have ended, or been resumed, since.
+
+        Raises:
+            ApiError: `conflict` when the Job has changed, `not_found` when it is gone; with status 422 when it is not
+                suspended.
+        """
+        body = {"metadata": {"resourceVersion": resource_version}, "status": {"startTime": None}}
+        return await self._client.request(
+            "PATCH", f"{child_path(namespace, name)}/status", body=body, content_type=MERGE_PATCH
+        )
+
     async def delete_child(self, *, namespace: str, name: str, uid: ChildUid) -> None:
         """Delete a Job, and its pods after it; that it is gone already is no error.
 

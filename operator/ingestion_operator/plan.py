@@ -591,7 +591,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting and not _refused(draft):
         # One patch for each field: one that the cluster refuses must not keep the others from being made.
-        draft.actions += [PatchChild(name=child.name, uid=child.uid, spec={key: wish[key]}) for key in wish]
+        draft.actions += [_patch(child, key, value) for key, value in wish.items()]
     obstacle = draft.snapshot.obstacle
     if obstacle is not None and not goes_on(obstacle.reason, child):
         draft.blocked = obstacle
@@ -599,6 +599,20 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
+
+
+def _patch(child: ChildJob, key: str, value: Any) -> PatchChild:
+    """Return the change of one field of a Job.
+
+    Before Kubernetes 1.36 a suspended Job keeps its startTime, and the deadline counts from that when it is resumed.
+    Up to 1.33.5 and 1.34.1 the API server even refuses a new one then, and the Job stands still. All of them admit that
+    it is taken off while the Job is suspended, as Kueue does.
+
+    Source: https://github.com/kubernetes/kubernetes/issues/134521, and kubernetes PR 135104.
+    """
+    resumed = key == "suspend" and not value and child.start_time is not None
+    version = str(child.resource_version) if resumed else None
+    return PatchChild(name=child.name, uid=child.uid, spec={key: value}, clear_start_of=version)
 
 
 def _restore_config_map(draft: _Draft) -> None:

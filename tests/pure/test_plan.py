@@ -85,7 +85,7 @@ class World:
                     return False
                 self.uids += 1
                 raw = {**action.body, "metadata": {**action.body["metadata"], "uid": f"j-{self.uids}"}}
-                child = read_child(raw)
+                child = replace(read_child(raw), start_time=self.now)
                 assert not [one for one in self.children.values() if not one.finished], "invariant 1: two live Jobs"
                 self.children[child.uid] = child
                 if child.stage == Stage.SEGMENTS:
@@ -102,6 +102,8 @@ class World:
                 return True
             case PatchChild():
                 child = self.children[action.uid]
+                resumed = action.spec.get("suspend") is False
+                assert resumed == (action.clear_start_of is not None), "its time does not begin anew"
                 if action.spec.get("activeDeadlineSeconds") == 0:
                     self.children[action.uid] = replace(child, failure_reason="DeadlineExceeded", deadline_seconds=0)
                 else:
@@ -109,6 +111,7 @@ class World:
                         child,
                         suspended=action.spec.get("suspend", child.suspended),
                         parallelism=action.spec.get("parallelism", child.parallelism),
+                        start_time=self.now if resumed else child.start_time,
                     )
                 return True
             case RemovePods():

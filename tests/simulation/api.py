@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -61,6 +62,17 @@ _FIXED_METADATA: Final = (
     "deletionGracePeriodSeconds",
 )
 _JOB_SPEC_MUTABLE: Final = frozenset({"suspend", "parallelism", "activeDeadlineSeconds", "completions"})
+
+
+class Release(Enum):
+    """Releases of Kubernetes, by what becomes of status.startTime where a Job is suspended and resumed.
+
+    Source: kubernetes issue 134521 and its backports, pull request 135104 (KEP-5440).
+    """
+
+    CLEARED = "1.36: taken away at the suspension"
+    RESET = "1.33.6, 1.34.2, 1.35: set anew at the resumption, once the deadline was asked"
+    STUCK = "1.33.5, 1.34.1: as RESET, and the API server refuses the new one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +149,7 @@ class ApiServer:
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
+        self.release = Release.CLEARED
         self._objects: dict[Key, JsonObject] = {}
         self.version = 100  # the last resourceVersion
         self._uids = 0
@@ -267,6 +280,8 @@ class ApiServer:
             raise ApiError(status=409, reason="Conflict", message="the object has been modified")
         if subresource == "status":
             after = {**before, "status": after.get("status", {})}
+            if key[0] == "jobs":
+                _check_job_status(before, after, self.release)
         else:
             if new.get("uid") != old["uid"]:
                 raise _invalid("metadata.uid: Invalid value: field is immutable")
@@ -467,3 +482,20 @@ def _check_job(before: JsonObject, after: JsonObject) -> None:
     for field in old.keys() | new.keys():
         if field not in _JOB_SPEC_MUTABLE and old.get(field) != new.get(field):
             raise _invalid(f"spec.{field}: Invalid value: field is immutable")
+
+
+def _check_job_status(before: JsonObject, after: JsonObject, release: Release) -> None:
+    """Check what becomes of startTime: ValidateJobStatusUpdate, by the options of getStatusValidationOptions."""
+    old, new = before["status"], after["status"]
+    if "startTime" not in old or new.get("startTime") == old["startTime"]:
+        return
+    resumes = release is not Release.STUCK and (_suspended(old), _suspended(new)) == ("True", "False")
+    if not after["spec"]["suspend"] and not resumes:
+        raise _invalid("status.startTime: Invalid value: field is immutable for unsuspended job once set")
+    if "startTime" not in new and finished(after):
+        raise _invalid("status.startTime: Required value: startTime is required for finished job")
+
+
+def _suspended(status: JsonObject) -> str | None:
+    found = (item["status"] for item in status.get("conditions", []) if item["type"] == "Suspended")
+    return next(found, None)

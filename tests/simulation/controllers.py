@@ -3,7 +3,7 @@
 Each offers steps, and a step is one thing that it does; in which order steps are taken is the caller's choice.
 
 Source of the Job controller: kubernetes v1.36, pkg/controller/job/job_controller.go, indexed_job_utils.go,
-pod_failure_policy.go. Functions that follow one of theirs say so.
+pod_failure_policy.go; of a suspension also earlier ones (`Release`). Functions that follow one of theirs say so.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from simulation.api import (
     ORPHAN,
     ApiServer,
     Change,
+    Release,
     copied,
     ended,
     finished,
@@ -208,7 +209,11 @@ class _JobSync:
             kind = "Complete" if interim["type"] == "SuccessCriteriaMet" else "Failed"
             self._final = {**interim, "type": kind}
         released = [pod for pod in self._pods if _tracked(pod) and self._may_be_released(pod)]
-        self._write_counts()
+        try:
+            self._write_counts()
+        except ApiError:
+            self._controller.look_again(self._job, _BACKOFF_SECONDS)
+            return
         self._controller.go_on(self._job["metadata"]["uid"], lambda: self._second_half(released))
 
     @property
@@ -386,10 +391,10 @@ class _JobSync:
             self._conditions.remove(known)
         reason, message = ("JobSuspended", "Job suspended") if wanted == "True" else ("JobResumed", "Job resumed")
         self._conditions.append(self._condition("Suspended", reason, message, status=wanted))
-        # The deadline counts from the resumption.
+        # The deadline counts from the resumption: where the old time has stayed, it was asked with that, above.
         if wanted == "False":
             self._status["startTime"] = format_time(self._now)
-        else:
+        elif self._api.release is Release.CLEARED:
             self._status.pop("startTime", None)
 
     def _may_be_released(self, pod: JsonObject) -> bool:

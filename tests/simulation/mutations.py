@@ -483,6 +483,26 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         changes=(("        if child.deadline_seconds != deadline:\n", "        if False:\n"),),
     ),
     Mutation(
+        name="a Job that is resumed has the time that it had before",
+        file="plan.py",
+        changes=(
+            (
+                """    resumed = key == "suspend" and not value and child.start_time is not None\n""",
+                "    resumed = False\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a start is taken off whatever has become of the Job",
+        file="cluster.py",
+        changes=(
+            (
+                """body = {"metadata": {"resourceVersion": resource_version}, "status": {"startTime": None}}""",
+                """body: JsonObject = {"status": {"startTime": None}}""",
+            ),
+        ),
+    ),
+    Mutation(
         name="the phase is whatever somebody has written there",
         file="plan.py",
         changes=(

@@ -32,7 +32,7 @@ from ingestion_operator.children import child_name
 from support.builders import foreign_job, ingestion_job
 from support.campaign import record
 
-from simulation.api import INGESTION_JOBS, owner_of
+from simulation.api import INGESTION_JOBS, Release, owner_of
 from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle, ViolationError
@@ -90,6 +90,7 @@ class Convergence(RuleBasedStateMachine):
         verdicts=st.dictionaries(PLACES, VERDICTS, max_size=3),
         disasters=st.integers(0, 20),
         skew=st.sampled_from([0.0, 0.0, 300.0, -300.0]),
+        release=st.sampled_from(list(Release)),
         spec=st.fixed_dictionaries(
             {
                 "parallelism": st.integers(1, 4),
@@ -108,9 +109,11 @@ class Convergence(RuleBasedStateMachine):
         verdicts: dict[tuple[str, int | None], Verdict],
         disasters: int,
         skew: float,
+        release: Release,
         spec: JsonObject,
     ) -> None:
         self.cluster = SimulatedCluster(segments=segments, single=single)
+        self.cluster.api.release = release
         self.cluster.verdicts.update(verdicts)
         self.random = Random(seed)
         self.oracle = Oracle(self.cluster)

@@ -14,6 +14,7 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, in
 from ingestion_operator import children
 from support.builders import ingestion_job
 
+from simulation.api import Release
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle
@@ -150,6 +151,24 @@ def test_a_suspended_job_that_may_not_be_deleted_is_said_and_waited_for(
         cluster.pass_until(lambda: False, seconds=600)
     policy.refuses = lambda _: False
     reach(cluster, "failed")
+
+
+def test_a_job_whose_start_may_not_be_taken_off_stays_suspended_and_says_so(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    """Invariant 5: resumed, it could be over at once."""
+    cluster.api.release = Release.RESET
+    start(cluster, first=GOOD)
+    suspend(cluster)
+    policy.refuses = lambda call: "/jobs/" in call.path and call.path.endswith("/status")
+    cluster.verdicts.clear()
+    patch(cluster, suspend=False)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+    assert cluster.api.all("jobs")[-1]["spec"]["suspend"]
+    policy.refuses = lambda _: False
+    reach(cluster, "completed")
 
 
 def test_config_maps_that_may_not_be_deleted_keep_no_job_from_being_deleted(

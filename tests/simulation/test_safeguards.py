@@ -69,7 +69,7 @@ def test_a_job_that_is_not_understood_does_not_stop_the_watch_of_the_others(clus
     cluster.broken.found.clear()
 
 
-@pytest.mark.parametrize("method", ["delete", "patch"])
+@pytest.mark.parametrize("method", ["delete", "patch", "clear"])
 def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: SimulatedCluster, method: str) -> None:
     """Invariant 7."""
     job = a_job(cluster)
@@ -79,6 +79,13 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
             send(cluster, lambda kube: kube.delete_child(namespace=NAMESPACE, name=name, uid=ANOTHER))
         with pytest.raises(ApiError):
             send(cluster, lambda kube: kube.delete_ingestion_job(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
+    elif method == "clear":
+        suspended = {"spec": {"suspend": True}}
+        cluster.api.request("PATCH", child_path(NAMESPACE, name), body=suspended, content_type=MERGE_PATCH)
+        with pytest.raises(ApiError):
+            send(cluster, lambda kube: kube.clear_start_time(namespace=NAMESPACE, name=name, resource_version="1"))
+        (job,) = cluster.api.all("jobs")
+        assert "startTime" in job["status"]
     else:
         with pytest.raises(ApiError):
             send(

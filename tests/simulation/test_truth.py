@@ -11,16 +11,18 @@ import difflib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 import pytest
-import pytest_asyncio
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
+from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job
+from support.namespaces import make_namespace
 
-from simulation.api import JOB_TRACKING, copied
+from simulation.api import JOB_TRACKING, Release, copied
 from simulation.cluster import SimulatedCluster
 
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
@@ -611,6 +613,30 @@ async def suspension(script: Script) -> None:
     await script.ask("PATCH", f"{path}/work", {"spec": {"suspend": False, "activeDeadlineSeconds": 600}})
 
 
+async def resumption(script: Script) -> None:
+    """The startTime of a suspended Job may be taken off, if the suspension has not done so; that of another may not."""
+    path = child_path(script.side.namespace)
+    job = await script.ask("POST", path, indexed_job(completions=1, parallelism=1))
+    (pod,) = await script.running(job, 1)
+    cleared: JsonObject = {"status": {"startTime": None}}
+    await script.ask("PATCH", f"{path}/work/status", cleared)
+    await script.ask("PATCH", f"{path}/work", {"spec": {"suspend": True}})
+    await script.until_job(job, lambda job: has(job, "Suspended") and job["status"].get("terminating") == 1)
+    await script.end(pod, 143)
+    await script.gone(pod)
+    await script.until_job(job, lambda job: has(job, "Suspended") and not job["status"].get("terminating"))
+    stale = {"metadata": {"resourceVersion": job["metadata"]["resourceVersion"]}}
+    await script.ask("PATCH", f"{path}/work/status", stale | cleared)
+    await script.ask("PATCH", f"{path}/work/status", cleared)
+    await script.ask("PATCH", f"{path}/work", {"spec": {"suspend": False}})
+    (pod,) = await script.running(job, 1)
+    await script.until_job(job, lambda job: ["Suspended", "False", "JobResumed"] in conditions(job))
+    await script.ask("PATCH", f"{path}/work/status", cleared)
+    await script.end(pod, 0)
+    await script.until_job(job, lambda job: has(job, "Complete"))
+    await script.ask("PATCH", f"{path}/work/status", cleared)
+
+
 async def parallelism(script: Script) -> None:
     """Less parallelism deletes pods, whose indexes wait until they have ended; more starts more."""
     path = child_path(script.side.namespace)
@@ -691,15 +717,16 @@ SCRIPTS: Final = (
     too_many_failures,
     deadline_of_zero,
     suspension,
+    resumption,
     parallelism,
     a_pod_deleted_by_hand,
     job_deleted,
 )
 
 
-@pytest_asyncio.fixture
-async def real(kube: KubeClient, namespace: str) -> AsyncIterator[RealSide]:
-    """A namespace of the real cluster, with a node that nothing is scheduled to and pods can be bound to.
+@asynccontextmanager
+async def real_side(kube: KubeClient, namespace: str) -> AsyncIterator[RealSide]:
+    """A namespace of a real cluster, with a node that nothing is scheduled to and pods can be bound to.
 
     A node of its own: one that is not heard of for a minute is taken for lost, and its pods are ready no more.
     """
@@ -708,9 +735,10 @@ async def real(kube: KubeClient, namespace: str) -> AsyncIterator[RealSide]:
     await kube.request("DELETE", f"/api/v1/nodes/{namespace}")
 
 
-async def simulated(run: Callable[[Script], Awaitable[None]]) -> list[Any]:
+async def simulated(run: Callable[[Script], Awaitable[None]], release: Release) -> list[Any]:
     """Return the simulated cluster's notes."""
     cluster = SimulatedCluster()
+    cluster.api.release = release
     try:
         script = Script(SimulatedSide(cluster))
         await run(script)
@@ -724,14 +752,31 @@ def written(notes: list[Any], namespace: str) -> list[str]:
     return json.dumps(notes, indent=1, sort_keys=True).replace(namespace, "truth").splitlines()
 
 
-@pytest.mark.parametrize("run", SCRIPTS, ids=lambda run: run.__name__)
-async def test_the_simulated_cluster_does_what_the_real_one_does(
-    real: RealSide, run: Callable[[Script], Awaitable[None]]
-) -> None:
+async def compare(real: RealSide, run: Callable[[Script], Awaitable[None]], release: Release) -> None:
+    """Run a script on both sides and see that their notes are equal."""
     script = Script(real)
     await run(script)
     truth = written(script.notes, real.namespace)
     difference = "\n".join(
-        difflib.unified_diff(truth, written(await simulated(run), "truth"), "real", "simulated", n=8)
+        difflib.unified_diff(truth, written(await simulated(run, release), "truth"), "real", "simulated", n=8)
     )
     assert not difference, difference
+
+
+@pytest.mark.parametrize("run", SCRIPTS, ids=lambda run: run.__name__)
+async def test_the_simulated_cluster_does_what_the_real_one_does(
+    kube: KubeClient, namespace: str, run: Callable[[Script], Awaitable[None]]
+) -> None:
+    async with real_side(kube, namespace) as real:
+        await compare(real, run, Release.CLEARED)
+
+
+@pytest.mark.parametrize("run", [suspension, resumption], ids=lambda run: run.__name__)
+async def test_it_does_so_too_as_one_before_1_36(
+    control_plane_before_1_36: ControlPlane, run: Callable[[Script], Awaitable[None]]
+) -> None:
+    async with (
+        await KubeClient.connect(kubeconfig=str(control_plane_before_1_36.kubeconfig)) as kube,
+        real_side(kube, await make_namespace(kube)) as real,
+    ):
+        await compare(real, run, Release.RESET)

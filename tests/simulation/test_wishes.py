@@ -13,7 +13,7 @@ from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, ingestion_path
 from support.builders import ingestion_job
 
-from simulation.api import INGESTION_JOBS
+from simulation.api import INGESTION_JOBS, Release
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.stories import (
@@ -332,3 +332,48 @@ def test_the_phase_of_an_attempt_that_runs_is_put_right(cluster: SimulatedCluste
     start(cluster)
     cluster.api.request("PATCH", f"{PATH}/status", body={"status": {"phase": "failed"}}, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "processing", seconds=30)
+
+
+@pytest.mark.parametrize("release", Release, ids=lambda release: release.name)
+@pytest.mark.parametrize("stage", Stage)
+def test_a_stage_that_is_resumed_has_its_time_anew(cluster: SimulatedCluster, stage: Stage, release: Release) -> None:
+    """Invariant 5: however long it was suspended, on each release of Kubernetes."""
+    cluster.api.release = release
+    cluster.verdicts[stage, 0 if stage is Stage.SEGMENTS else None] = HANGS
+    body = ingestion_job(parallelism=SEGMENTS, activeDeadlineSeconds=600)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=20)
+    assert live(cluster)["status"]["stage"] == stage
+    suspend(cluster)
+    cluster.pass_until(lambda: False, seconds=1000)
+    patch(cluster, suspend=False)
+    cluster.pass_until(lambda: False, seconds=500)
+    assert cluster.api.all("jobs")[-1]["status"]["ready"] == 1
+    cluster.verdicts.clear()
+    reach(cluster, "completed", seconds=60)
+
+
+@pytest.mark.parametrize("release", Release, ids=lambda release: release.name)
+def test_a_stage_that_is_resumed_is_over_when_its_time_is(cluster: SimulatedCluster, release: Release) -> None:
+    cluster.api.release = release
+    start(cluster, activeDeadlineSeconds=600)
+    suspend(cluster)
+    patch(cluster, suspend=False)
+    cluster.pass_until(lambda: False, seconds=590)
+    assert live(cluster)["status"]["phase"] == "processing"
+    assert reach(cluster, "failed", seconds=60)["failureSummary"] == {"Deadline": SEGMENTS}
+
+
+def test_a_job_that_changes_as_it_is_resumed_is_looked_at_anew(cluster: SimulatedCluster) -> None:
+    """Whether it may go on is not known then; nobody is to be told of that."""
+    cluster.api.release = Release.RESET
+    start(cluster, first=GOOD)
+    suspend(cluster)
+    cluster.verdicts.clear()
+    patch(cluster, suspend=False)
+    while not any("/jobs/" in call.path and call.path.endswith("/status") for call in cluster.calls):
+        assert cluster.step(0)
+    patch_job(cluster, parallelism=1)
+    reach(cluster, "completed")
+    assert not warnings(cluster)
