@@ -716,6 +716,11 @@ def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -
 def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
     dispatched = _dispatched(draft)
     done = dispatched.members(child.completed)
+    if draft.snapshot.harvest_truncated:
+        unread = failed("Unknown", "there were more failed pods than are looked at")
+    else:
+        unread = failed("PodLost", "the segment's pod is gone")
+    otherwise = unread
     if draft.cancelled:
         otherwise = _CANCELLED
     elif child.failure_reason == "DeadlineExceeded":
@@ -724,12 +729,12 @@ def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
         otherwise = failed("TooManyFailures", "stopped: more segments failed than maxFailedSegments")
     elif child.complete:
         otherwise = failed("PodLost", "the Job was made smaller by hand, and did not run the segment")
-    elif draft.snapshot.harvest_truncated:
-        otherwise = failed("Unknown", "there were more failed pods than are looked at")
-    else:
-        otherwise = failed("PodLost", "the segment's pod is gone")
     said = {index: result for index, result in harvest.items() if index in child.failed and not result.succeeded}
-    causes = {segment: said.get(index, otherwise) for index, segment in enumerate(dispatched) if segment not in done}
+    causes = {
+        segment: said.get(index, unread if index in child.failed else otherwise)
+        for index, segment in enumerate(dispatched)
+        if segment not in done
+    }
     _record_segments(draft, done=done, causes=causes)
 
 

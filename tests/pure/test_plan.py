@@ -435,3 +435,36 @@ def test_pods_without_a_node_are_a_reason_while_none_runs() -> None:
     assert is_news(world.job.status, before=none_runs, after=some_run)
     assert not stalled(some_run, no_room)
     assert stalled(some_run, Waiting(reason=Reason.IMAGE_UNAVAILABLE, message="no such image"))
+
+
+@pytest.mark.parametrize(("truncated", "unread"), [(True, "Unknown"), (False, "PodLost")])
+@pytest.mark.parametrize(
+    ("failure_reason", "never_ended"),
+    [
+        ("MaxFailedIndexesExceeded", "TooManyFailures"),
+        ("DeadlineExceeded", "Deadline"),
+        ("DeadlineExceeded", "Cancelled"),
+    ],
+)
+def test_a_segment_that_failed_was_not_stopped_although_its_pod_was_not_read(
+    failure_reason: str, never_ended: str, truncated: bool, unread: str
+) -> None:
+    """There are more failed pods than are looked at, or the node of some is gone."""
+    world, child = segments_run()
+    world.edit(cancel_generation=0 if never_ended == "Cancelled" else None)
+    child = replace(
+        child,
+        failed=IndexSet.span(3),
+        failure_reason=failure_reason,
+        start_time=world.now,
+        completion_time=world.now,
+    )
+    snapshot = Snapshot(
+        job=world.job,
+        config=CONFIG,
+        children=(child,),
+        harvest={0: PodResult(succeeded=False, code="EmbeddingUnavailable", exit_code=1)},
+        harvest_truncated=truncated,
+    )
+    status = plan(snapshot, now=world.now).status
+    assert status.failure_summary == {"EmbeddingUnavailable": 1, unread: 2, never_ended: 3}

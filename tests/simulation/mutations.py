@@ -164,6 +164,11 @@ def _dispatch_of(""",
         changes=(("    return child.complete or 0 in child.completed\n", "    return child.complete\n"),),
     ),
     Mutation(
+        name="a segment that failed is taken for one that was stopped",
+        file="plan.py",
+        changes=(("unread if index in child.failed else otherwise", "otherwise"),),
+    ),
+    Mutation(
         name="a Job that is Complete has run every segment",
         file="plan.py",
         changes=(
