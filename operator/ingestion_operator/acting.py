@@ -94,11 +94,7 @@ class Acting:
             case PatchIngestionJob():
                 return await self._patch_ingestion_job(action, raw, snapshot)
             case DeleteIngestionJob():
-                metadata = snapshot.job.metadata
-                await self._cluster.delete_ingestion_job(
-                    namespace=metadata.namespace, name=metadata.name, uid=action.uid
-                )
-                return raw, snapshot
+                return raw, await self._delete_ingestion_job(action, snapshot)
 
     async def tell(self, raw: JsonObject, events: tuple[Event, ...]) -> None:
         """Send events. They are for people: one that cannot be sent is logged, and holds nothing up.
@@ -266,6 +262,15 @@ class Acting:
         self._memory.remember(snapshot.job.key, Kept(raw, job))
         # A policy may have taken the mark off that the patch has made.
         return raw, replace(snapshot, job=job, answered=action.token)
+
+    async def _delete_ingestion_job(self, action: DeleteIngestionJob, snapshot: Snapshot) -> Snapshot:
+        namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
+        try:
+            await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
+        except ApiError as error:
+            self._tolerate(snapshot.job.key, "a completed job stays", error)
+            return replace(snapshot, rejection=f"{name}: {error.message}")
+        return snapshot
 
     # ── what the API server refuses ───────────────────────────────────────────────────────────────────────────────
 

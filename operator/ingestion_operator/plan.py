@@ -76,6 +76,8 @@ _QUOTA: Final = re.compile(r"exceeded quota\b.*\b(jobs\.batch|configmaps)\b")
 _LOOK_AT_STARTING_SECONDS: Final = 5.0
 _LOOK_AT_RUNNING_SECONDS: Final = 60.0
 _LOOK_AT_BLOCKED_SECONDS: Final = 30.0
+# Where many completed jobs may not be deleted, they are not to keep the operator busy.
+_TRY_TO_DELETE_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -891,7 +893,9 @@ def _expire(draft: _Draft) -> None:
     if ttl is None or ended is None or phases != {Phase.COMPLETED}:
         return
     left = (ended + timedelta(seconds=ttl) - draft.now).total_seconds()
-    if left <= 0:
+    if left > 0:
+        draft.look_within(left)
+    elif draft.snapshot.rejection is None:
         draft.actions.append(DeleteIngestionJob(uid=draft.snapshot.job.metadata.uid))
     else:
-        draft.look_within(left)
+        draft.look_within(_TRY_TO_DELETE_SECONDS)

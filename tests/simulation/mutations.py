@@ -201,6 +201,16 @@ def _dispatch_of(""",
         ),
     ),
     Mutation(
+        name="a completed job that may not be deleted is an error",
+        file="acting.py",
+        changes=(
+            (
+                '            self._tolerate(snapshot.job.key, "a completed job stays", error)\n',
+                "            raise\n",
+            ),
+        ),
+    ),
+    Mutation(
         name="Jobs that may not be deleted keep the attempt open",
         file="acting.py",
         changes=(

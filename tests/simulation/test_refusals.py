@@ -14,7 +14,7 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, in
 from ingestion_operator import children
 from support.builders import ingestion_job
 
-from simulation.api import Release
+from simulation.api import INGESTION_JOBS, Release
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle
@@ -191,6 +191,25 @@ def test_leftovers_of_a_job_are_deleted_before_its_time_to_live_is_over(
     assert len(cluster.api.all("jobs")) > 1
     policy.refuses = lambda _: False
     assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=700)
+
+
+@REFUSALS
+def test_a_completed_job_that_may_not_be_deleted_is_tried_again_in_a_while(
+    cluster: SimulatedCluster, policy: Policy, error: ApiError
+) -> None:
+    """Invariant 8: its time to live is over."""
+    policy.refuses, policy.error = deletes("ingestionjobs"), error
+    body = ingestion_job(parallelism=SEGMENTS, ttlSecondsAfterFinished=10)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    reach(cluster, "completed")
+    cluster.pass_until(lambda: False, seconds=60)
+    asked = policy.refused
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=1300)
+    assert 0 < asked < policy.refused < asked + 4
+    policy.refuses = lambda _: False
+    assert cluster.pass_until(lambda: cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook") is None, seconds=700)
 
 
 def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, policy: Policy) -> None:
