@@ -359,6 +359,11 @@ class ChildJob:
         """True once the Job is Complete or Failed: not on FailureTarget, while pods still end."""
         return self.complete or self.failure_reason is not None
 
+    @property
+    def cancelled(self) -> bool:
+        """True once its attempt was cancelled. No spec may ask for a deadline of 0, and it cannot be taken back."""
+        return self.deadline_seconds == 0
+
 
 def read_child(raw: JsonObject) -> ChildJob:
     """Return the narrow view of a batch/v1 Job; labels that people have broken read as unknown."""

@@ -208,8 +208,10 @@ class _Draft:
 
     @property
     def cancelled(self) -> bool:
-        """True when the open attempt is to end."""
-        return cancelled(self.snapshot.job, self.attempt.generation)
+        """True when the open attempt is to end: the spec says so, or has said so until its Job was told to end."""
+        made = last_made(self.attempt.jobs)
+        told = any(child.cancelled for child in self.snapshot.children if made is not None and child.uid == made.uid)
+        return told or cancelled(self.snapshot.job, self.attempt.generation)
 
 
 # ── retry requests by annotation ──────────────────────────────────────────────────────────────────────────────
@@ -576,7 +578,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     wish: JsonObject = {}
     if draft.cancelled:
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the attempt's pods to end")
-        if child.deadline_seconds != 0:
+        if not child.cancelled:
             wish["activeDeadlineSeconds"] = 0
     else:
         parallelism, deadline = _parallelism(draft), _deadline(draft)

@@ -126,10 +126,11 @@ def stalled(status: Status) -> Condition | None:
 def given_up(job: IngestionJob, child: ChildJob) -> bool:
     """True when the running stage's Job is to be taken as it stands, and deleted.
 
-    Its attempt is cancelled while it is suspended: a deadline does not reach it then.
+    Its attempt is cancelled, or was, while it is suspended: a deadline does not reach it then.
     """
     attempts = job.status.attempts
-    return bool(attempts) and cancelled(job, attempts[-1].generation) and child.suspended and not child.finished
+    to_end = child.cancelled or (bool(attempts) and cancelled(job, attempts[-1].generation))
+    return to_end and child.suspended and not child.finished
 
 
 def cancelled(job: IngestionJob, generation: int) -> bool:

@@ -518,6 +518,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         ),
     ),
     Mutation(
+        name="a cancellation that is taken back never was one",
+        file="plan.py",
+        changes=(("        return told or cancelled(", "        return cancelled("),),
+    ),
+    Mutation(
         name="the phase is whatever somebody has written there",
         file="plan.py",
         changes=(

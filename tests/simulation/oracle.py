@@ -201,6 +201,8 @@ class Oracle:
         succeeded = bool(records) and records[-1].uid is None  # what comes after it is recorded, and is to be made
         limit = owner.spec.cancel_generation
         cancelled = limit is not None and limit >= owner.status.attempts[-1].generation
+        # A cancellation that has reached its Job cannot be taken back.
+        cancelled = cancelled or deleted["spec"].get("activeDeadlineSeconds") == 0
         newest = bool(recorded) and recorded[-1] == deleted["metadata"]["uid"]
         self._need(
             not newest or succeeded or cancelled,

@@ -380,8 +380,8 @@ class Convergence(RuleBasedStateMachine):
             self.create()
         elif what == "delete" and number < 3:
             self.by_hand("DELETE", PATH, {"propagationPolicy": "Background" if number == 1 else "Foreground"})
-        elif what == "cancel" and number < 4:
-            self.patch({"spec": {"cancelGeneration": live["spec"]["retryGeneration"]}})
+        elif what == "cancel":
+            self.patch({"spec": {"cancelGeneration": live["spec"]["retryGeneration"] if number < 5 else None}})
         elif what in ("suspend", "resume"):
             self.patch({"spec": {"suspend": what == "suspend"}})
         else:

@@ -377,3 +377,30 @@ def test_a_job_that_changes_as_it_is_resumed_is_looked_at_anew(cluster: Simulate
     patch_job(cluster, parallelism=1)
     reach(cluster, "completed")
     assert not warnings(cluster)
+
+
+def test_a_cancellation_that_is_taken_back_too_late_is_one(cluster: SimulatedCluster) -> None:
+    """Its pods have been told to end, and that was not for want of time."""
+    start(cluster, first=GOOD)
+    cluster.kubelet.silent = True
+    patch(cluster, cancelGeneration=0)
+    cluster.pass_until(lambda: False, seconds=10)
+    assert cluster.api.all("jobs")[-1]["spec"]["activeDeadlineSeconds"] == 0
+    patch(cluster, cancelGeneration=None)
+    cluster.pass_until(lambda: False, seconds=20)
+    assert "waiting for the attempt's pods to end" in why(cluster)
+    cluster.kubelet.silent = False
+    status = reach(cluster, "failed")
+    assert status["attempts"][0]["reason"] == "Cancelled"
+    assert status["failureSummary"] == {"Cancelled": SEGMENTS - 1}
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
+
+
+def test_a_suspended_job_whose_cancellation_is_taken_back_is_given_up(cluster: SimulatedCluster) -> None:
+    """Invariant 5: a deadline of 0 does not reach it; here its queue was faster than the Job controller."""
+    start(cluster, first=GOOD)
+    patch_job(cluster, suspend=True, activeDeadlineSeconds=0)
+    assert reach(cluster, "failed")["failureSummary"] == {"Cancelled": SEGMENTS - 1}
+    assert not cluster.api.all("jobs")
