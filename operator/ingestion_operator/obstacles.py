@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 
 from ingestion_operator.results import START_REASONS, shorten
@@ -22,6 +23,8 @@ _UNSCHEDULED_REASONS: Final = frozenset({"Unschedulable", "SchedulingGated"})
 _OVERDUE: Final = timedelta(seconds=60)
 # A large image may take some minutes; what takes longer is worth a word.
 _STARTING: Final = timedelta(minutes=3)
+# By default Kubernetes takes pods off such a node after five minutes; some are to stay for as long as it takes.
+_SILENT: Final = timedelta(minutes=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,32 @@ def _overdue(pod: JsonObject, now: datetime) -> Waiting | None:
     return _obstacle(Reason.POD_TERMINATING, text)
 
 
+def _kept_by_a_sidecar(pod: JsonObject, now: datetime) -> Waiting | None:
+    status = pod.get("status", {})
+    states = {item["name"]: item.get("state", {}) for item in status.get("containerStatuses", [])}
+    ended = states.get(names.WORKER_CONTAINER, {}).get("terminated", {}).get("finishedAt")
+    others = [name for name, state in states.items() if "running" in state]
+    if ended is None or not others or now - datetime.fromisoformat(ended) <= _OVERDUE:
+        return None
+    text = f"{pod['metadata']['name']}: the worker has ended at {ended}, and the container {others[0]}, which was added"
+    return _obstacle(Reason.POD_TERMINATING, f"{text} to it, goes on")
+
+
+def _not_heard_of(pod: JsonObject, now: datetime) -> Waiting | None:
+    # A kubelet gives a reason. Where one is silent, the node controller takes the readiness of its pods away without.
+    ready = _condition(pod, "Ready")
+    since = ready.get("lastTransitionTime")
+    lost = ready.get("status") == "False" and not ready.get("reason")
+    if pod.get("status", {}).get("phase") != "Running" or not lost or since is None:
+        return None
+    if now - datetime.fromisoformat(since) <= _SILENT:
+        return None
+    text = (
+        f"{pod['metadata']['name']} runs, and nothing was heard of its node ({_node(pod)}) since {since}: is it lost?"
+    )
+    return _obstacle(Reason.POD_TERMINATING, text)
+
+
 def _cannot_start(pod: JsonObject, _: datetime) -> Waiting | None:
     for container in pod.get("status", {}).get("containerStatuses", []):
         waiting = container.get("state", {}).get("waiting", {})
@@ -78,7 +107,7 @@ def _cannot_start(pod: JsonObject, _: datetime) -> Waiting | None:
 
 
 def _unschedulable(pod: JsonObject, _: datetime) -> Waiting | None:
-    scheduled = _scheduled(pod)
+    scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("reason") not in _UNSCHEDULED_REASONS:
         return None
     text = f"{pod['metadata']['name']}: {scheduled.get('message', 'cannot be scheduled')}"
@@ -86,7 +115,7 @@ def _unschedulable(pod: JsonObject, _: datetime) -> Waiting | None:
 
 
 def _long_in_starting(pod: JsonObject, now: datetime) -> Waiting | None:
-    scheduled = _scheduled(pod)
+    scheduled = _condition(pod, "PodScheduled")
     since = scheduled.get("lastTransitionTime")
     if pod.get("status", {}).get("phase") != "Pending" or scheduled.get("status") != "True" or since is None:
         return None
@@ -112,6 +141,8 @@ def _unseen(pod: JsonObject, now: datetime) -> Waiting | None:
 # In this order: the first that finds something speaks for the pod.
 _CHECKS: Final[tuple[Callable[[JsonObject, datetime], Waiting | None], ...]] = (
     _overdue,
+    _kept_by_a_sidecar,
+    _not_heard_of,
     _cannot_start,
     _unschedulable,
     _long_in_starting,
@@ -123,9 +154,9 @@ def _obstacle(reason: Reason, text: str) -> Waiting:
     return Waiting(reason=reason, message=shorten(text, limit=LONGEST_MESSAGE))
 
 
-def _scheduled(pod: JsonObject) -> JsonObject:
+def _condition(pod: JsonObject, kind: str) -> JsonObject:
     conditions = pod.get("status", {}).get("conditions", [])
-    found: JsonObject = next((condition for condition in conditions if condition.get("type") == "PodScheduled"), {})
+    found: JsonObject = next((condition for condition in conditions if condition.get("type") == kind), {})
     return found
 
 

@@ -307,11 +307,13 @@ class Reconciler:
         pace = self._memory.pace(key)
         if pace.diagnosis_due(child, self._memory.monotonic()):
             pace.diagnosed = self._memory.monotonic()
+            pods: list[JsonObject] = []
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, child_uid=child.uid)
-                said = None
-            else:  # those that are there were deleted, and have not ended
+            if not pods and not child.ready:  # those that are there have started, or were deleted, and do not end
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, child_uid=child.uid)
+            said = None
+            if not child.active:
                 said = await self._creation_failures.of(namespace=namespace, child_uid=child.uid, now=self._now())
             return replace(
                 snapshot,

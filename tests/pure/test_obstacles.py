@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_operator.obstacles import may_lack_config_map, read_obstacle
 
@@ -76,3 +77,44 @@ def test_a_pod_that_no_scheduler_looks_at_is_a_reason() -> None:
     assert found is not None
     assert found.reason == Reason.POD_UNSCHEDULABLE
     assert found.message == "p-0 was created at 2026-01-01T11:56:00Z, and no scheduler has looked at it"
+
+
+def running(*containers: JsonObject, **ready: str) -> JsonObject:
+    """Return a pod that runs, with what it says of its containers and of its being ready."""
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T11:56:00Z", **ready}]
+    status = {"phase": "Running", "conditions": conditions, "containerStatuses": list(containers)}
+    return {"metadata": {"name": "p-0"}, "spec": {"nodeName": "node-7"}, "status": status}
+
+
+def done(finished: str) -> JsonObject:
+    return {"name": names.WORKER_CONTAINER, "state": {"terminated": {"exitCode": 0, "finishedAt": finished}}}
+
+
+SIDECAR = {"name": "istio-proxy", "state": {"running": {}}}
+UNREADY = "ContainersNotReady"
+
+
+@pytest.mark.parametrize(
+    ("pod", "says"),
+    [
+        (
+            running(done("2026-01-01T11:58:00Z"), SIDECAR, reason=UNREADY),
+            "p-0: the worker has ended at 2026-01-01T11:58:00Z, and the container istio-proxy, which was added to it,"
+            " goes on",
+        ),
+        (running(done("2026-01-01T11:59:30Z"), SIDECAR, reason=UNREADY), None),
+        (running(done("2026-01-01T11:58:00Z"), reason=UNREADY), None),
+        (running({"name": names.WORKER_CONTAINER, "state": {"running": {}}}, SIDECAR, reason=UNREADY), None),
+        (
+            running(),
+            "p-0 runs, and nothing was heard of its node (node-7) since 2026-01-01T11:56:00Z: is it lost?",
+        ),
+        (running(lastTransitionTime="2026-01-01T11:58:00Z"), None),
+        (running(status="True"), None),
+        (running(reason="ReadinessGatesNotReady"), None),
+    ],
+)
+def test_a_pod_that_has_nothing_to_do_or_a_lost_node_is_a_reason(pod: JsonObject, says: str | None) -> None:
+    found = read_obstacle(pods=[pod], creation_failure=None, now=NOW)
+    assert (found and found.message) == says
+    assert found is None or found.reason == Reason.POD_TERMINATING

@@ -407,7 +407,7 @@ class _JobSync:
         )
 
     def _write_counts(self) -> None:
-        ready = [pod for pod in self._active if pod["status"]["phase"] == "Running"]
+        ready = [pod for pod in self._active if _ready(pod)]
         self._status |= {
             "active": len(self._active),
             "ready": len(ready),
@@ -440,6 +440,12 @@ class _JobSync:
         if self._final["type"] == "Complete":
             self._status["completionTime"] = format_time(self._now)
         self._write()
+
+
+def _ready(pod: JsonObject) -> bool:
+    """True while a pod runs, unless somebody says that it is not ready."""
+    unready = any(item["type"] == "Ready" and item["status"] == "False" for item in pod["status"].get("conditions", []))
+    return pod["status"]["phase"] == "Running" and not unready
 
 
 def _written(indexes: IndexSet) -> str:
@@ -561,12 +567,14 @@ class Verdict:
         hangs: it never ends by itself.
         image: its image is not to be had, so that it never starts.
         slow: its node never gets as far as to make its container.
+        sidecar: somebody adds a container to it, which goes on when the worker has ended.
     """
 
     code: str = ""
     hangs: bool = False
     image: bool = False
     slow: bool = False
+    sidecar: bool = False
 
     def __post_init__(self) -> None:
         assert not self.code or self.code in ERROR_CODES, f"there is no code {self.code}"
@@ -623,7 +631,7 @@ class Kubelet:
             elif pod["metadata"]["uid"] not in self._effects:
                 if not self._verdict_of(pod).hangs:
                     yield partial(self._work, key)
-            else:
+            elif not (self._verdict_of(pod).sidecar and "terminated" in pod["status"]["containerStatuses"][0]["state"]):
                 yield partial(self._exit, key)
 
     def _can_start(self, pod: JsonObject) -> bool:
@@ -730,17 +738,23 @@ class Kubelet:
         code = 0
         if says.get("code"):
             code = ERROR_CODES[says["code"]].exit_code or 1 if says["code"] in ERROR_CODES else 1
-        self._end(pod, code, says)
+        self._end(pod, code, says, sidecar=self._verdict_of(pod).sidecar)
 
-    def _end(self, pod: JsonObject, code: int, says: JsonObject | None) -> None:
+    def _end(self, pod: JsonObject, code: int, says: JsonObject | None, *, sidecar: bool = False) -> None:
         terminated: JsonObject = {"exitCode": code, "finishedAt": format_time(self._now())}
         if says is not None:
             terminated["message"] = json.dumps(says)
+        containers = self._container(terminated=terminated)
+        if sidecar:
+            unready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+            added = {"name": "proxy", "state": {"running": {}}}
+            self._set(pod, {"containerStatuses": [*containers, added], "conditions": [unready]})
+            return
         self._set(
             pod,
             {
                 "phase": "Failed" if code else "Succeeded",
-                "containerStatuses": self._container(terminated=terminated),
+                "containerStatuses": containers,
             },
         )
 

@@ -56,6 +56,7 @@ ALL_VERDICTS: Final = [
     Verdict(code="EmbeddingUnavailable"),
     Verdict(hangs=True),
     Verdict(image=True),
+    Verdict(sidecar=True),
 ]
 VERDICTS = st.sampled_from(ALL_VERDICTS)
 ALL_PLACES: Final[list[tuple[str, int | None]]] = [(Stage.SEGMENTS.value, number) for number in range(6)] + [

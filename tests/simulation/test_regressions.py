@@ -6,7 +6,7 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import RETRYABLE_PHASES, Phase, Stage
-from ingestion_crds.job import IngestionJob
+from ingestion_crds.job import IngestionJob, format_time
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, child_path, core_path
 from ingestion_operator.children import child_name
 
@@ -174,6 +174,52 @@ def test_pods_that_a_lost_node_cannot_end_are_a_reason(cluster: SimulatedCluster
     cluster.kubelet.silent = False
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
     assert live(cluster)["status"]["attempts"][0]["jobs"][0]["name"] == name
+
+
+def test_a_pod_that_a_sidecar_keeps_from_its_end_is_a_reason(cluster: SimulatedCluster) -> None:
+    """Invariants 5 and 8: its worker is done, and somebody has added a container that goes on."""
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(sidecar=True)
+    create(cluster)
+    cluster.start_operator()
+    assert not cluster.pass_until(lambda: says_why(live(cluster)) is not None, seconds=45)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodTerminating", seconds=60)
+    before = writes(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert writes(cluster) == before
+    cluster.verdicts.clear()
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
+
+
+def test_pods_on_a_lost_node_that_nobody_takes_off_it_are_a_reason(cluster: SimulatedCluster) -> None:
+    """Invariants 5 and 8: they tolerate that, and there are more than are looked at; the others are done."""
+    cluster.segments, lost = 12, range(3, 12)
+    cluster.verdicts |= {(Stage.SEGMENTS, segment): Verdict(hangs=True) for segment in lost}
+    create(cluster, parallelism=12)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=20)
+    cluster.kubelet.silent = True
+    now = format_time(cluster.now())
+    unready = {"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": now}]}
+    ready = {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}]}
+    pods = [pod["metadata"]["name"] for pod in cluster.api.all("pods") if pod["status"]["phase"] == "Running"]
+    assert len(pods) == len(lost)
+
+    def say(status: JsonObject) -> None:
+        for pod in pods:
+            path = core_path("pods", NAMESPACE, pod) + "/status"
+            cluster.api.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
+
+    say(unready)
+    assert not cluster.pass_until(lambda: says_why(live(cluster)) is not None, seconds=150)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodTerminating", seconds=120)
+    before = writes(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert writes(cluster) == before
+    cluster.kubelet.silent = False
+    say(ready)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) is None, seconds=30)
+    cluster.verdicts.clear()
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.COMPLETED), seconds=120)
 
 
 @pytest.mark.parametrize("owner", ["../../team-b/ingestionjobs/handbook", "team-b." * 36 + "aa"])
