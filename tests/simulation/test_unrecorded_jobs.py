@@ -12,7 +12,7 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
-from simulation.stories import KEY, PATH, SEGMENTS, live, make_late, start
+from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, start
 
 FAILS = Verdict(code="EmbeddingRejected")
 
@@ -57,6 +57,18 @@ def test_an_unrecorded_job_that_is_seen_when_it_has_ended_is_removed(cluster: Si
     ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
     cluster.api.request("PATCH", f"{path}/status", body=ended, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: not is_there(cluster), seconds=0.1)
+
+
+def test_an_unrecorded_job_that_came_under_another_replica_is_removed_at_the_takeover(cluster: SimulatedCluster) -> None:
+    """Invariant 1: its parent is settled, and the list passes over it."""
+    only = fail_in_part(cluster)
+    cluster.pass_until(lambda: False, seconds=60)
+    cluster.kill(only)
+    standing_by = cluster.start_operator(stands_by=True)
+    make_late(cluster)
+    cluster.settle_down()
+    cluster.lead(standing_by)
+    assert cluster.pass_until(lambda: not is_there(cluster), seconds=1)
 
 
 def test_a_config_map_of_the_name_of_an_unrecorded_job_stays_if_it_is_a_strangers(cluster: SimulatedCluster) -> None:
