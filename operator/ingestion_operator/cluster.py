@@ -20,6 +20,11 @@ _MOST_PODS: Final = 2_000
 # Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
 _SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = names.LABEL_CONTROLLER_UID
+# Anybody may write an Event, and fill it: no UID of the API server's is longer. What goes beyond the other two is not
+# read, or not kept, to the harm of that namespace alone.
+_UID_LENGTH: Final = 36
+_MOST_EVENTS: Final = 50_000
+_MOST_JOBS: Final = 5_000
 
 
 class KubeCluster:
@@ -229,14 +234,18 @@ class KubeCluster:
         """
         query = {"fieldSelector": "involvedObject.kind=Job,reason=FailedCreate"}
         newest: dict[ChildUid, tuple[str, str]] = {}
+        read = 0
         async for events, _ in pages(self._client, core_path("events", namespace), query=query):
             for event in events:
                 told = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-                # Of each no more is kept than is ever said: there may be thousands.
-                uid, message = event["involvedObject"].get("uid"), event.get("message", "")[:LONGEST_MESSAGE]
-                if uid is None or not _is_since(told, since):
-                    continue  # anybody may write an Event, and few of its fields are asked for
-                newest[uid] = max(newest.get(uid, ("", "")), (told, message))
+                uid, message = event["involvedObject"].get("uid", ""), event.get("message", "")
+                if not 0 < len(uid) <= _UID_LENGTH or not _is_since(told, since):
+                    continue  # few of an Event's fields are asked for
+                if uid in newest or len(newest) < _MOST_JOBS:  # of a message no more is kept than is ever said
+                    newest[uid] = max(newest.get(uid, ("", "")), (told, message[:LONGEST_MESSAGE]))
+            read += len(events)
+            if read >= _MOST_EVENTS:
+                break
         return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...]) -> None:

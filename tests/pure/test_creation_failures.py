@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -71,6 +72,32 @@ async def test_an_event_of_an_odd_year_hides_none(year: str) -> None:
     failures = Events([[odd, event("a", "quota")]], seconds=0.0).failures()
     assert await failures.of(namespace="team-a", child_uid="a", now=NOW) == "quota"
     assert await failures.of(namespace="team-a", child_uid="b", now=NOW) is None
+
+
+async def test_what_strangers_write_fills_no_memory() -> None:
+    """A tenant may write Events, and with one emoji in a text Python keeps four bytes for each of its characters."""
+    filled = "😀" + "a" * 100_000
+    events = [event(f"uid-{number}", filled) for number in range(20)]
+    events += [event(filled + str(number), "?") for number in range(20)]
+    failures = Events([[*events, event("a", "quota")]], seconds=0.0).failures()
+    assert await failures.of(namespace="team-a", child_uid="a", now=NOW) == "quota"
+    said = await failures.of(namespace="team-a", child_uid="uid-0", now=NOW)
+    assert said is not None
+    assert said.startswith("😀aaa")
+    known = failures._known["team-a"].messages
+    assert known is not None
+    assert sum(sys.getsizeof(text) for item in known.items() for text in item) < 100_000
+
+
+async def test_of_events_without_end_some_are_not_read() -> None:
+    """All looks at jobs of a namespace wait for its first list, and they keep workers from other namespaces."""
+    events = Events([[event(f"uid-{page}-{number}", "?") for number in range(500)] for page in range(120)], seconds=0.1)
+    failures = events.failures()
+    assert await failures.of(namespace="team-a", child_uid="uid-0-0", now=NOW) == "?"
+    assert events.now == pytest.approx(100 * 0.1)
+    known = failures._known["team-a"].messages
+    assert known is not None
+    assert len(known) == 5_000
 
 
 async def test_of_a_long_message_the_beginning_is_kept() -> None:
