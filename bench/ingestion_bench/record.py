@@ -69,7 +69,7 @@ async def record(stand: Stand, job: IngestionJob) -> Script:
     async with await Recorder.connect(kubeconfig=str(stand.control_plane.kubeconfig)) as recorder:
         recorder.sent = []
         memory = Memory()
-        memory.shown[job.key] = Kept(raw, IngestionJob.model_validate(raw))
+        memory.shown[job.key] = Kept.of(raw, IngestionJob.model_validate(raw))
         reconciler = Reconciler(cluster=KubeCluster(recorder), config=stand.config, memory=memory)
         await reconciler.reconcile(job.key)
     return Script(requests=recorder.sent, job=job, last_job=_last_job(job))

@@ -17,10 +17,15 @@ from pydantic.alias_generators import to_camel
 
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import (
+    ANNOTATION_IDEMPOTENCY_KEYS,
+    ANNOTATION_RETRY_HANDLED,
+    ANNOTATION_RETRY_ORIGIN,
+    ANNOTATION_RETRY_REQUESTED,
     BUILTIN_DIMENSIONS,
     BUILTIN_MODEL,
     BUILTIN_PROVIDER,
     GROUP,
+    LABEL_QUEUE_NAME,
     MAX_ATTEMPTS,
     MAX_FAILURE_MESSAGE_BYTES,
     MAX_FAILURES,
@@ -48,6 +53,8 @@ QUANTITY_PATTERN: Final = r"^[A-Za-z0-9.+-]+$"
 KEY_LENGTH: Final = 317
 CODE_LENGTH: Final = 32
 MAX_CODES: Final = 48
+# Of an annotation: twenty Idempotency-Keys take some 2,000 characters.
+_LONGEST_VALUE: Final = 4_096
 
 
 @lru_cache(maxsize=4096)  # a status holds many times; most of them were in it when it was last written
@@ -401,8 +408,19 @@ class Status(Model):
     )
 
 
+def _only(*ours: str) -> BeforeValidator:
+    """Return a validator that keeps these entries of a map, and of each value no more than is ever in ours."""
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: value[name][:_LONGEST_VALUE] for name in ours if isinstance(value.get(name), str)}
+
+    return BeforeValidator(kept)
+
+
 class Metadata(Model):
-    """The part of metadata that decisions are made from."""
+    """The part of metadata that decisions are made from: whoever may write an object may fill the rest of it."""
 
     name: str
     namespace: str
@@ -411,8 +429,16 @@ class Metadata(Model):
     generation: int = 1
     creation_timestamp: Time
     deletion_timestamp: Time | None = None
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: Annotated[dict[str, str], _only(LABEL_QUEUE_NAME)] = Field(default_factory=dict)
+    annotations: Annotated[
+        dict[str, str],
+        _only(
+            ANNOTATION_RETRY_REQUESTED,
+            ANNOTATION_RETRY_HANDLED,
+            ANNOTATION_RETRY_ORIGIN,
+            ANNOTATION_IDEMPOTENCY_KEYS,
+        ),
+    ] = Field(default_factory=dict)
 
 
 class IngestionJob(Model):

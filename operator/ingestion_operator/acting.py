@@ -257,9 +257,9 @@ class Acting:
                 raise ConflictError(str(error)) from error
             log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
             return raw, replace(snapshot, answer_refused=True)
+        raw, job = kept = Kept.of(raw, IngestionJob.model_validate(raw))
+        self._memory.remember(snapshot.job.key, kept)
         await self.tell(raw, (action.told,) if action.told else ())
-        job = IngestionJob.model_validate(raw)
-        self._memory.remember(snapshot.job.key, Kept(raw, job))
         # A policy may have taken the mark off that the patch has made.
         return raw, replace(snapshot, job=job, answered=action.token)
 

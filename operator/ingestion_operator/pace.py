@@ -26,9 +26,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
@@ -60,13 +61,30 @@ _CONFIRM_RESTS: Final = 5
 _LIST_RESTS: Final = 10
 # More than a look and the one after it write.
 _RESOURCE_VERSIONS: Final = 12
+_IDENTITY: Final = ("namespace", "name", "uid", "resourceVersion")
 
 
 class Kept(NamedTuple):
-    """An IngestionJob as the API server has it, and what that is to the planner."""
+    """An IngestionJob as the API server has it, and what that is to the planner.
+
+    Args:
+        raw: of the object only what looks use: its names, and its status.
+        job: the whole, as far as the models know it.
+    """
 
     raw: JsonObject
     job: IngestionJob
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any], job: IngestionJob) -> Kept:
+        """Keep of an object what looks use: whoever may write one may fill its metadata with a megabyte.
+
+        Args:
+            body: the IngestionJob.
+            job: what the models make of it.
+        """
+        metadata = {name: body["metadata"][name] for name in _IDENTITY}
+        return cls({"metadata": metadata, "status": body.get("status", {})}, job)
 
 
 class LastLook(NamedTuple):

@@ -115,8 +115,8 @@ class Reconciler:
                 self._memory.littered.discard(key)
                 return self._memory.forget(key)
             raise
-        job = IngestionJob.model_validate(raw)
-        self._memory.remember(key, Kept(raw, job))
+        raw, job = kept = Kept.of(raw, IngestionJob.model_validate(raw))
+        self._memory.remember(key, kept)
         listing = key in self._memory.to_list
         if settled(job) and not listing:
             return self._memory.forget(key)
@@ -369,7 +369,7 @@ class Reconciler:
             written = job.model_copy(update={"metadata": metadata, "status": decided.status})
         else:
             written = IngestionJob.model_validate(raw)
-        kept = Kept(raw, written)
+        raw, _ = kept = Kept.of(raw, written)
         self._memory.remember(key, kept)
         await self._acting.tell(raw, tuple(_transitions(job.status, decided.status)))
         return kept, None

@@ -618,6 +618,22 @@ def test_the_next_look_is_taken_from_what_was_stored(
     last = remembered(only).last
     assert last is not None
     kept = last.kept
-    assert kept.job == IngestionJob.model_validate(kept.raw)
+    assert kept.job == IngestionJob.model_validate(live(cluster))
     assert kept.job.status.segments is not None
     assert kept.job.status.segments.completed_count == 1
+
+
+def test_of_an_ingestion_job_no_more_is_kept_than_looks_use(cluster: SimulatedCluster) -> None:
+    """Whoever may write one may fill its metadata, and there may be hundreds whose Jobs do not end."""
+    only = start(cluster)
+    filled: JsonObject = {
+        "labels": {f"note-{number}": "" for number in range(10_000)},
+        "annotations": {"note": "x" * 100_000, names.ANNOTATION_RETRY_ORIGIN: "x" * 100_000},
+        "managedFields": [{"fieldsV1": {f"f:{number}": {} for number in range(10_000)}}],
+    }
+    cluster.api.request("PATCH", PATH, body={"metadata": filled}, content_type=MERGE_PATCH)
+    cluster.pass_until(lambda: False, seconds=60)
+    last = remembered(only).last
+    assert last is not None
+    assert last.kept.raw["metadata"]["resourceVersion"] == live(cluster)["metadata"]["resourceVersion"]
+    assert len(repr(last.kept)) < 20_000
