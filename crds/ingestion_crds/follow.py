@@ -24,21 +24,24 @@ Take = Callable[[JsonObject, bool], None]
 
 
 async def pages(
-    kube: KubeClient, path: str, *, query: Mapping[str, Any] | None = None
+    kube: KubeClient, path: str, *, query: Mapping[str, Any] | None = None, most: int | None = None
 ) -> AsyncIterator[tuple[list[JsonObject], JsonObject]]:
     """Yield a collection page by page: its objects, and the page's metadata.
 
-    Where objects are so large that a page would be too large to read, fewer are asked for.
+    Where objects are so large that a page would be too large to read, fewer are asked for. A page is emptied before the
+    next one is asked for: two would be twice the memory.
 
     Args:
         kube: the API server.
         path: the collection's.
         query: parameters such as `labelSelector`.
+        most: objects in a page at most; `PAGE` when it is not said.
 
     Raises:
         ApiError: when a page cannot be had.
     """
-    limit, following = PAGE, ""
+    most = most or PAGE
+    limit, following = most, ""
     while True:
         wanted = {**(query or {}), "limit": limit, **({"continue": following} if following else {})}
         try:
@@ -50,11 +53,13 @@ async def pages(
             continue
         if "items" not in answer:
             raise no_answer(f"not a list of {path}")
-        following = answer["metadata"].get("continue", "")
-        yield answer["items"], answer["metadata"]
+        items, metadata = answer.pop("items"), answer["metadata"]
+        yield items, metadata
+        items.clear()
+        following = metadata.get("continue", "")
         if not following:
             return
-        limit = min(PAGE, 2 * limit)
+        limit = min(most, 2 * limit)
 
 
 async def follow(

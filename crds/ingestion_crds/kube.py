@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
@@ -31,10 +31,16 @@ REQUEST_TIMEOUT_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 120
 _WATCH_GRACE_SECONDS: Final = 30
 _TLS_SHUTDOWN_SECONDS: Final = 0.1
-# Of one answer: in Python it takes several times as much memory. No object of a cluster has more than 3 MiB.
+# Of one answer. Of 1.5 MiB that etcd stores, JSON may make six times as much.
 _MOST_BYTES: Final = 16 * 2**20
-_FIELDS: Final = b'"fieldsV1":'
-_BRACES: Final = re.compile(rb'[{}]|"(?:[^"\\]|\\.)*"')
+# Of one answer too, by its commas, and its brackets twice: in Python, a value takes some 100 bytes, and a dict twice
+# that, however few characters it has in JSON. That makes 100 MB; a page of 500 ordinary objects takes a third.
+_MOST_VALUES: Final = 1_000_000
+# So long may an answer be that it need not be counted: none takes more than 24 times its length.
+_FEW_BYTES: Final = 4 * 2**20
+_FIELDS: Final = b'"fieldsV1":{'
+# What stands before a bracket that opens, and those that close after it. No repetition gives back what it has taken.
+_BRACES: Final = re.compile(rb'(?:[^"{}]++|"(?:[^"\\]++|\\.)*+")*+(\{?)(\}*+)', re.DOTALL)
 # How the API server tells of webhooks, and of policies (ValidatingAdmissionPolicy).
 _DENIED: Final = re.compile(r"\bdenied (the )?request\b")
 _KUBECONFIG: Final = "~/.kube/config"
@@ -72,7 +78,7 @@ class ApiError(Exception):
 
     @property
     def too_large(self) -> bool:
-        """True for an answer that was not read to its end: fewer objects are to be asked for at once."""
+        """True for an answer that is not taken in: fewer objects are to be asked for at once."""
         return self.status == 0 and self.reason == "TooLarge"
 
     @property
@@ -216,7 +222,8 @@ class KubeClient:
 
         Raises:
             ApiError: on any status of 400 or more, and with status 0 when no answer came, none that is JSON, or one of
-                more than 16 MiB.
+                more than 16 MiB; and for a list of which fewer objects may be asked for (`limit`), where it would take
+                too much memory, or no parser takes it.
         """
         response = await self._send(method, path, query, body, content_type, aiohttp.ClientTimeout(total=timeout))
         try:
@@ -225,11 +232,11 @@ class KubeClient:
             raise _no_answer(error) from error
         if response.status >= 400:
             raise _api_error(response.status, raw)
-        return _decoded(raw) if raw else {}
+        return _decoded(raw, several=int((query or {}).get("limit", 1)) > 1) if raw else {}
 
     async def watch(
         self, path: str, *, resource_version: str, query: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[JsonObject]:
+    ) -> AsyncGenerator[JsonObject, None]:
         """Yield watch events (`type`, `object`) until the server ends the stream.
 
         Args:
@@ -301,7 +308,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytearray:
         raw += block
         if len(raw) > _MOST_BYTES:
             response.close()
-            raise ApiError(status=0, reason="TooLarge", message=f"the answer has more than {_MOST_BYTES} bytes")
+            raise _too_large(f"more than {_MOST_BYTES} bytes")
     return raw
 
 
@@ -310,10 +317,10 @@ def _exists(kubeconfig: str) -> bool:
     return any(Path(path).expanduser().exists() for path in kubeconfig.split(os.pathsep) if path)
 
 
-def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
+def _decoded(raw: bytes | bytearray, *, wanted: str = "", several: bool = False) -> JsonObject:
     """Return the JSON of an answer. A proxy may have sent anything in place of the API server."""
     try:
-        answer = parse(raw)
+        answer = parse(raw, several=several)
     except orjson.JSONDecodeError as error:
         raise _no_answer(error) from error
     if not isinstance(answer, dict) or (wanted and wanted not in answer):
@@ -321,37 +328,57 @@ def _decoded(raw: bytes | bytearray, *, wanted: str = "") -> JsonObject:
     return answer
 
 
-def parse(raw: bytes | bytearray) -> Any:
-    """Return JSON of the API server's; what managedFields say is left out where no parser takes it.
+def parse(raw: bytes | bytearray, *, several: bool = False) -> Any:
+    """Return JSON of the API server's; without what managedFields say where it costs much, or no parser takes it.
+
+    Args:
+        raw: an object, or a list of them.
+        several: it is a list of which fewer objects may be asked for.
 
     Raises:
         orjson.JSONDecodeError: it is no JSON.
+        ApiError: TooLarge, of several.
     """
+    costs_much = len(raw) > _FEW_BYTES and _values(raw) > _MOST_VALUES
+    if costs_much and several:
+        raise _too_large("it would take too much memory")
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return orjson.loads(without_managed_fields(bytes(raw)))
+        return orjson.loads(without_managed_fields(raw) if costs_much else raw)
+    except orjson.JSONDecodeError as error:
+        if several and _FIELDS in raw:
+            raise _too_large(str(error)) from error  # to look for the end of all managed fields takes seconds
+        return orjson.loads(without_managed_fields(raw))
 
 
-def without_managed_fields(raw: bytes) -> bytes:
+def _values(raw: bytes | bytearray) -> int:
+    return raw.count(b",") + 2 * (raw.count(b"{") + raw.count(b"["))
+
+
+def without_managed_fields(raw: bytes | bytearray) -> bytes:
     """Return JSON without what managedFields say.
 
     Whoever may write one object may nest that ten thousand levels deep, and fill it with bytes that are no text: the
     API server keeps both. One such object must not hide all others.
     """
-    kept: list[bytes] = []
+    kept: list[bytes | bytearray] = []
     position = 0
-    while (start := raw.find(_FIELDS, position)) >= 0:
-        start += len(_FIELDS)
+    while (found := raw.find(_FIELDS, position)) >= 0:
+        start = found + len(_FIELDS) - 1
         kept += [raw[position:start], b"{}"]
         position, depth = len(raw), 0
-        for token in _BRACES.finditer(raw, start):
-            depth += {b"{": 1, b"}": -1}.get(token[0], 0)
-            if depth == 0:
-                position = token.end()
+        for braces in _BRACES.finditer(raw, start):
+            depth += braces.end(1) - braces.start(1)
+            closed = braces.end(2) - braces.start(2)
+            if closed >= depth:
+                position = braces.start(2) + depth
                 break
+            depth -= closed
     kept.append(raw[position:])
     return b"".join(kept).decode(errors="replace").encode()
+
+
+def _too_large(why: str) -> ApiError:
+    return ApiError(status=0, reason="TooLarge", message=f"the answer is too large: {why}")
 
 
 def no_answer(why: str) -> ApiError:

@@ -219,8 +219,9 @@ class KubeCluster:
         return await self._some_pods(namespace, child_uid, "status.phase!=Succeeded,status.phase!=Failed")
 
     async def _some_pods(self, namespace: str, child_uid: ChildUid, fields: str) -> list[JsonObject]:
-        query = {"labelSelector": f"{_CONTROLLER_UID}={child_uid}", "fieldSelector": fields, "limit": _SOME_PODS}
-        return list((await self._client.request("GET", core_path("pods", namespace), query=query))["items"])
+        query = {"labelSelector": f"{_CONTROLLER_UID}={child_uid}", "fieldSelector": fields}
+        pods, _ = await anext(pages(self._client, core_path("pods", namespace), query=query, most=_SOME_PODS))
+        return pods
 
     async def list_creation_failures(self, *, namespace: str, since: datetime) -> dict[ChildUid, str]:
         """Return what the newest Event of each Job says of pods that could not be created.

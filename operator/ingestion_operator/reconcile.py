@@ -307,21 +307,18 @@ class Reconciler:
         pace = self._memory.pace(key)
         if pace.diagnosis_due(child, self._memory.monotonic()):
             pace.diagnosed = self._memory.monotonic()
-            pods: list[JsonObject] = []
+            said, pods = None, list[JsonObject]()
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, child_uid=child.uid)
+            else:
+                said = await self._creation_failures.of(namespace=namespace, child_uid=child.uid, now=self._now())
             if not pods and not child.ready:  # those that are there have started, or were deleted, and do not end
                 pods = await self._cluster.list_unfinished_pods(namespace=namespace, child_uid=child.uid)
-            said = None
-            if not child.active:
-                said = await self._creation_failures.of(namespace=namespace, child_uid=child.uid, now=self._now())
-            return replace(
-                snapshot,
-                obstacle=read_obstacle(pods=pods, creation_failure=said, now=self._now()),
-                config_map_gone=thorough
-                and any(map(may_lack_config_map, pods))
-                and await self._config_map_gone(namespace, child.name),
-            )
+            obstacle = read_obstacle(pods=pods, creation_failure=said, now=self._now())
+            lacking = thorough and any(map(may_lack_config_map, pods))
+            del pods  # a stranger may have filled them: not all looks are to hold theirs while they wait
+            gone = lacking and await self._config_map_gone(namespace, child.name)
+            return replace(snapshot, obstacle=obstacle, config_map_gone=gone)
         if wants_diagnosis(child) and snapshot.obstacle is None:
             return replace(snapshot, obstacle=_obstacle_before(snapshot.job))
         return snapshot
