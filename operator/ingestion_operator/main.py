@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from ingestion_crds import JsonObject, logs
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import follow
-from ingestion_crds.kube import ApiError, KubeClient, child_path
+from ingestion_crds.kube import ApiError, KubeClient, child_path, ingestion_path
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import ConflictError
@@ -51,7 +52,8 @@ _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
-_KOPF_PAGE: Final = 20
+_KOPF_PAGE: Final = 5
+_PROBE_SECONDS: Final = 5.0
 # kopf takes its finalizer off whatever needs none, and by default it is the same in every operator made with kopf.
 _FINALIZER: Final = f"{names.GROUP}/unused"
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
@@ -148,6 +150,24 @@ class Operator:
                 log.warning("the API server does not serve %s, look again in %.0f s: %s", names.PLURAL, wait, why)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, _LONGEST_DISCOVERY_PAUSE_SECONDS)
+
+    async def streams_lists(self) -> bool:
+        """Return whether a watch begins with all objects there are, one event each, if it is asked to (KEP-3157).
+
+        Kubernetes has that from 1.34 on, unless somebody has switched it off.
+        """
+        query = {
+            "sendInitialEvents": "true",
+            "resourceVersionMatch": "NotOlderThan",
+            "fieldSelector": "metadata.name=-",
+        }
+        watch = self._client.watch(ingestion_path(), resource_version="", query=query)
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS), aclosing(watch) as events:
+                return await anext(events, None) is not None
+        except (ApiError, TimeoutError) as error:
+            log.info("lists of %s come in pages: %s", names.PLURAL, error)
+            return False
 
     def begin(self) -> None:
         """Start the work."""
@@ -299,8 +319,8 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 600
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 60
-        # All objects in one answer would be the most memory that is ever needed: tens of KB for each, and a megabyte
-        # for one that somebody has filled with annotations.
+        # Where lists are not streamed, a page would be the most memory that is ever needed: tens of KB for an object,
+        # and tens of MB for one that somebody has filled.
         settings.watching.chunk_size = _KOPF_PAGE
         # For so long kopf keeps a task and the body of each object that it has seen: of thousands, most of the memory.
         settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
@@ -328,6 +348,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.AiohttpSession | None:
         # After the login kopf looks once which resources there are, and would never hear of one that comes later.
         await holder[0].discover()
+        settings.watching.initial_streaming = await holder[0].streams_lists()
         return log_in(settings)
 
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)

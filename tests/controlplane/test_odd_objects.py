@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from faults.proxy import Proxy
+from faults.proxy import Proxy, refuse
 from ingestion_crds.constants import API_VERSION
 from ingestion_crds.kube import KubeClient, ingestion_path
 from local_cluster.control_plane import ControlPlane
@@ -38,15 +38,19 @@ async def begun(kube: KubeClient, namespace: str, name: str) -> None:
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
 async def test_a_job_that_parsers_do_not_take_is_run_as_all_others_are(
-    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path, streamed: bool
 ) -> None:
     """One that ended the operator would end it again at each start, for all tenants."""
     config, log = write_config(tmp_path, tenants=[namespace]), tmp_path / "operator.log"
-    async with Proxy(kubeconfig=control_plane.kubeconfig, folder=tmp_path) as proxy:
+    async with Proxy(kubeconfig=control_plane.kubeconfig, folder=tmp_path, namespace=namespace) as proxy:
+        if not streamed:  # as by Kubernetes 1.33
+            proxy.add(lambda call: str(call) == "watch ingestionjobs", refuse(422))
         await create_odd(proxy, namespace, "listed")
-        with operator(kubeconfig=control_plane.kubeconfig, config=config, log=log) as process:
+        with operator(kubeconfig=proxy.kubeconfig, config=config, log=log) as process:
             await begun(kube, namespace, "listed")
+            assert proxy.seen["list ingestionjobs"] == (0 if streamed else 1)
             await create_odd(proxy, namespace, "watched")
             await kube.request("POST", ingestion_path(namespace), body=ingestion_job(name="after", namespace=namespace))
             for name in ("watched", "after"):
