@@ -307,7 +307,8 @@ class Reconciler:
         pace = self._memory.pace(key)
         if pace.diagnosis_due(child, self._memory.monotonic()):
             pace.diagnosed = self._memory.monotonic()
-            said, pods = None, list[JsonObject]()
+            pods: list[JsonObject] = []
+            said = None
             if child.active:
                 pods = await self._cluster.list_unstarted_pods(namespace=namespace, child_uid=child.uid)
             else:
