@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +25,12 @@ from ingestion_worker.chunking import Chunk
 from ingestion_worker.embedding import EmbeddingSpec
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, column_types, encode_segment
+from ingestion_worker.pages import read_footer, reading_bytes
 from ingestion_worker.search import Hit, SegmentCache, search_text
 from ingestion_worker.store import Body, Store
 from support.worker_builders import BUILTIN, DOCUMENTS, KB, Worker, builtin, pdf, sentences
 
+NUMBERS = (pa.int32(), pa.int64())
 # Far beyond what any of this takes.
 PATIENCE = 30.0
 
@@ -181,15 +184,17 @@ def test_an_output_over_the_bound_is_refused_before_its_bytes_are_read(
     assert watched.read == 0
 
 
-def test_an_output_that_unpacks_to_more_than_the_bound_is_refused(
+def test_an_output_that_takes_more_to_read_than_the_bound_is_refused(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(worker)
     key, chunks = replace_output(worker.store)
     # The same vector again and again takes next to nothing in the file.
     assert worker.store.size(key=key) < chunks * 256
-    monkeypatch.setattr("ingestion_worker.search.MAX_UNPACKED_BYTES", chunks * 256 * 4 - 1)
-    assert f"unpacks to {chunks * 256 * 4} bytes" in refused(lambda: find(worker.store))
+    monkeypatch.setattr("ingestion_worker.search.MAX_READING_BYTES", chunks * 256 * 4 - 1)
+    takes = int(refused(lambda: find(worker.store)).partition(" takes ")[2].split()[0])
+    monkeypatch.setattr("ingestion_worker.search.MAX_READING_BYTES", takes)
+    assert len(find(worker.store)) == chunks
 
 
 def test_one_long_text_in_many_rows_is_refused_before_it_is_repeated(worker: Worker) -> None:
@@ -216,7 +221,145 @@ def test_one_long_text_in_many_rows_is_refused_before_it_is_repeated(worker: Wor
     assert watched.max_memory() < 8 * length
 
 
-def test_an_output_is_read_again_with_room_for_what_it_unpacks_to(
+class Held:
+    """Watches how much of budgets is held, and what Arrow takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = self._now = 0
+        self._lock = threading.Lock()
+        hold = Budget.hold
+
+        @contextmanager
+        def watched(budget: Budget, size: int, **more: Any) -> Iterator[None]:
+            with hold(budget, size, **more):
+                self._add(size)
+                try:
+                    yield
+                finally:
+                    self._add(-size)
+
+        monkeypatch.setattr(Budget, "hold", watched)
+
+    def _add(self, size: int) -> None:
+        with self._lock:
+            self._now += size
+            self.most = max(self.most, self._now)
+
+    @contextmanager
+    def arrow(self) -> Iterator[pa.MemoryPool]:
+        """Count what Arrow takes."""
+        usual = pa.default_memory_pool()
+        pool = pa.proxy_memory_pool(usual)
+        pa.set_memory_pool(pool)
+        try:
+            yield pool
+        finally:
+            pa.set_memory_pool(usual)
+
+
+def columns_of(rows: int, **other: pa.Array) -> pa.Table:
+    """A table of rows that are all the same, but for columns that are given."""
+    types = column_types(dimensions=256)
+    made = {
+        "chunk_id": pa.array(["x"] * rows),
+        "content": pa.array(["The lighthouse."] * rows),
+        "vector": pa.FixedSizeListArray.from_arrays(np.ones(rows * 256, dtype=np.float32), 256),
+    }
+    numbers = {
+        name: pa.array(np.ones(rows, dtype=np.int64)).cast(kind) for name, kind in types.items() if kind in NUMBERS
+    }
+    made = {**numbers, **made, **other}
+    return pa.table({name: made[name] for name in types})
+
+
+def parquet(table: pa.Table, *, said: bytes | None = None, **options: Any) -> bytes:
+    """Return a file that says of its columns' types what ours say, whatever it holds."""
+    said = said or base64.b64encode(pa.schema(column_types(dimensions=256)).serialize().to_pybytes())
+    buffer = io.BytesIO()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"ARROW:schema": said})
+    pq.write_table(table, buffer, **{"compression": "zstd", "store_schema": False, **options})
+    return buffer.getvalue()
+
+
+def one_list(values: int = 30_000_000) -> bytes:
+    """A vector that does not end: runs of the same take a few bytes."""
+    vector = pa.ListArray.from_arrays(pa.array([0, values], pa.int32()), np.zeros(values, np.float32))
+    return parquet(columns_of(1, vector=vector))
+
+
+def lying_page(rows: int = 2_000) -> bytes:
+    """A page that says in its header that it unpacks to more than it does, and than the file says at its end."""
+    written = parquet(columns_of(rows), use_dictionary=False, data_page_size=2**30)
+    start = pq.ParquetFile(io.BytesIO(written)).metadata.row_group(0).column(8).data_page_offset
+    _, first, *_ = header = written[start : start + 8]
+    assert first == 0  # its kind
+    assert header[2] & 15 == 5  # how much it unpacks to, in four bytes
+    return written[: start + 3] + b"\xfe\xff\xff\x7f" + written[start + 7 :]
+
+
+def many_texts(count: int = 100_000) -> bytes:
+    """As many short ones as fit into a dictionary."""
+    texts = pa.array([f"{number:x}" for number in range(count)])
+    return parquet(columns_of(count, content=texts), dictionary_pagesize_limit=2**30)
+
+
+def long_texts(count: int = 200, *, dictionary: bool) -> bytes:
+    """In one page, or in one dictionary."""
+    texts = pa.array([f"{number:04}" + "x" * 100_000 for number in range(count)])
+    return parquet(
+        columns_of(count, content=texts),
+        use_dictionary=dictionary,
+        dictionary_pagesize_limit=2**30,
+        data_page_size=2**30,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "column", "takes"),
+    [
+        (one_list, "vector", 270 * 2**20),
+        (lying_page, "vector", 128 * 2**20),
+        (many_texts, "content", 17 * 2**20),
+        (lambda: long_texts(dictionary=True), "content", 110 * 2**20),
+        (lambda: long_texts(dictionary=False), "content", 90 * 2**20),
+    ],
+    ids=["a list without an end", "a page that lies", "many texts", "a large dictionary", "a large page"],
+)
+def test_what_reading_an_output_takes_is_held_however_it_is_made(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes], column: str, takes: int
+) -> None:
+    """As it was measured: of a file of kilobytes it can be gigabytes."""
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    data = make()
+    assert len(data) < 2**20
+    metadata = read_footer(data=memoryview(data))
+    assert reading_bytes(data=memoryview(data), metadata=metadata, columns=(column,)) >= takes
+    worker.store.put(key=key, data=data)
+    held = Held(monkeypatch)
+    with held.arrow() as pool, suppress(WorkerError):  # it is refused if that is too much
+        find(worker.store)
+    assert pool.max_memory() <= held.most
+
+
+def test_the_end_of_an_output_is_small(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    """What Arrow makes of it is a multiple: of each column that it names, and of each type."""
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    groups = parquet(columns_of(33), row_group_size=1)
+    many = parquet(columns_of(1).replace_schema_metadata({"x": "x" * 2**16}), store_schema=True)
+    for data, told in ((groups, "deserialize"), (many, "its footer has")):
+        worker.store.put(key=key, data=data)
+        caplog.clear()
+        assert find(worker.store) == []
+        (line,) = [line for line in caplog.records if "left out" in line.message]
+        assert told in line.error
+    said = base64.b64encode(pa.schema({"odd": pa.int8()}).serialize().to_pybytes())
+    worker.store.put(key=key, data=parquet(columns_of(1), said=said))
+    assert find(worker.store), "what it says of its own types is not looked at"
+
+
+def test_what_takes_more_than_is_usual_is_read_once_if_there_is_room_and_else_again(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(worker)
@@ -231,17 +374,12 @@ def test_an_output_is_read_again_with_room_for_what_it_unpacks_to(
         dimensions=256,
     )
     worker.store.put(key=key, data=data)
-    held: list[int] = []
-    hold = Budget.hold
-
-    def watched(self: Budget, size: int, **more: Any) -> Any:
-        held.append(size)
-        return hold(self, size, **more)
-
-    monkeypatch.setattr(Budget, "hold", watched)
+    watched, held = Watched(monkeypatch), Held(monkeypatch)
     monkeypatch.setattr("ingestion_worker.search._OVERHEAD_BYTES", 0)
     assert sorted(hit.content for hit in find(worker.store)) == texts
-    assert max(held) >= len(data) + sum(map(len, texts))
+    assert (watched.read, held.most >= len(data) + sum(map(len, texts))) == (2, True)
+    assert sorted(hit.content for hit in find(worker.store, budget=Budget(max_bytes=2 * len(data)))) == texts
+    assert watched.read == 2 + 3
 
 
 @pytest.mark.parametrize(("field", "length"), [("title", 513), ("published_at", 257), ("model", 257)])

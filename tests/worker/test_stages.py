@@ -14,7 +14,8 @@ from ingestion_worker import layout
 from ingestion_worker.embedding import EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import HIT_COLUMNS, unpacked_bytes
+from ingestion_worker.output import HIT_COLUMNS
+from ingestion_worker.pages import reading_bytes
 from ingestion_worker.plan import hash_of
 from ingestion_worker.search import SegmentCache, live_versions, search_text
 from ingestion_worker.store import Store
@@ -212,7 +213,7 @@ def test_no_output_is_written_that_a_search_would_not_read(worker: Worker, monke
     assert outputs(worker.store) == {}
 
 
-def test_no_output_is_written_that_unpacks_to_more_than_a_search_would_read(
+def test_no_output_is_written_that_takes_more_to_read_than_a_search_would(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
@@ -220,13 +221,17 @@ def test_no_output_is_written_that_unpacks_to_more_than_a_search_would_read(
     worker.segment(prepared=prepared, segment=0, pipeline__chunkOverlap=299)
     (written,) = outputs(worker.store)
     # As a search counts it: the texts without the vectors, which have their own bound.
-    texts = unpacked_bytes(file=pq.ParquetFile(io.BytesIO(worker.store.get(key=written))), columns=HIT_COLUMNS)
-    monkeypatch.setattr("ingestion_worker.output.MAX_UNPACKED_BYTES", texts)
+    data = worker.store.get(key=written)
+    metadata = pq.ParquetFile(io.BytesIO(data)).metadata
+    texts = reading_bytes(data=memoryview(data), metadata=metadata, columns=HIT_COLUMNS)
+    monkeypatch.setattr("ingestion_worker.output.MAX_READING_BYTES", texts)
     worker.store.delete(key=written)
     worker.segment(prepared=prepared, segment=0, pipeline__chunkOverlap=299)
     worker.store.delete(key=written)
-    monkeypatch.setattr("ingestion_worker.output.MAX_UNPACKED_BYTES", texts - 1)
-    with pytest.raises(WorkerError, match=rf"DocumentTooComplex: .* unpacks to {texts} bytes; at most {texts - 1} are"):
+    monkeypatch.setattr("ingestion_worker.output.MAX_READING_BYTES", texts - 1)
+    with pytest.raises(
+        WorkerError, match=rf"DocumentTooComplex: .* takes {texts} bytes to read; at most {texts - 1} are"
+    ):
         worker.segment(prepared=prepared, segment=0, pipeline__chunkOverlap=299)
     assert outputs(worker.store) == {}
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestion_worker import layout
 from ingestion_worker.chunking import Chunk, chunk_id, chunk_index
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.pages import reading_bytes
 from ingestion_worker.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
 # A search reads an output whole: what is over these bounds is neither written nor read.
 MAX_VECTOR_BYTES: Final = 64 * 2**20
 MAX_OUTPUT_BYTES: Final = 128 * 2**20
-# A few KB of Parquet can unpack to gigabytes.
-MAX_UNPACKED_BYTES: Final = 256 * 2**20
+# A few KB of Parquet can take gigabytes.
+MAX_READING_BYTES: Final = 256 * 2**20
 # The columns that a search reads of the chunks it has found; it reads the vectors before, by themselves.
 HIT_COLUMNS: Final = ("chunk_id", "chunk_index", "content", "start", "end", "page")
 _FLOAT_BYTES: Final = 4
@@ -63,13 +63,6 @@ def column_types(*, dimensions: int) -> dict[str, pa.DataType]:
         "page_end": pa.int32(),
         "vector": pa.list_(pa.float32(), dimensions),
     }
-
-
-def unpacked_bytes(*, file: pq.ParquetFile, columns: Collection[str]) -> int:
-    """Return how many bytes some columns of an output unpack to."""
-    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in columns)
 
 
 def encode_segment(
@@ -113,11 +106,12 @@ def encode_segment(
             f"the segment's output has {buffer.tell()} bytes; at most {MAX_OUTPUT_BYTES} are written: use smaller"
             " segments",
         )
-    unpacked = unpacked_bytes(file=pq.ParquetFile(buffer), columns=HIT_COLUMNS)
-    if unpacked > MAX_UNPACKED_BYTES:
+    metadata = pq.ParquetFile(buffer).metadata
+    reading = reading_bytes(data=buffer.getbuffer(), metadata=metadata, columns=HIT_COLUMNS)
+    if reading > MAX_READING_BYTES:
         raise WorkerError(
             "DocumentTooComplex",
-            f"the segment's output unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES} are written: use smaller"
+            f"the segment's output takes {reading} bytes to read; at most {MAX_READING_BYTES} are allowed: use smaller"
             " segments or a smaller overlap of chunks",
         )
     return buffer.getvalue()

@@ -30,12 +30,12 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import (
     HIT_COLUMNS,
     MAX_OUTPUT_BYTES,
-    MAX_UNPACKED_BYTES,
+    MAX_READING_BYTES,
     column_types,
     iterate_outputs,
-    unpacked_bytes,
     vector_bytes,
 )
+from ingestion_worker.pages import list_bytes, read_footer, reading_bytes
 from ingestion_worker.store import ObjectMissingError, Store
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ _CHARACTER_BYTES: Final = 4
 _PAIR_BYTES: Final = 128
 # What an output's vectors take besides themselves, with its key.
 _ARRAY_BYTES: Final = 600
-# What Parquet adds to values.
-_OVERHEAD_BYTES: Final = 2**20
+# What Parquet adds to values, and its footer.
+_OVERHEAD_BYTES: Final = 2 * 2**20
 
 
 class _ForeignError(Exception):
@@ -296,7 +296,13 @@ def _search(
             def load() -> NDArray[np.float32]:
                 size = vector_bytes(chunks=chunks, dimensions=dimensions)
                 reading = _opened(
-                    store=store, key=key, columns=("vector",), made_bytes=size, budget=budget, deadline=deadline
+                    store=store,
+                    key=key,
+                    columns=("vector",),
+                    made_bytes=size,
+                    usual_bytes=list_bytes(values=chunks * dimensions) + min(size, 2 * 2**20),  # and a dictionary
+                    budget=budget,
+                    deadline=deadline,
                 )
                 try:
                     return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
@@ -427,16 +433,18 @@ def _opened(
     key: str,
     columns: Collection[str],
     made_bytes: int = 0,
+    usual_bytes: int = 0,
     budget: Budget,
     deadline: float | None,
 ) -> Iterator[pq.ParquetFile]:
-    """Read an output whole, and hold a share of the budget for it, and what it unpacks to, while it is in memory.
+    """Read an output whole, and hold a share of the budget for it, and what reading it takes, while it is in memory.
 
     Args:
         store: the tenant's store.
         key: the output's.
         columns: what is wanted of it.
         made_bytes: what will be made of that, where it is known.
+        usual_bytes: what reading it will probably take; as much as the file when left out.
         budget: where the share is taken from.
         deadline: until when to wait for that.
 
@@ -449,34 +457,37 @@ def _opened(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    room = 0
+    needed = 0
     while True:
         _check_time(deadline)
         body = store.open(key=key, max_bytes=MAX_OUTPUT_BYTES)
-        room = max(room, (made_bytes or body.size) + _OVERHEAD_BYTES)
-        with budget.hold(body.size + room, deadline=deadline):
-            try:
-                file = pq.ParquetFile(
-                    pa.BufferReader(body.read()), read_dictionary=[name for name in _TEXTS if name in columns]
-                )
-            except (KeyError, pa.ArrowInvalid) as error:
-                raise _ForeignError(str(error)) from error
-            _check_types(file=file)
-            unpacked = max(made_bytes, unpacked_bytes(file=file, columns=columns))
-            if unpacked > MAX_UNPACKED_BYTES:
+        room = max(needed, (usual_bytes or body.size) + _OVERHEAD_BYTES)
+        with ExitStack() as share:
+            share.enter_context(budget.hold(body.size + room, deadline=deadline))
+            data = body.read()
+            with _whole():
+                metadata = read_footer(data=data)
+                needed = max(made_bytes, reading_bytes(data=data, metadata=metadata, columns=columns))
+            if needed > MAX_READING_BYTES:
                 raise WorkerError(
-                    "DocumentTooLarge", f"{key} unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}"
+                    "DocumentTooLarge", f"{key} takes {needed} bytes to read; at most {MAX_READING_BYTES} are allowed"
                 )
-            if unpacked <= room:
-                yield file
-                return
-        # It packs better than most. The share is given back before a larger one is asked for: two searches that kept
-        # theirs would wait for each other.
-        room = unpacked
+            try:
+                share.enter_context(budget.hold(max(0, needed - room), deadline=time.monotonic()))
+            except TimeoutError:
+                # It takes more than most, and no more is free now. What is held is given back before more is waited
+                # for: two searches that kept theirs would wait for each other.
+                continue
+            with _whole():
+                texts = [name for name in _TEXTS if name in columns]
+                file = pq.ParquetFile(pa.BufferReader(data), metadata=metadata, read_dictionary=texts)
+                _check_types(file=file)
+            yield file
+            return
 
 
 def _check_types(*, file: pq.ParquetFile) -> None:
-    """Refuse an output whose columns have other types than ours: only of numbers do rows bound the memory."""
+    """Refuse an output whose columns have other types than ours."""
     import pyarrow as pa
 
     for name, wanted in column_types(dimensions=1).items():
@@ -484,7 +495,7 @@ def _check_types(*, file: pq.ParquetFile) -> None:
         found = file.schema_arrow.field(index).type if index >= 0 else None
         if isinstance(found, pa.DictionaryType):
             found = found.value_type
-        if isinstance(found, pa.FixedSizeListType):  # whoever reads it looks at its length
+        if isinstance(found, pa.ListType):  # whoever reads it looks at the lengths
             found = pa.list_(found.value_type, 1)
         if found != wanted:
             raise _ForeignError(f"its {name} is {found}, not {wanted}")
@@ -492,31 +503,31 @@ def _check_types(*, file: pq.ParquetFile) -> None:
 
 @contextmanager
 def _whole() -> Iterator[None]:
-    """Turn damage that shows only when values are read into `_ForeignError`: the other outputs still answer."""
+    """Turn damage into `_ForeignError`, also such that shows only when values are read: the others still answer."""
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise _ForeignError(str(error)) from error
 
 
 @_whole()
 def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
-    """Return an output's vectors, and never more than its name promises; none if they have other dimensions.
+    """Return an output's vectors, and never more than its name promises.
 
     Raises:
-        _ForeignError: a row has none, or they are damaged.
+        _ForeignError: a row has none, or one of other dimensions, or they are damaged.
     """
     import numpy as np
 
-    if file.schema_arrow.field("vector").type.list_size != dimensions:
-        return np.zeros((0, dimensions), dtype=np.float32)
     vectors = np.empty((chunks, dimensions), dtype=np.float32)
     row = 0
     for batch in file.iter_batches(batch_size=min(chunks, _BATCH_ROWS), columns=["vector"]):
         if batch.column(0).null_count:
             raise _ForeignError("its vector is null somewhere")
+        if (batch.column(0).value_lengths().to_numpy() != dimensions).any():
+            raise _ForeignError(f"its vector has not {dimensions} numbers everywhere")
         part = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)[: chunks - row]
         vectors[row : row + len(part)] = part
         row += len(part)
