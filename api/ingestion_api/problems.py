@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 RETRY_AFTER_SECONDS: Final = 2
 # A wrong value is echoed in a 422; of a long one, the beginning is enough.
 _ECHO_CHARACTERS: Final = 200
+# A body of 64 KiB can be wrong in thousands of places.
+_TOLD_ERRORS: Final = 20
 
 
 class ErrorResponse(BaseModel):
@@ -120,7 +122,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return ErrorJson({"detail": [_shortened(item) for item in error.errors()]}, status_code=422)
+        return ErrorJson({"detail": [_shortened(item) for item in error.errors()[:_TOLD_ERRORS]]}, status_code=422)
 
 
 def _shortened(item: dict[str, Any]) -> dict[str, Any]:

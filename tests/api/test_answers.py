@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import httpx
 import orjson
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Body, FastAPI, Request
 from ingestion_api.app import connect, create_app
 from ingestion_api.auth import KeyEntry, Principal, encode_entry, hash_key, new_key
 from ingestion_api.job_index import JobIndex
@@ -26,7 +27,7 @@ from ingestion_api.jobs import JobUnknownError
 from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import MAX_HEADERS, MAX_QUERY_BYTES, Limits
 from ingestion_api.options import Options
-from ingestion_api.problems import ProblemError, busy, unavailable
+from ingestion_api.problems import ProblemError, busy, install, unavailable
 from ingestion_api.retry import key_digest
 from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.search import SearchRequest, search_knowledge_base
@@ -540,6 +541,21 @@ async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_p
             with pytest.raises(ProblemError) as refused:
                 await search_knowledge_base(request(parts), SearchRequest(**asked, **more), CALLER)
             assert (refused.value.status, next(iter(more)) in refused.value.message) == (400, True)
+
+
+async def test_of_a_body_that_is_wrong_in_thousands_of_places_the_first_are_told() -> None:
+    """All of them would be megabytes, and keep every other request waiting."""
+    app = FastAPI()
+    install(app)
+
+    @app.post("/numbers")
+    async def numbers(_: Annotated[list[int], Body()]) -> None: ...
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as asking:
+        refused = await asking.post("/numbers", json=["x"] * 8_000)
+    assert (refused.status_code, len(refused.json()["detail"])) == (422, 20)
+    overrides = {str(number): number for number in range(8_000)}
+    assert len(SearchRequest(query="q", kb_ids=[KB], version_overrides=overrides).version_overrides or {}) == 8_000
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from ingestion_api.auth import Caller
 from ingestion_api.problems import bad_request
@@ -16,6 +16,7 @@ from ingestion_api.services import services_of
 
 MAX_KNOWLEDGE_BASES: Final = 16
 MAX_QUERY: Final = 8192
+_UUIDS: Final = {"type": "object", "additionalProperties": {"type": "string", "format": "uuid"}}
 router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
 
 
@@ -27,7 +28,8 @@ class SearchRequest(BaseModel):
     rerank: bool = Field(False, description="Not to be had here: true is answered with 400.")
     limit: int = Field(30, ge=1, le=100)
     prefer_draft: bool = Field(False, description="Only active versions are searched: true is answered with 400.")
-    version_overrides: dict[UUID, UUID] | None = Field(
+    # Not looked into: any is refused, and thousands of wrong ids would take seconds to report.
+    version_overrides: Annotated[dict[str, Any], WithJsonSchema(_UUIDS)] | None = Field(
         None, description="Only active versions are searched: any is answered with 400."
     )
     alpha: float = Field(0.5, ge=0.1, le=1.0, description="Accepted; ranking is by vectors alone.")
