@@ -73,7 +73,7 @@ class Jobs:
 
         Raises:
             ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
-                the namespace cannot take it.
+                the namespace, or its quota, cannot take it now.
             JobUnknownError: the API server does not say whether it has the job, or has not before the shutdown.
             ApiError: it refuses the job for another reason.
         """
@@ -104,10 +104,11 @@ class Jobs:
             except ApiError as error:
                 if error.already_exists:
                     return  # the name is this job's alone: an earlier POST has made it
-                if 400 <= error.status < 500 and error.status not in _TRY_AGAIN:
+                refused = error if 400 <= error.status < 500 and error.status not in _TRY_AGAIN else None
+                # A new job cannot be in conflict: it is a quota on jobs, whose count others change at the same time.
+                if refused is not None and not error.conflict:
                     if not pause:
                         raise _refusal(namespace, error) from None
-                    refused = error
                     break
             else:
                 return
@@ -129,6 +130,8 @@ def _refusal(namespace: str, error: ApiError) -> Exception:
         return busy("the namespace's quota of ingestion jobs is used up")
     if error.status == 404:
         return unavailable(f"the namespace {namespace} cannot take jobs now")
+    if error.conflict:
+        return unavailable("the namespace's quota of ingestion jobs keeps changing; try again")
     return error
 
 

@@ -264,7 +264,7 @@ class ApiServer:
 
     Args:
         post: its answers to one POST after another, the last one to all that follow; 0 for one that is carried out and
-            not answered.
+            not answered, 409 for what a quota says whose count others change at the same time.
         get: its answer to each GET.
     """
 
@@ -285,6 +285,8 @@ class ApiServer:
             self.made.append(body)
         if status == 0:
             request.close_connection = True
+        elif status == 409:
+            answer(request, status, json.dumps({"kind": "Status", "reason": "Conflict"}).encode())
         else:
             answer(request, status, json.dumps(stored()).encode())
 
@@ -341,8 +343,14 @@ async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("post", "get", "left"),
-    [([500], 500, 1), ([500], 404, 1), ([0, 500], 404, 1), ([422], 200, 0), ([500, 422], 404, 0), ([500, 422], 500, 1)],
-    ids=["may exist", "may come yet", "was not answered", "is refused", "is refused later", "is refused, or is there"],
+    [
+        *(([500], 500, 1), ([500], 404, 1), ([0, 500], 404, 1), ([422], 200, 0), ([500, 422], 404, 0)),
+        *(([500, 422], 500, 1), ([409], 404, 0), ([409, 500], 404, 1)),
+    ],
+    ids=[
+        *("may exist", "may come yet", "was not answered", "is refused", "is refused later"),
+        *("is refused, or is there", "has no place in a quota", "has none, or may come yet"),
+    ],
 )
 async def test_an_uploaded_file_stays_as_long_as_its_job_may_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, post: list[int], get: int, left: int
@@ -353,6 +361,7 @@ async def test_an_uploaded_file_stays_as_long_as_its_job_may_exist(
         with pytest.raises(ProblemError) as refused:
             await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
     assert isinstance(refused.value, JobUnknownError) == bool(left)
+    assert refused.value.status != 500
     if left:
         assert "retry-after" not in refused.value.response().headers, "a repeat makes another document"
     assert len(bucket(tmp_path)) == left
@@ -360,8 +369,8 @@ async def test_an_uploaded_file_stays_as_long_as_its_job_may_exist(
 
 @pytest.mark.parametrize(
     ("post", "get"),
-    [([0, 201], 500), ([500, 201], 500), ([429, 201], 500), ([0, 403], 200), ([0, 500], 200)],
-    ids=["was made", "is made now", "there was too much to do", "has used up the quota", "is there"],
+    [([0, 201], 500), ([500, 201], 500), ([429, 201], 500), ([409, 201], 500), ([0, 403], 200), ([0, 500], 200)],
+    ids=["was made", "is made now", "too much to do", "a quota that changes", "has used up the quota", "is there"],
 )
 async def test_a_job_is_made_once_however_often_it_has_to_be_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, post: list[int], get: int
