@@ -33,6 +33,9 @@ from ingestion_api.metrics import Metrics
 from ingestion_api.problems import bad_request, not_found, unavailable
 
 MAX_TRIES: Final = 8
+# Of a write that the API server fails with: a webhook that is away holds each up for its whole timeout.
+_MAX_FAILURES: Final = 2
+_TRY_SECONDS: Final = 10.0
 _KEY_TEXT: Final = re.compile(r"^[\x21-\x7e]{1,255}$")
 _DIGEST_CHARACTERS: Final = 32
 
@@ -98,8 +101,8 @@ class Retries:
             key: the request's Idempotency-Key.
 
         Raises:
-            ProblemError: 404 the job is gone; 400 not to be retried now, with the phase; 503 not recorded, or unknown.
-            ApiError: the API server does not answer.
+            ProblemError: 404 the job is gone; 400 not to be retried now, with the phase; 503 not recorded.
+            ApiError: the API server does not answer, or fails: it may be recorded.
         """
         # Fixed at the first read: whoever raises the generation to this one did it for this request too.
         target = job.spec.retry_generation + (0 if job.retry_pending else 1)
@@ -113,6 +116,7 @@ class Retries:
             await self._reach(caller, await self._again(job) if contended else job, target, key)
 
     async def _reach(self, caller: Principal, job: IngestionJob, target: int, key: KeyDigest | None) -> None:
+        failures = 0
         for tries in range(MAX_TRIES):
             if tries:
                 await asyncio.sleep(0.02 * tries * random.random())  # noqa: S311 - spreads rivals, guards nothing
@@ -128,7 +132,10 @@ class Retries:
                 if error.denied or (error.status == 422 and tries == MAX_TRIES - 1):
                     raise bad_request(error.message, error="not_retryable") from error
                 # 409 and 422: the job changed since the look. 0 and 5xx: the write may have happened.
-                if error.status not in (0, 409, 422) and error.status < 500:
+                if error.status in (409, 422):
+                    continue
+                failures += 1
+                if (error.status != 0 and error.status < 500) or failures > _MAX_FAILURES:
                     raise
             else:
                 self._metrics.retries.labels(outcome="bumped" if write.bump else "joined").inc()
@@ -173,7 +180,8 @@ class Retries:
             # An earlier retry may have been cut to a subset; this one must not be.
             body["spec"] = {"retryGeneration": write.generation, "retrySegments": None}
         path = ingestion_path(job.metadata.namespace, job.metadata.name)
-        self._index.put(await self._kube.request("PATCH", path, body=body, content_type=MERGE_PATCH))
+        answer = await self._kube.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=_TRY_SECONDS)
+        self._index.put(answer)
 
     async def _again(self, job: IngestionJob) -> IngestionJob:
         live = await self._jobs.read(namespace=job.metadata.namespace, name=job.metadata.name)

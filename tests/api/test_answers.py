@@ -133,6 +133,23 @@ async def test_a_key_is_kept_by_a_retry_that_others_asked_for_although_it_begins
     assert "spec" not in cluster.sent[-1]
 
 
+async def test_a_retry_that_the_cluster_fails_with_ends_soon_and_with_what_failed(tmp_path: Path) -> None:
+    """A webhook that is away takes its whole timeout each time."""
+    failed = {"kind": "Status", "reason": "InternalError", "message": 'failed calling webhook "x"'}
+    cluster = RetriedJob(*[(500, failed)] * 8, read=retryable())
+    async with services(tmp_path, cluster) as parts:
+        with pytest.raises(ApiError, match="failed calling webhook"):
+            await parts.retries.accept(caller=CALLER, job=IngestionJob.model_validate(retryable()), key=None)
+    assert len(cluster.sent) == 3
+
+
+async def test_a_retry_whose_answer_is_lost_is_found_again(tmp_path: Path) -> None:
+    cluster = RetriedJob((500, {"kind": "Status"}), read=retryable(1, resourceVersion="2"))
+    async with services(tmp_path, cluster) as parts:
+        await parts.retries.accept(caller=CALLER, job=IngestionJob.model_validate(retryable()), key=None)
+    assert len(cluster.sent) == 1
+
+
 async def test_a_job_that_is_being_deleted_is_not_retried(tmp_path: Path) -> None:
     cluster = RetriedJob(read={})
     async with services(tmp_path, cluster) as parts:
