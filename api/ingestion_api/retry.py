@@ -152,6 +152,9 @@ class Retries:
         if key is not None and any(kept.key == key for kept in kept_keys(job)):
             self._metrics.retries.labels(outcome="repeated").inc()
             return None
+        if job.metadata.deletion_timestamp is not None:
+            self._metrics.retries.labels(outcome="refused").inc()
+            raise bad_request("the job is being deleted", error="not_retryable")
         if live >= target or job.retry_pending:
             if key is None:
                 self._metrics.retries.labels(outcome="joined").inc()

@@ -150,12 +150,14 @@ async def test_a_retry_whose_answer_is_lost_is_found_again(tmp_path: Path) -> No
     assert len(cluster.sent) == 1
 
 
-async def test_a_job_that_is_being_deleted_is_not_retried(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [None, "monday"])
+@pytest.mark.parametrize("generation", [0, 1], ids=["at rest", "with a retry that waits"])
+async def test_a_job_that_is_being_deleted_is_not_retried(tmp_path: Path, generation: int, key: str | None) -> None:
     cluster = RetriedJob(read={})
     async with services(tmp_path, cluster) as parts:
-        job = IngestionJob.model_validate(retryable(deletionTimestamp="2026-01-01T00:00:00Z"))
+        job = IngestionJob.model_validate(retryable(generation, deletionTimestamp="2026-01-01T00:00:00Z"))
         with pytest.raises(ProblemError, match="is being deleted") as refused:
-            await parts.retries.accept(caller=CALLER, job=job, key=None)
+            await parts.retries.accept(caller=CALLER, job=job, key=key_digest(key))
     assert (refused.value.status, refused.value.error, cluster.sent) == (400, "not_retryable", [])
 
 
