@@ -263,12 +263,16 @@ def _version(version: Version | None, *, waiting: bool) -> VersionView | None:
 
 
 def _complaint(job: AnyJob) -> str | None:
-    """Return the message of Stalled, which says what needs a person; None of an attempt that is to be retried."""
-    if job.retry_pending and job.status.phase in TERMINAL_PHASES:
+    """Return what needs a person, or what an open job waits for; None of an attempt that is to be retried."""
+    ended = job.status.phase in TERMINAL_PHASES
+    if job.retry_pending and ended:
         return None  # the operator has not looked at the retry yet
-    for condition in job.status.conditions:
-        if condition.type == ConditionType.STALLED and condition.status == "True":
-            return condition.message or None
+    conditions = {condition.type: condition for condition in job.status.conditions}
+    stalled, reconciling = conditions.get(ConditionType.STALLED), conditions.get(ConditionType.RECONCILING)
+    if stalled is not None and stalled.status == "True":
+        return stalled.message or None
+    if reconciling is not None and reconciling.status == "False" and not ended:
+        return reconciling.message or None
     return None
 
 

@@ -90,6 +90,19 @@ def test_what_a_retry_waits_for_is_told_once_the_operator_has_looked_at_it(phase
         assert (shown.status, shown.error_message) == ("queued", told)
 
 
+@pytest.mark.parametrize(
+    ("phase", "status", "told"),
+    [("queued", "False", "spec.suspend is true"), ("queued", "True", None), ("completed", "False", None)],
+)
+def test_what_a_job_is_held_by_is_told_while_it_is_open(phase: str, status: str, told: str | None) -> None:
+    body = stored(uid="11111111-1111-4111-8111-111111111111")
+    held = {"type": "Reconciling", "status": status, "reason": "Suspended", "message": "spec.suspend is true"}
+    stalled = {"type": "Stalled", "status": "False", "reason": "Suspended", "message": ""}
+    body["status"] = {"phase": phase, "observedRetryGeneration": 0, "conditions": [stalled, held]}
+    for shown in (progress(IngestionJob.model_validate(body)), summary(NarrowJob.model_validate(body))):
+        assert (shown.status, shown.error_message) == (phase, told)
+
+
 def test_how_many_segments_there_are_is_not_told_before_it_is_known() -> None:
     body = stored(uid="11111111-1111-4111-8111-111111111111")
     body["status"] = {"phase": "processing", "observedRetryGeneration": 0, "segments": {"total": 0}}
