@@ -17,8 +17,8 @@ from ingestion_api.problems import bad_request, unavailable
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
 # Requests beside the one that is being answered. Few clients send any; one of 18 bytes becomes kilobytes in memory.
 _MOST_WAITING: Final = 8
-# An answer stays in memory until it is read.
-_UNREAD_SECONDS: Final = 30.0
+# An answer stays in memory until it is read, to its end.
+_UNREAD_SECONDS: Final = 60.0
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -66,7 +66,7 @@ class BoundedHttp(HttpToolsProtocol):
       last piece of a body that was answered before it had come.
     - Over `limit_concurrency` connections: 503 and hung up, but for probes.
     - Over 8 requests that wait for the answer to the one before: hung up.
-    - Nothing of an answer taken for 30 seconds: hung up.
+    - An answer that is not taken to its end within 60 seconds: hung up.
 
     Trailers are dropped (RFC 9110, 6.5.1): they would count as headers, without having been checked as such.
     """
@@ -86,6 +86,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # to be told once all is taken
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,12 +98,12 @@ class BoundedHttp(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """More is to be sent than the client takes at the moment."""
         super().pause_writing()
-        self._watch_sending()
+        self._unread = self.loop.call_later(_UNREAD_SECONDS, self._give_up)
 
     def resume_writing(self) -> None:
-        """The client has taken most of it."""
+        """The client has taken all of it."""
         super().resume_writing()
-        self._watch_sending()
+        self._stop_watching()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes."""
@@ -162,7 +163,6 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is sent."""
         super().on_response_complete()
-        self._watch_sending()
         if self.cycle.response_complete and not self.transport.is_closing():
             self._wait_for_head()
 
@@ -185,17 +185,9 @@ class BoundedHttp(HttpToolsProtocol):
             self._no_head.cancel()
             self._no_head = None
 
-    def _watch_sending(self) -> None:
-        self._stop_watching()
-        if left := self.transport.get_write_buffer_size():
-            self._unread = self.loop.call_later(_UNREAD_SECONDS, self._look_at_sending, left)
-
-    def _look_at_sending(self, before: int) -> None:
-        if self.transport.get_write_buffer_size() < before:
-            self._watch_sending()
-        else:
-            self.logger.warning("an answer is not read")
-            self.transport.abort()
+    def _give_up(self) -> None:
+        self.logger.warning("an answer is not read")
+        self.transport.abort()
 
     def _stop_watching(self) -> None:
         if self._unread is not None:

@@ -7,7 +7,9 @@ import functools
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from ingestion_crds.config import Config
@@ -62,12 +64,17 @@ class Searches:
         self._embedders: OrderedDict[EmbeddingSpec, tuple[Embedder, str | None]] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def run(self, *, namespace: str, knowledge_base: str, query: str, limit: int) -> list[Hit]:
-        """Return the best chunks of one knowledge base, best first.
+    @asynccontextmanager
+    async def best(
+        self, *, namespace: str, knowledge_bases: Iterable[str], query: str, limit: int
+    ) -> AsyncIterator[list[tuple[str, Hit]]]:
+        """Give the best chunks of all of some knowledge bases, each with its base, best first.
+
+        They hold a slot until they are let go of: what was found is part of the memory that a slot is for.
 
         Args:
             namespace: the caller's.
-            knowledge_base: UUID.
+            knowledge_bases: UUIDs.
             query: the question.
             limit: chunks at most.
 
@@ -75,49 +82,72 @@ class Searches:
             ProblemError: 400 no tenant; 413 a segment too large to be read; 429 too many searches; 503 store, embedder
                 or its key away, or too slow.
         """
-        from ingestion_worker.search import search_text
-
         seconds = self._options.search_seconds
-        deadline = time.monotonic() + seconds
+        let_go = asyncio.Event()
+        looking: set[asyncio.Task[list[Hit]]] = set()
 
-        async def look(store: Store, keys: dict[str, str]) -> list[Hit]:
-            search = functools.partial(
-                search_text,
-                store=store,
-                knowledge_base=knowledge_base,
-                text=query,
-                limit=limit,
-                embedder_for=lambda spec: self._embedder(spec, keys),
-                cache=self._cache(namespace),
-                budget=self._budget,
-                deadline=deadline,
-            )
-            return await asyncio.get_running_loop().run_in_executor(self._threads, search)
-
-        async def work(store: Store, keys: dict[str, str]) -> list[Hit]:
-            try:
-                return await look(store, keys)
-            except WorkerError as error:
-                if error.code != "StoreForbidden":
-                    raise
-                # The tenant's credentials may have been changed since they were read.
-                return await look(await self._stores.of(namespace=namespace, refresh=True), keys)
+        async def hold() -> None:
+            await let_go.wait()
+            # A thread cannot be cancelled: what takes too long keeps its slot until it has noticed.
+            await asyncio.gather(*looking, return_exceptions=True)
 
         try:
-            async with asyncio.timeout(seconds):
-                store = await self._stores.of(namespace=namespace)
-                begin = functools.partial(work, store, await self._provider_keys())
-                # A thread cannot be cancelled: what takes too long keeps its slot until it has noticed.
-                return await asyncio.shield(await self._slots.start(begin, namespace=namespace))
-        except TimeoutError as error:
-            raise unavailable(f"the search took longer than {seconds:.0f} s") from error
-        except WorkerError as error:
-            raise from_worker_error(error) from error
+            try:
+                async with asyncio.timeout(seconds):
+                    store = await self._stores.of(namespace=namespace)
+                    keys = await self._provider_keys()
+                    await self._slots.start(hold, namespace=namespace)
+                best: list[tuple[str, Hit]] = []
+                for base in knowledge_bases:
+                    look = asyncio.create_task(self._look(store, keys, namespace, base, query, limit))
+                    looking.add(look)
+                    async with asyncio.timeout(seconds):
+                        best += [(base, hit) for hit in await asyncio.shield(look)]
+                    looking.remove(look)
+                    best = sorted(best, key=lambda found: -found[1].score)[:limit]
+            except TimeoutError as error:
+                raise unavailable(f"the search took longer than {seconds:.0f} s") from error
+            except WorkerError as error:
+                raise from_worker_error(error) from error
+            yield best
+        finally:
+            let_go.set()
 
     def close(self) -> None:
         """Give back what is held open; what still runs ends by itself."""
         self._threads.shutdown(wait=False)
         self._embedders.clear()
+
+    async def _look(
+        self, store: Store, keys: dict[str, str], namespace: str, knowledge_base: str, query: str, limit: int
+    ) -> list[Hit]:
+        """Search one knowledge base in a thread.
+
+        Raises:
+            TimeoutError: soon after the time is over.
+            WorkerError: as `search_text`.
+        """
+        from ingestion_worker.search import search_text
+
+        search = functools.partial(
+            search_text,
+            knowledge_base=knowledge_base,
+            text=query,
+            limit=limit,
+            embedder_for=lambda spec: self._embedder(spec, keys),
+            cache=self._cache(namespace),
+            budget=self._budget,
+            deadline=time.monotonic() + self._options.search_seconds,
+        )
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, functools.partial(search, store=store))
+        except WorkerError as error:
+            if error.code != "StoreForbidden":
+                raise
+            # The tenant's credentials may have been changed since they were read.
+            store = await self._stores.of(namespace=namespace, refresh=True)
+            return await loop.run_in_executor(self._threads, functools.partial(search, store=store))
 
     def _cache(self, namespace: str) -> SegmentCache:
         from ingestion_worker.search import SegmentCache

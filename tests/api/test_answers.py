@@ -11,7 +11,7 @@ import time
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -30,7 +30,7 @@ from ingestion_api.options import Options
 from ingestion_api.problems import ProblemError, busy, install, unavailable
 from ingestion_api.retry import key_digest
 from ingestion_api.routes.ingest import bulk_ingest
-from ingestion_api.routes.search import SearchRequest, search_knowledge_base
+from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
 from ingestion_api.views import NarrowJob, page_json, progress, summary
@@ -38,6 +38,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_worker.search import Hit
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import ports
 from support.builders import KNOWLEDGE_BASE, ingestion_job
@@ -520,7 +521,8 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
             begun = time.monotonic()
             several = [asyncio.create_task(parts.stores.of(namespace="team-a")) for _ in range(4)]
             with pytest.raises(ProblemError) as late:
-                await parts.searches.run(namespace="team-a", knowledge_base=KB, query="q", limit=1)
+                async with parts.searches.best(namespace="team-a", knowledge_bases=[KB], query="q", limit=1):
+                    pass
             assert late.value.status == 503
             assert await parts.stores.of(namespace="team-b") is await parts.stores.of(namespace="team-b")
             assert not any(task.done() for task in several), "and before that of team-a is given up"
@@ -572,15 +574,21 @@ async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_p
             worker.ingest(document__source__uri=uri, knowledgeBase=knowledge_base, **which)
     async with services(tmp_path, ApiServer()) as parts:
         asked = {"query": "lighthouse", "kb_ids": list(texts)}
-        every = await search_knowledge_base(request(parts), SearchRequest(**asked, limit=10), CALLER)
+
+        async def search(**more: Any) -> SearchResponse:
+            async with AsyncExitStack() as stack:
+                answer = await search_knowledge_base(request(parts), SearchRequest(**asked, **more), CALLER, stack)
+            return SearchResponse.model_validate_json(bytes(answer.body))
+
+        every = await search(limit=10)
         scores = [result.score for result in every.results]
         assert len(scores) == 4
         assert scores == sorted(scores, reverse=True)
-        best = await search_knowledge_base(request(parts), SearchRequest(**asked, limit=2), CALLER)
+        best = await search(limit=2)
         assert {result.content for result in best.results} == {"A lighthouse by the sea.", "The lighthouse keeper."}
         for more in ({"rerank": True}, {"prefer_draft": True}, {"version_overrides": {OTHER: OTHER}}):
             with pytest.raises(ProblemError) as refused:
-                await search_knowledge_base(request(parts), SearchRequest(**asked, **more), CALLER)
+                await search(**more)
             assert (refused.value.status, next(iter(more)) in refused.value.message) == (400, True)
 
 
@@ -597,6 +605,32 @@ async def test_of_a_body_that_is_wrong_in_thousands_of_places_the_first_are_told
     assert (refused.status_code, len(refused.json()["detail"])) == (422, 20)
     overrides = {str(number): number for number in range(8_000)}
     assert len(SearchRequest(query="q", kb_ids=[KB], version_overrides=overrides).version_overrides or {}) == 8_000
+
+
+async def test_a_search_of_many_knowledge_bases_takes_hardly_more_memory_than_one_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the best of all are kept meanwhile."""
+    number, size = 0, 100_000
+
+    def search_text(*, limit: int, **_: Any) -> list[Hit]:
+        nonlocal number
+        number += 1
+        place = {"chunk_id": "", "chunk_index": 0, "document_id": KB, "version_id": "", "title": "", "page": None}
+        score = 1 / number
+        return [Hit(**place, start=0, end=1, content="x" * size, score=score) for _ in range(limit)]
+
+    monkeypatch.setattr("ingestion_worker.search.search_text", search_text)
+    async with services(tmp_path, ApiServer()) as parts:
+        which = {"namespace": "team-a", "query": "q", "limit": 20}
+        tracemalloc.start()
+        try:
+            async with parts.searches.best(**which, knowledge_bases=map(str, range(16))) as hits:
+                _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert {base for base, _ in hits} == {"0"}
+        assert most < 4 * 20 * size
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from ingestion_api.main import server_options
 from ingestion_api.options import Options
+from ingestion_api.routes.search import TakenResponse, UntilSent
 from local_cluster import ports
 
 from .conftest import serve
@@ -32,9 +33,10 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextmanager
-def served(*, connections: int = 100) -> Iterator[int]:
-    """Serve the app; yield its port."""
+def served(*, connections: int = 100, sent: list[float] | None = None) -> Iterator[int]:
+    """Serve the app; yield its port. When each large answer was asked for is noted in `sent` once that was taken."""
     app = FastAPI()
+    sent = [] if sent is None else sent
 
     @app.get("/healthz")
     async def healthz() -> dict[str, bool]:
@@ -50,8 +52,9 @@ def served(*, connections: int = 100) -> Iterator[int]:
         return (await request.body()).decode()
 
     @app.get("/large")
-    async def large() -> str:
-        return "x" * LARGE
+    async def large(until_sent: UntilSent) -> Response:
+        until_sent.callback(sent.append, time.monotonic())
+        return TakenResponse(b"x" * LARGE)
 
     (port,) = ports.free(count=1)
     options = Options(namespace="system", connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
@@ -312,14 +315,26 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
             assert status == 200
 
 
-async def test_an_answer_that_is_read_slowly_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingestion_api.protocol._UNREAD_SECONDS", 0.5)
-    with served() as port:
+@pytest.mark.parametrize(("seconds", "whole"), [(60.0, True), (1.0, False)], ids=["in time", "too slowly"])
+async def test_an_answer_is_read_to_its_end_in_time_or_given_up(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, whole: bool
+) -> None:
+    """A little of it now and then does not keep it in memory. What it holds is held until then."""
+    monkeypatch.setattr("ingestion_api.protocol._UNREAD_SECONDS", seconds)
+    sent: list[float] = []
+    with served(sent=sent) as port:
         async with client(port) as (reader, writer):
-            writer.write(b"GET /large HTTP/1.1\r\nhost: api\r\n\r\n")
-            left = LARGE
-            begun = time.monotonic()
-            while left > 0:
-                left -= len(await reader.readexactly(min(left, 2**20)))
-                await asyncio.sleep(0.1)
-            assert time.monotonic() - begun > 5 * 0.5
+            for _ in range(2 if whole else 1):  # the time is each answer's own
+                writer.write(b"GET /large HTTP/1.1\r\nhost: api\r\n\r\n")
+                left, begun = LARGE, time.monotonic()
+                await reader.readuntil(b"\r\n\r\n")
+                assert sent == []
+                with suppress(ConnectionError, asyncio.IncompleteReadError):
+                    while left > 0:
+                        left -= len(await reader.readexactly(min(left, 2**20)))
+                        await asyncio.sleep(0.1)
+                assert (left == 0, time.monotonic() - begun > 1.0) == (whole, True)
+                while not sent:
+                    assert time.monotonic() - begun < 30
+                    await asyncio.sleep(0.05)
+                sent.clear()

@@ -99,9 +99,9 @@ class Stand:
 
     async def found(self, searches: Searches, knowledge_base: str) -> int:
         """Search, and return the number of hits."""
-        return len(
-            await searches.run(namespace=self.namespace, knowledge_base=knowledge_base, query="lighthouse", limit=9)
-        )
+        which = {"namespace": self.namespace, "knowledge_bases": [knowledge_base]}
+        async with searches.best(**which, query="lighthouse", limit=9) as hits:
+            return len(hits)
 
     async def refused(self, searches: Searches, knowledge_base: str) -> ProblemError:
         """Search, and return how it was refused."""
@@ -189,6 +189,15 @@ async def test_a_search_out_of_time_has_its_slot_until_its_thread_ends(
     assert "never retrieved" not in caplog.text
 
 
+async def test_a_search_has_its_slot_until_what_it_found_is_let_go_of(stand: Stand) -> None:
+    with stand.searches(searches=1, search_seconds=10.0) as searches:
+        which = {"namespace": stand.namespace, "query": "lighthouse", "limit": 9}
+        async with searches.best(**which, knowledge_bases=[KB, REMOTE]) as hits:
+            assert {base for base, _ in hits} == {KB, REMOTE}
+            assert (await stand.refused(searches, KB)).status == 429
+        assert await stand.found(searches, KB) == 1
+
+
 async def test_a_key_that_is_replaced_is_used_at_once(stand: Stand) -> None:
     with stand.searches(secret="local-key") as searches:
         for key in ("first", "first", "second"):
@@ -265,7 +274,8 @@ async def test_what_the_last_four_tenants_searched_is_kept(stand: Stand, monkeyp
 
         async def reads_for(tenant: str) -> int:
             reads.clear()
-            assert await searches.run(namespace=tenant, knowledge_base=KB, query="lighthouse", limit=9)
+            async with searches.best(namespace=tenant, knowledge_bases=[KB], query="lighthouse", limit=9) as hits:
+                assert hits
             return len(reads)
 
         assert [await reads_for(tenant) for tenant in (*tenants[:4], *tenants[:4])] == [2] * 4 + [1] * 4

@@ -221,6 +221,19 @@ def test_one_long_text_in_many_rows_is_refused_before_it_is_repeated(worker: Wor
     assert watched.max_memory() < 8 * length
 
 
+@pytest.mark.parametrize(("length", "told"), [(32_768, None), (32_769, "has 32769 characters")])
+def test_a_text_of_more_characters_than_a_chunk_may_have_is_refused(
+    worker: Worker, length: int, told: str | None
+) -> None:
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    worker.store.put(key=key, data=parquet(columns_of(1, content=pa.array(["x" * length]))))
+    if told:
+        assert told in refused(lambda: find(worker.store))
+    else:
+        assert len(find(worker.store)) == 1
+
+
 class Held:
     """Watches how much of budgets is held, and what Arrow takes."""
 

@@ -50,7 +50,8 @@ _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 _TEXTS: Final = ("chunk_id", "content")
 # A long text that is repeated is small in the file. So each text is made only once, and its length looked at first.
-_MAX_TEXT_BYTES: Final = 4 * 32_768
+_MAX_TEXT_CHARACTERS: Final = 32_768
+_MAX_TEXT_BYTES: Final = 4 * _MAX_TEXT_CHARACTERS
 # What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
 _FACT_BYTES: Final = 1500
 _CHARACTER_BYTES: Final = 4
@@ -569,6 +570,12 @@ def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[in
             if first <= row < first + batch.num_rows:
                 values = batch.slice(row - first, 1).to_pylist()[0]
                 for name, value in values.items():
+                    # In memory each takes four bytes as soon as one needs them.
+                    if isinstance(value, str) and len(value) > _MAX_TEXT_CHARACTERS:
+                        raise WorkerError(
+                            "DocumentTooLarge",
+                            f"an output's {name} has {len(value)} characters; at most {_MAX_TEXT_CHARACTERS} are read",
+                        )
                     if (value is None and name != "page") or (isinstance(value, int) and value < 0):
                         raise _ForeignError(f"its {name} is {'null' if value is None else value} somewhere")
                 yield row, values

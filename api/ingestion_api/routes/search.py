@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic_core import to_json
+from starlette.types import Message, Receive, Scope, Send
 
 from ingestion_api.auth import Caller
 from ingestion_api.problems import bad_request
@@ -67,18 +71,45 @@ class SearchResponse(BaseModel):
     ranking_mode: Literal["global_score", "reranked", "grouped_unranked"]
 
 
+class TakenResponse(Response):
+    """An answer whose sending ends when its client has taken all of it: until then it is in memory."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+
+        async def until_taken(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
+            await send(message)  # waits for what was sent before
+
+        await super().__call__(scope, receive, until_taken)
+
+
+async def _until_sent() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+UntilSent = Annotated[AsyncExitStack, Depends(_until_sent)]
+"""What is entered here is left once the answer is sent."""
+
+
 @router.post(
     "/search",
     operation_id="searchKnowledgeBase",
     summary="Search knowledge bases",
     description="Chunks of active versions, nearest to the query by vector. A version that is being made is not seen.",
+    response_model=SearchResponse,
     responses={**BAD_REQUEST, **UNAUTHORIZED},
 )
-async def search_knowledge_base(request: Request, body: SearchRequest, caller: Caller) -> SearchResponse:
-    """Answer a search.
+async def search_knowledge_base(
+    request: Request, body: SearchRequest, caller: Caller, until_sent: UntilSent
+) -> Response:
+    """Answer a search, and hold its slot until the answer is taken.
 
     Raises:
-        ProblemError: 400 for what is not supported, else as `Searches.run`.
+        ProblemError: 400 for what is not supported, else as `Searches.best`.
     """
     for name, given in (
         ("rerank", body.rerank),
@@ -87,27 +118,29 @@ async def search_knowledge_base(request: Request, body: SearchRequest, caller: C
     ):
         if given:
             raise bad_request(f"{name}: not supported here; leave it out")
-    results: list[SearchResult] = []
-    for kb_id in dict.fromkeys(body.kb_ids):
-        hits = await services_of(request).searches.run(
-            namespace=caller.namespace, knowledge_base=str(kb_id), query=body.query, limit=body.limit
+    found = await until_sent.enter_async_context(
+        services_of(request).searches.best(
+            namespace=caller.namespace,
+            knowledge_bases=dict.fromkeys(map(str, body.kb_ids)),
+            query=body.query,
+            limit=body.limit,
         )
-        results += [
-            SearchResult(
-                chunk_id=hit.chunk_id,
-                kb_id=kb_id,
-                document_id=UUID(hit.document_id),
-                version_id=hit.version_id,
-                document_title=hit.title,
-                source_type="document",
-                content=hit.content,
-                score=hit.score,
-                chunk_index=hit.chunk_index,
-                position=TextPosition(start_char=hit.start, end_char=hit.end),
-                page=hit.page,
-            )
-            for hit in hits
-        ]
-    results.sort(key=lambda result: -result.score)
-    best = results[: body.limit]
-    return SearchResponse(results=best, total_results=len(best), ranking_mode="global_score")
+    )
+    results = [
+        SearchResult(
+            chunk_id=hit.chunk_id,
+            kb_id=UUID(knowledge_base),
+            document_id=UUID(hit.document_id),
+            version_id=hit.version_id,
+            document_title=hit.title,
+            source_type="document",
+            content=hit.content,
+            score=hit.score,
+            chunk_index=hit.chunk_index,
+            position=TextPosition(start_char=hit.start, end_char=hit.end),
+            page=hit.page,
+        )
+        for knowledge_base, hit in found
+    ]
+    answer = SearchResponse(results=results, total_results=len(results), ranking_mode="global_score")
+    return TakenResponse(to_json(answer), media_type="application/json")
