@@ -439,7 +439,34 @@ def test_what_lies_beside_the_documents_is_passed_over(worker: Worker) -> None:
     assert find(worker.store) == before
 
 
-@pytest.mark.parametrize("data", [b"[]", b"nothing", b'{"format": 1}', b'{"format": 1, "live": {"title": ["x"]}}'])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("chunks", -5), ("segments", -1), ("dimensions", -1), ("dimensions", 10**15), ("title", "\ud800")],
+)
+def test_a_history_entry_of_values_that_none_of_ours_has_is_refused(worker: Worker, field: str, value: Any) -> None:
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
+    entry = json.loads(worker.store.get(key=key))
+    owner = entry["live"]["embedding"] if field == "dimensions" else entry["live"]
+    owner[field] = value
+    worker.store.put(key=key, data=json.dumps(entry).encode())
+    with pytest.raises(WorkerError, match="DocumentUnreadable"):
+        find(worker.store)
+
+
+def test_an_output_whose_name_promises_less_than_nothing_is_passed_over(worker: Worker) -> None:
+    uri = worker.upload(data=sentences(count=300, tag=" lighthouse").encode(), name="a.txt")
+    worker.ingest(document__source__uri=uri, mode="Segmented", segmentation__charactersPerSegment=1_024)
+    key, *others = outputs(worker.store)
+    worker.store.put(key=f"{key.rpartition('/')[0]}/-000005.parquet", data=worker.store.get(key=key))
+    worker.store.delete(key=key)
+    assert others
+    assert find(worker.store)
+
+
+@pytest.mark.parametrize(
+    "data", [b"[]", b"nothing", b'{"format": 1}', b'{"format": 1, "live": {"title": ["x"]}}', b"[" * 2**20]
+)
 def test_a_history_entry_that_is_none_of_ours_is_said(worker: Worker, data: bytes) -> None:
     ingest(worker)
     key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)

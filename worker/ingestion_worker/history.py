@@ -35,6 +35,8 @@ MAX_ENTRY_BYTES: Final = 2**20
 # No text that we write in one is longer.
 _MAX_TITLE: Final = 512
 _MAX_FIELD: Final = 256
+_MAX_NUMBER: Final = 2**31 - 1
+_MAX_DIMENSIONS: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,18 +101,22 @@ def decode_state(*, data: bytes, sequence: int) -> State:
             spec = _checked(EmbeddingSpec, live.pop("embedding"))
             live = _checked(LiveVersion, live, embedding=spec)
         return State(sequence=sequence, live=live or None, fences=dict(body["fences"]), numbers=dict(body["numbers"]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WorkerError(
             "DocumentUnreadable", f"an entry of the document's history is none of ours: {error}"
         ) from error
 
 
 def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) -> _Kind:
-    """Return a dataclass of `values`, once their types and lengths are those that we write, and of what is `known`."""
+    """Return a dataclass of `values`, once they are such as we write, and of what is `known`."""
     for name, value in values.items():
         most = _MAX_TITLE if name == "title" else _MAX_FIELD
         if type(value) is not _TYPES[kind].get(name) or len(str(value)) > most:
             raise ValueError(f"{name} is no text or number of at most {most} characters")
+        highest = _MAX_DIMENSIONS if name == "dimensions" else _MAX_NUMBER
+        if isinstance(value, int) and not 0 <= value <= highest:
+            raise ValueError(f"{name} is {value}, not within 0 to {highest}")
+        str(value).encode()  # half a character is a text to JSON, and nothing that could be answered with
     return kind(**values, **known)
 
 
