@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -115,6 +116,34 @@ def test_the_builtin_vectors_are_wordllamas_own() -> None:
     assert np.allclose(builtin().embed(texts), reference.embed(texts, norm=True), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("12\nkeeper\n34", "12 keeper 34"),
+        ("12\t keeper \r\n34\n", "12 keeper 34"),
+        ("two\u00a0words\u3000here", "two words here"),
+        (unicodedata.normalize("NFD", "Kündigungsfrist, tiếng Việt, 한국어"), "Kündigungsfrist, tiếng Việt, 한국어"),
+        ("\ufb01nance o\ufb03ce", "finance office"),
+        ("\uff21\uff22\uff23 \uff11\uff12\uff13", "ABC 123"),
+    ],
+    ids=["lines", "cells", "spaces", "decomposed", "ligatures", "full width"],
+)
+def test_a_builtin_vector_depends_on_the_words_and_not_on_how_they_are_written(written: str, plain: str) -> None:
+    first, second = builtin().embed([written, plain])
+    assert np.array_equal(first, second)
+
+
+def test_a_word_in_a_column_is_found_as_one_in_a_line_is() -> None:
+    columns = (
+        ["harbour", "lighthouse", "warranty", "invoice"],
+        ["pension", "keeper", "tractor", "violin"],
+        ["glacier", "hammer", "walnut", "carpet"],
+    )
+    vectors = builtin().embed(["\n".join(words) for words in columns])
+    for index, words in enumerate(columns):
+        assert (builtin().embed(words) @ vectors.T).argmax(axis=1).tolist() == [index] * 4
+
+
 def test_the_builtin_has_one_model_only() -> None:
     other = EmbeddingSpec(provider="builtin", model=BUILTIN.model, dimensions=64)
     assert failure(lambda: make_embedder(spec=other)).code == "EmbeddingRejected"
@@ -159,6 +188,14 @@ def test_dimensions_are_sent_only_once_a_model_gives_more() -> None:
         assert client.embed(["a"]).shape == (1, 3)
         client.embed(["b"])
     assert [request.get("dimensions") for request in endpoint.requests] == [None, 3, 3]
+
+
+def test_an_endpoint_gets_the_texts_as_they_are() -> None:
+    endpoint = Endpoint()
+    texts = ["one\ntwo\t three", unicodedata.normalize("NFD", "für"), "o\ufb03ce"]
+    with http_server(handle=endpoint) as url:
+        embedder(url).embed(texts)
+    assert [text for request in endpoint.requests for text in request["input"]] == texts
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 66, 200])

@@ -12,8 +12,9 @@ import re
 import string
 import threading
 import time
+import unicodedata
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -96,7 +97,7 @@ def make_embedder(
     return HttpEmbedder(spec=spec, url=url, api_key=api_key, limits=limits)
 
 
-def batches(*, texts: Sequence[str]) -> Iterator[list[str]]:
+def batches(*, texts: Iterable[str]) -> Iterator[list[str]]:
     """Cut texts into batches of at most BATCH_TEXTS texts and about BATCH_CHARACTERS characters, in order."""
     batch: list[str] = []
     characters = 0
@@ -141,10 +142,8 @@ class BuiltinEmbedder:
         tokenizer, weights = self._load()
         result = np.zeros((len(texts), self._dimensions), dtype=np.float32)
         row = 0
-        for batch in batches(texts=texts):
-            # A lone surrogate has no UTF-8 form, which the tokenizer needs.
-            clean = [text.encode("utf-8", "replace").decode() for text in batch]
-            for encoding in tokenizer.encode_batch(clean, add_special_tokens=False):
+        for batch in batches(texts=map(_normal, texts)):
+            for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
                 if encoding.ids:
                     result[row] = weights[encoding.ids].astype(np.float32).mean(axis=0)
                 row += 1
@@ -158,6 +157,19 @@ class BuiltinEmbedder:
             if self._loaded is None:
                 self._loaded = _load_builtin()
             return self._loaded
+
+
+def _normal(text: str) -> str:
+    """Return a text in the Unicode form NFKC, with one space between words.
+
+    Most tokenizers do so themselves. This one knows the beginning of a word only by the space before it: after a line
+    end or a tab, decomposed or with ligatures, a word would be other tokens than in a query.
+
+    Source: https://github.com/google/sentencepiece/blob/master/doc/normalization.md (nmt_nfkc, the default)
+    """
+    spaced = " ".join(unicodedata.normalize("NFKC", text).split())
+    # A lone surrogate has no UTF-8 form, which the tokenizer needs.
+    return spaced.encode("utf-8", "replace").decode()
 
 
 def _load_builtin() -> tuple[Any, NDArray[np.float16]]:

@@ -18,8 +18,8 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 
 FORMAT: Final = 2
-# Raise it with every change to parsing, chunking or output that changes bytes.
-PIPELINE_VERSION: Final = 6
+# Raise it with every change to parsing, chunking, embedding or output that changes bytes.
+PIPELINE_VERSION: Final = 7
 # Libraries whose versions can change the bytes of an output.
 _LIBRARIES: Final = (
     "charset-normalizer",
