@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.parsing.docx import parse_docx
 from ingestion_worker.parsing.guard import ParserLimits, run_parser
 from ingestion_worker.parsing.pdf import clean_text, inspect_pdf, read_pages
 from ingestion_worker.parsing.types import DocumentType, detect_type
@@ -301,6 +302,96 @@ HIDDEN = "<w:r><w:rPr>{}</w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
 def test_docx_text_is_published_as_often_as_readers_see_it(worker: Worker, runs: str, wanted: str) -> None:
     body = f"<w:p>{runs}</w:p><w:p>{said('end')}</w:p>"
     assert canonical(worker, docx(body=body), "a.docx").decode() == f"{wanted}\nend\n"
+
+
+def run(text: str) -> str:
+    """Return a run of an equation."""
+    return f"<m:r><m:rPr/><m:t>{text}</m:t></m:r>"
+
+
+def math(name: str, properties: str = "", **parts: str | list[str]) -> str:
+    """Return a structure of an equation.
+
+    Args:
+        name: its element.
+        properties: some of it, as name=value, with spaces between them.
+        parts: what is in its elements; of those that may be repeated, a list.
+    """
+    pairs = (one.split("=") for one in properties.split())
+    said_of_it = "".join(f'<m:{key} m:val="{value}"/>' for key, value in pairs)
+    inner = "".join(
+        f"<m:{key}>{part}</m:{key}>"
+        for key, part_or_more in parts.items()
+        for part in ([part_or_more] if isinstance(part_or_more, str) else part_or_more)
+    )
+    return f"<m:{name}><m:{name}Pr>{said_of_it}<m:ctrlPr><w:rPr/></m:ctrlPr></m:{name}Pr>{inner}</m:{name}>"
+
+
+X, N, TEN = run("x"), run("n"), run("10")
+SUM = run("x+1")
+HALF = math("f", num=run("1"), den=run("2"))
+SQUARE = math("sSup", e=X, sup=run("2"))
+ROW = f"<m:e>{run('1')}</m:e><m:e>{X}</m:e>"
+
+
+@pytest.mark.parametrize(
+    ("equation", "wanted"),
+    [
+        (run("y=2") + math("d", e=SUM) + HALF + math("sSup", e=TEN, sup=run("6")), "y=2(x+1)1/2 10^6"),
+        (run("2") + HALF + run("mg"), "2 1/2 mg"),
+        (math("f", num=SUM, den=math("d", e=run("2"))), "(x+1)/((2))"),
+        (math("f", "type=lin", num=run("1.5"), den=run("10,000")), "1.5/10,000"),
+        (math("d", e=math("f", "type=noBar", num=N, den=run("2"))), "(n¦2)"),
+        (math("d", "begChr=[ sepChr=; endChr=)", e=[X, N]), "[x;n)"),
+        (math("d", "begChr={ endChr=", e=math("eqArr", e=[run("x&amp;=1"), run("n&amp;=2")])), "{x=1; n=2"),
+        (math("d", "begChr=| endChr=|", e=X) + math("d", e=[X, N]), "|x|(x|n)"),
+        (math("sSup", e=TEN, sup=run("-6")) + run("m"), "10^(-6)m"),
+        (math("sSup", e=HALF, sup=run("2")), "(1/2)^2"),
+        (math("sSup", e=math("d", e=SUM), sup=run("2")), "(x+1)^2"),
+        (math("sSup", e=SQUARE, sup=run("3")), "(x^2)^3"),
+        (run("Na") + math("sSup", e="", sup=run("+")), "Na^(+)"),
+        (math("sSub", e=run("H"), sub=run("2")) + run("O"), "H_2 O"),
+        (math("sSubSup", e=X, sub=run("i"), sup=run("2")), "x_i^2"),
+        (math("sPre", sub=run("6"), sup=run("14"), e=run("C")), "_6^14 C"),
+        (math("rad", "degHide=1", deg="", e=SUM), "√(x+1)"),
+        (math("rad", deg=run("3"), e=SUM), "(x+1)^(1/3)"),
+        (math("nary", "chr=∑", sub=run("i=1"), sup=N, e=math("d", e=SUM)), "∑_(i=1)^n (x+1)"),
+        (math("nary", "subHide=1", sub="", sup="", e=X) + run("dx"), "∫x dx"),
+        (math("func", fName=math("limLow", e=run("lim"), lim=run("x→0")), e=SQUARE), "lim_(x→0) x^2"),
+        (math("func", fName=run("sin"), e=SQUARE), "sin x^2"),
+        (math("limUpp", e=X, lim=run("∗")), "x^(∗)"),
+        (math("groupChr", "chr=→ pos=top", e=run("heat")) + math("groupChr", e=SUM), "→(heat)⏟(x+1)"),
+        (math("acc", e=X) + math("acc", "chr=⃗", e=N), "x\u0302n\u20d7"),
+        (math("bar", "pos=top", e=X) + math("bar", e=SUM), "x\u0305(x+1)\u0332"),
+        (math("d", "begChr=[ endChr=]", e=math("m", mr=[ROW, ROW])), "[1, x; 1, x]"),
+        (math("phant", "show=0", e=SUM) + math("phant", e=N) + math("box", e=X), "n x"),
+        ("<w:r><w:sym w:font='Symbol' w:char='F061'/><w:br/><w:t>b</w:t></w:r>", "α\nb"),
+        (f"<w:del>{N}</w:del>{X}<m:r><m:rPr/><w:rPr><w:vanish/></w:rPr><m:t>no</m:t></m:r>", "x"),
+        (CHOICE.format(f"<mc:Choice>{X}</mc:Choice>", f"<mc:Fallback>{N}</mc:Fallback>"), "x"),
+    ],
+)
+def test_an_equation_of_a_docx_says_the_same_in_one_line(tmp_path: Path, equation: str, wanted: str) -> None:
+    body = f'<w:p xmlns:m="urn:m">{said("a ")}<m:oMath>{equation}</m:oMath>{said(" b")}</w:p>'
+    assert docx_text(tmp_path, docx(body=body)) == f"a {wanted} b\n"
+
+
+def docx_text(folder: Path, data: bytes) -> str:
+    """Return the text of a DOCX, read in this process."""
+    path, pieces = folder / "a.docx", list[str]()
+    path.write_bytes(data)
+    parse_docx(path=path, name="a.docx", write=pieces.append)
+    return "".join(pieces)
+
+
+def test_an_equation_of_a_docx_that_is_deleted_or_of_an_instruction_is_no_text(tmp_path: Path) -> None:
+    gone, kept = (f'<m:oMath xmlns:m="urn:m">{run(text)}</m:oMath>' for text in ("gone", "kept"))
+    body = f"<w:p><w:del>{gone}</w:del>{field(field('', gone), kept)}</w:p><w:p>{said('end')}</w:p>"
+    assert docx_text(tmp_path, docx(body=body)) == "kept\nend\n"
+
+
+def test_an_equation_may_nest_as_deep_as_the_xml(worker: Worker) -> None:
+    body = f'<w:p xmlns:m="urn:m"><m:oMath>{"<m:d><m:e>" * 110}{X}{"</m:e></m:d>" * 110}</m:oMath></w:p>'
+    assert canonical(worker, docx(body=body), "a.docx").decode() == f"{'(' * 110}x{')' * 110}\n"
 
 
 def test_docx_text_outside_of_any_paragraph_is_text(worker: Worker) -> None:

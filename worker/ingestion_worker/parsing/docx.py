@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 from lxml import etree
 
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.parsing.equations import linear, local_name
 from ingestion_worker.parsing.html import check_size, html_text
 from ingestion_worker.parsing.symbols import shown, symbol
 from ingestion_worker.parsing.text import decode, normal_lines
@@ -203,9 +204,10 @@ def _events(part: IO[bytes]) -> Any:
     )
 
 
-# Nothing inside these is text of the document: a Fallback repeats content for older readers, properties hold tab stops,
-# moved text stands at its new place as well, and `rt` says how a Chinese or Japanese word is pronounced.
-_SKIPPED: Final = frozenset({"Fallback", "moveFrom", "pPr", "rPr", "rt", "sectPr"})
+# Nothing inside these is text of the document: `del` is deleted, a Fallback repeats content for older readers,
+# properties hold tab stops, moved text stands at its new place as well, and `rt` says how a Chinese or Japanese word is
+# pronounced.
+_SKIPPED: Final = frozenset({"del", "Fallback", "moveFrom", "pPr", "rPr", "rt", "sectPr"})
 _MARKS: Final = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 # The second one of newer Words is for emojis.
 _SYMBOLS: Final = frozenset({"sym", "symEx"})
@@ -218,20 +220,19 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
     # A field is an instruction, a separator, and its result, which is text. Both can hold other fields.
     fields: list[bool] = []  # the paragraph's open fields, outermost first: True while in the instruction
     around = 0  # how many of them stand in another's instruction
-    last: Any = None  # the last run that was looked at
-    hidden, font = False, ""  # of that run
+    equation: Any = None  # the outermost that is open
 
     def flush(end: str) -> None:
         write(normal_lines(text="".join(pieces)) + end)
         pieces.clear()
 
     for event, element in _events(part):
-        tag = element.tag
-        local = tag.rpartition("}")[2] if isinstance(tag, str) else ""
-        # A second Choice repeats the first one for other readers.
-        skipped = local in _SKIPPED or (local == "Choice" and element.getprevious() is not None)
+        local = local_name(element)
+        skipped = _is_skipped(element=element, local=local)
         if event == "start":
             skipping += skipped
+            if local == "oMath" and equation is None and not skipping:
+                equation = element
             if local == "p" and pieces and not skipping:
                 # A text box's paragraph, inside the one that it is anchored to.
                 flush("\n")
@@ -240,16 +241,16 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             skipping -= 1
         elif skipping:
             continue
-        elif local == "t" or local in _MARKS or local in _SYMBOLS:
-            run = element.getparent()
-            if run is not last:
-                last, hidden, font = run, _is_hidden(run=run), _font(run=run)
+        elif equation is not None:
+            if element is equation:
+                equation = None
+                if not around:
+                    pieces.append(linear(equation=element, read=_read))
+            continue
+        elif _is_text(local=local):
             # The result of a field inside another's instruction is part of that instruction.
-            if not around and not hidden:
-                if local in _SYMBOLS:
-                    pieces.append(_symbol(element=element))
-                else:
-                    pieces.append(_MARKS.get(local) or shown(text=element.text or "", font=font))
+            if not around:
+                pieces.append(_text(element=element, local=local))
         elif local == "fldChar":
             kind = _attribute(element=element, name="fldCharType")
             if kind == "begin":
@@ -275,22 +276,44 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
         flush("")
 
 
-def _symbol(*, element: Any) -> str:
-    return symbol(font=_attribute(element=element, name="font"), code=_attribute(element=element, name="char"))
+def _read(element: Any) -> str | None:
+    """Read an element for `linear`."""
+    local = local_name(element)
+    if _is_skipped(element=element, local=local):
+        return ""
+    return _text(element=element, local=local) if _is_text(local=local) else None
+
+
+def _is_skipped(*, element: Any, local: str) -> bool:
+    # A second Choice repeats the first one for other readers.
+    return local in _SKIPPED or (local == "Choice" and element.getprevious() is not None)
+
+
+def _is_text(*, local: str) -> bool:
+    return local == "t" or local in _MARKS or local in _SYMBOLS
+
+
+def _text(*, element: Any, local: str) -> str:
+    hidden, font = _properties(run=element.getparent())
+    if hidden:
+        return ""
+    if local in _SYMBOLS:
+        return symbol(font=_attribute(element=element, name="font"), code=_attribute(element=element, name="char"))
+    return _MARKS.get(local) or shown(text=element.text or "", font=font)
+
+
+def _properties(*, run: Any) -> tuple[bool, str]:
+    """Return whether a run is hidden, and its font."""
+    hidden, font = False, ""
+    # A run of an equation has two kinds of properties, Word's after the equation's.
+    for properties in () if run is None else run.iterchildren("{*}rPr"):
+        for found in properties.iterchildren("{*}vanish", "{*}rFonts"):
+            if local_name(found) == "rFonts":
+                font = _attribute(element=found, name="ascii")
+            else:
+                hidden = _OFF.isdisjoint(found.attrib.values())
+    return hidden, font
 
 
 def _attribute(*, element: Any, name: str) -> str:
     return next((value for key, value in element.attrib.items() if key.endswith(f"}}{name}")), "")
-
-
-def _is_hidden(*, run: Any) -> bool:
-    return any(_OFF.isdisjoint(vanish.attrib.values()) for vanish in _properties(run=run, name="vanish"))
-
-
-def _font(*, run: Any) -> str:
-    return next((_attribute(element=fonts, name="ascii") for fonts in _properties(run=run, name="rFonts")), "")
-
-
-def _properties(*, run: Any, name: str) -> list[Any]:
-    # A run's properties are its first child.
-    return [] if run is None else list(run[0].iterchildren(f"{{*}}{name}"))
