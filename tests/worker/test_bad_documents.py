@@ -15,6 +15,7 @@ import pytest
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.parsing.docx import parse_docx
 from ingestion_worker.parsing.guard import ParserLimits, run_parser
+from ingestion_worker.parsing.html import html_text
 from ingestion_worker.parsing.pdf import clean_text, inspect_pdf, read_pages
 from ingestion_worker.parsing.types import DocumentType, detect_type
 from support.worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
@@ -548,6 +549,23 @@ def test_html_elements_do_not_glue_words_together(worker: Worker, element: str) 
 )
 def test_a_listing_keeps_its_indentation(worker: Worker, page: str, wanted: str) -> None:
     assert canonical(worker, f"<body>{page}".encode(), "a.html").decode() == wanted
+
+
+@pytest.mark.parametrize(
+    ("page", "wanted"),
+    [
+        ("<p>a</p><p hidden>no<b hidden>no</b></p><div hidden=''>no<dialog open>no</dialog></div><p>b", "a b"),
+        ("<dialog>no<p hidden>no</p></dialog><dialog open>a</dialog><input hidden><p>b", "a b"),
+        ("<body hidden><p hidden=Until-Found>a<details><summary>b</summary>c</details>", "a b c"),
+        ("<div role=tabpanel hidden>a</div><section role=region hidden>b</section>", "a b"),
+        ("<p>a</p><datalist><option>no</datalist><video>no</video><audio>no</audio><canvas>no</canvas><p>b", "a b"),
+        ("<p>a</p><noembed><p>no</p></noembed><noframes><p>no</p></noframes><p>b", "a b"),
+        ("<ruby>東<rp>(</rp><rt>とう</rt><rp>)</rp>京<rp>(</rp><rt>きょう<rp>)</rp></ruby>都", "東京都"),
+        ("<ruby><rb>東<rb>京<rtc><rt>とう<rt>きょう</rtc></ruby>都", "東京都"),
+    ],
+)
+def test_what_no_browser_shows_of_a_page_is_no_text(page: str, wanted: str) -> None:
+    assert html_text(data=page.encode(), name="a.html").split() == wanted.split()
 
 
 XHTML_BODY = """<head><title/><script src="a.js"/></head><body><p>one<a id="x"/> two</p><br/><img src="/" alt='>'/>

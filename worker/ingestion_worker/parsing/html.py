@@ -24,7 +24,16 @@ _DECLARATION: Final = re.compile(
     rb"""\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*["'](?!utf.?(?:16|32))([A-Za-z0-9_.:-]{1,40})""",
     re.IGNORECASE,
 )
-_INVISIBLE: Final = ["script", "style", "noscript", "template", "head", "svg", "iframe", "object"]
+# What no browser shows, or only one that cannot play, draw or run the rest. `rt` says how a Chinese or Japanese word is
+# pronounced, in the middle of it.
+_INVISIBLE: Final = [
+    *("script", "style", "noscript", "template", "head", "svg", "iframe", "object", "audio", "video", "canvas"),
+    *("datalist", "noembed", "noframes", "rp", "rt", "rtc"),
+]
+# What a reader unfolds by a click is text, and so is a page that shows itself by a script.
+_HIDDEN: Final = (
+    "body [hidden]:not([hidden=until-found i]):not([role=tabpanel]):not([role=region]), body dialog:not([open])"
+)
 # XML may close any element by `/>`. HTML takes that for a start tag, so that the element swallows what follows, unless
 # it is one that never holds anything. And HTML takes CDATA for a comment.
 _CLOSED: Final = re.compile(r"""<([A-Za-z][^\s<>"'/]*)((?:[^<>"']|"[^"]*"|'[^']*')*)/>""")
@@ -91,6 +100,8 @@ def html_text(*, data: bytes, name: str, charset: str | None = None, xml: bool =
         text = _CLOSED.sub(_opened_and_closed, _without_cdata(text=text))
     tree = LexborHTMLParser(_SHADOW.sub("<shadow-root", text))
     tree.strip_tags(_INVISIBLE)
+    for node in tree.css(_HIDDEN):
+        node.decompose(recursive=False)
     body = tree.body
     if body is None:
         return ""
