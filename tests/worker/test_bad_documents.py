@@ -839,6 +839,71 @@ def test_boxes_that_pages_inherit_count(tmp_path: Path, page: str, inherited: st
     assert ("sticks out" in found, "below" in found) == (not cropped, not cropped)
 
 
+CODES = range(32, 127)
+GLYPHS = b"/Encoding << /Type /Encoding /Differences [32 %s] >>" % b" ".join(b"/G%02X" % code for code in CODES)
+ODD_FONTS = [
+    b"<< /Type /Font /Subtype /Type1 /BaseFont /Odd %s >>" % GLYPHS,
+    b"<< /Type /Font /Subtype /TrueType /BaseFont /Odd %s >>" % GLYPHS,
+    b"<< /Type /Font /Subtype /Type3 /FontBBox [0 0 500 500] /FontMatrix [.001 0 0 .001 0 0]"
+    b" /FirstChar 32 /LastChar 126 /Widths [%s] /CharProcs << %s >> %s >>"
+    % (b"500 " * len(CODES), b" ".join(b"/G%02X 7 0 R" % code for code in CODES), GLYPHS),
+]
+UNMAPPED_FONT = b"""<< /Type /Font /Subtype /Type0 /BaseFont /Odd /Encoding /Identity-H /DescendantFonts [<<
+/Type /Font /Subtype /CIDFontType2 /BaseFont /Odd /CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0
+>> /DW 600 >>] >>"""
+
+
+def pdf_in(font: bytes, *, pages: list[bytes]) -> bytes:
+    """Return a PDF whose pages draw this content, in the fonts F1 (Helvetica) and F2."""
+    draw = b"500 0 d0 0 0 400 400 re f"
+    kids = [(8 + 2 * number, content) for number, content in enumerate(pages)]
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [%s] /Count %d >>" % (b" ".join(b"%d 0 R" % kid for kid, _ in kids), len(kids)),
+        b"<< /Font << /F1 4 0 R /F2 5 0 R >> >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        font,
+        b"null",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(draw), draw),
+    ]
+    for kid, content in kids:
+        shared = b"/Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Resources 3 0 R"
+        objects.append(b"<< %s /Contents %d 0 R >>" % (shared, kid + 1))
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content))
+    return assembled(objects)
+
+
+def glyph_numbers(text: str) -> bytes:
+    """Return text as the glyphs' numbers that the usual TrueType fonts have for it."""
+    return b"<%s>" % b"".join(b"%04x" % (ord(character) - 29) for character in text)
+
+
+PROSE = "Hello World, this is a contract that two parties have signed"
+IN_HELVETICA = b"BT /F1 12 Tf 40 700 Td (%s) Tj ET\n" % PROSE.encode()
+IN_GLYPHS = b"BT /F2 12 Tf 40 600 Td %s Tj ET\n" % glyph_numbers(PROSE)
+
+
+@pytest.mark.parametrize("font", ODD_FONTS, ids=["Type1", "TrueType", "Type3"])
+def test_text_in_a_font_with_odd_names_of_its_own_is_text(tmp_path: Path, font: bytes) -> None:
+    """It is in ASCII, but for a ligature here and there."""
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdf_in(font, pages=[IN_HELVETICA.replace(b"F1", b"F2").replace(b"signed", rb"signed\017")]))
+    assert list(read_pages(path=file, name="a.pdf", first=0, last=1, before=False)) == [PROSE]
+
+
+def test_numbers_of_glyphs_are_no_text(tmp_path: Path) -> None:
+    """Of a page that is otherwise text, they are kept: a bullet or a formula must not cost a page."""
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdf_in(UNMAPPED_FONT, pages=[IN_GLYPHS, IN_HELVETICA * 2 + IN_GLYPHS, IN_GLYPHS]))
+    assert inspect_pdf(path=file, name="a.pdf") == {"pages": 3}
+    first, second, third = read_pages(path=file, name="a.pdf", first=0, last=3, before=False)
+    assert (first, third) == ("", "")
+    assert PROSE in second
+    file.write_bytes(pdf_in(UNMAPPED_FONT, pages=[IN_GLYPHS]))
+    with pytest.raises(WorkerError, match=r"DocumentEmpty: there is no text .* fonts that do not say"):
+        inspect_pdf(path=file, name="a.pdf")
+
+
 TURNS = {0: b"1 0 0 1 0 0", 90: b"0 1 -1 0 600 0", 180: b"-1 0 0 -1 600 800", 270: b"0 -1 1 0 0 800"}
 LINES = b"""BT /F1 12 Tf 60 500 Td [(The)-350(liability)-350(insur-)] TJ 0 -14 Td (ance holds) Tj
 0 -14 Td (for all.) Tj ET BT /F1 12 Tf 300 500 Td (A second) Tj 0 -14 Td (column) Tj ET"""

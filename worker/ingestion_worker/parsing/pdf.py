@@ -35,6 +35,8 @@ _SILENT: Final = frozenset(
     }
 )
 _TELLING_CHARACTERS: Final = 100
+# Of numbers of glyphs, one of six or seven is that of a space; TeX has ligatures and Greek letters at such codes too.
+_CONTROLS_SHARE: Final = 0.1
 _FAR: Final = 1e6  # points: no page is so large
 _HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
 _CONTROL: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f-\x9f{INVISIBLE}\uffff]")
@@ -68,7 +70,11 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
     if failed:
         # Its segment will say which page that is.
         return {"pages": pages}
-    raise WorkerError("DocumentEmpty", f"there is no text on the {pages} pages of {name}; is it scanned?")
+    raise WorkerError(
+        "DocumentEmpty",
+        f"there is no text on the {pages} pages of {name}; is it scanned, or written in fonts that do not say which"
+        " characters they show?",
+    )
 
 
 def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) -> Iterator[str]:
@@ -145,6 +151,8 @@ def _page_text(*, document: Any, index: int) -> str:
             page = document[index]
         text_page = _upright_text(page=page)
         try:
+            if _is_glyph_numbers(text_page=text_page):
+                return ""
             text = text_page.get_text_range()
             # On a page that is not cropped, text that sticks out over an edge is kept.
             if cropped and left < right and bottom < top and text_page.get_text_bounded(*seen).split() != text.split():
@@ -162,11 +170,9 @@ def _upright_text(*, page: Any) -> Any:
     pdfium orders lines as they are displayed: sideways they come from last to first, with words torn or glued.
     """
     text_page = page.get_textpage()
-    count = text_page.count_chars()
     angles = Counter(
         round(-math.degrees(raw.FPDFText_GetCharAngle(text_page, index)) / 90) % 4 * 90
-        for index in range(0, count, max(1, count // _TELLING_CHARACTERS))
-        if not raw.FPDFText_IsGenerated(text_page, index)
+        for index in _telling(text_page=text_page)
     )
     ((angle, _),) = angles.most_common(1) or [(page.get_rotation(), 0)]
     if angle == page.get_rotation():
@@ -174,6 +180,31 @@ def _upright_text(*, page: Any) -> Any:
     text_page.close()
     page.set_rotation(angle)
     return page.get_textpage()
+
+
+def _is_glyph_numbers(*, text_page: Any) -> bool:
+    """Return whether most of the text is numbers of glyphs, of fonts that do not say which characters those show.
+
+    pdfium takes the code for the character then. That is right for most fonts with codes of one byte, whatever names
+    they have for their glyphs. Among numbers of glyphs are many control characters, as that of the space.
+    """
+    telling = _telling(text_page=text_page)
+    unknown = [index for index in telling if raw.FPDFText_HasUnicodeMapError(text_page, index) == 1]
+    if len(unknown) * 2 <= len(telling):
+        return False
+    count: int = text_page.count_chars()
+    controls: int = sum(
+        raw.FPDFText_GetUnicode(text_page, index) < ord(" ") and not raw.FPDFText_IsGenerated(text_page, index)
+        for index in range(count)
+    )
+    return controls > count * _CONTROLS_SHARE
+
+
+def _telling(*, text_page: Any) -> list[int]:
+    """Return which characters are looked at for what holds for most: some that are drawn, from all over the page."""
+    count = text_page.count_chars()
+    spread = range(0, count, max(1, count // _TELLING_CHARACTERS))
+    return [index for index in spread if not raw.FPDFText_IsGenerated(text_page, index)]
 
 
 def _inside(*, text_page: Any, box: tuple[float, float, float, float]) -> str:
