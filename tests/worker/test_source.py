@@ -74,6 +74,19 @@ def test_an_object_over_the_cap_is_refused(store: Store, fetch: Fetch) -> None:
     assert failure(fetch, "s3://team-a/big").code == "DocumentTooLarge"
 
 
+@pytest.mark.parametrize("size", [7, 100_000])
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_full_disk_is_no_fault_of_the_source(
+    store: Store, fetch: Fetch, tmp_path: Path, scheme: str, size: int
+) -> None:
+    (tmp_path / "source").symlink_to("/dev/full")
+    store.put(key="a.txt", data=b"x" * size)
+    with http_server(handle=lambda request: answer(request, 200, b"x" * size)) as url:
+        error = failure(fetch, "s3://team-a/a.txt" if scheme == "s3" else f"{url}/a.txt")
+    assert (error.code, error.retryable, error.exit_code) == ("Internal", True, 1)
+    assert error.message.startswith("the copy of a.txt cannot be written: ")
+
+
 def test_a_wrong_hash_is_found(store: Store, fetch: Fetch) -> None:
     store.put(key="a.txt", data=b"hello")
     error = failure(fetch, "s3://team-a/a.txt", sha256="0" * 64)

@@ -24,6 +24,7 @@ from ingestion_crds.errors import Code
 from ingestion_crds.logs import redact
 
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.scratch import ScratchFile
 from ingestion_worker.store import ObjectMissingError, Store
 
 MAX_REDIRECTS: Final = 5
@@ -251,7 +252,7 @@ def _read_body(
         raise WorkerError("DocumentTooLarge", f"{name} has {announced} bytes; at most {limits.max_bytes} are read")
     digest = hashlib.sha256()
     size = 0
-    with path.open("wb") as file:
+    with ScratchFile(path=path, what=f"the copy of {name}") as file:
         for piece in response.iter_stream():
             size += len(piece)
             if size > limits.max_bytes:

@@ -33,6 +33,7 @@ from obstore.store import LocalStore, S3Store
 
 from ingestion_worker import layout
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.scratch import ScratchFile
 
 # The largest body of one request: it must be sent within the request's timeout on a slow link too.
 PIECE_BYTES: Final = 8 * 2**20
@@ -233,14 +234,14 @@ class Store:
 
         Raises:
             WorkerError: DocumentTooLarge when it has more than `max_bytes`, before anything is copied;
-                StoreUnavailable when it is overwritten meanwhile.
+                StoreUnavailable when it is overwritten meanwhile; Internal when the disk does not take it.
         """
         digest = hashlib.sha256()
         with _mapped(key):
             meta = obstore.head(self._backend, key)
             size, tag = int(meta["size"]), meta["e_tag"]
             _check_size(key=key, size=size, max_bytes=max_bytes)
-            with path.open("wb") as file:
+            with ScratchFile(path=path, what=f"the copy of {key}") as file:
                 for start in range(0, size, PIECE_BYTES):
                     options: Any = {"range": (start, min(size, start + PIECE_BYTES))}
                     if tag:

@@ -12,11 +12,12 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from ingestion_worker.outcome import WorkerError
+from ingestion_worker.scratch import ScratchFile
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -31,8 +32,7 @@ class TextWriter:
     """
 
     def __init__(self, *, path: Path, name: str, limit: int) -> None:
-        with _writing(name):
-            self._file = path.open("wb")
+        self._file = ScratchFile(path=path, what=f"the text of {name}")
         self._name = name
         self._limit = limit
         self._bytes = 0
@@ -51,27 +51,15 @@ class TextWriter:
             raise WorkerError("DocumentTooLarge", f"{self._name} holds more than {self._limit} bytes of text")
         self.characters += len(text)
         self.has_text = self.has_text or bool(text.strip())
-        with _writing(self._name):
-            self._file.write(data)
+        self._file.write(data)
 
     def flush(self) -> None:
         """Make what was written visible to the parent."""
-        with _writing(self._name):
-            self._file.flush()
+        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        with _writing(self._name):
-            self._file.close()
-
-
-@contextlib.contextmanager
-def _writing(name: str) -> Iterator[None]:
-    """Report an error of the disk as transient: it is no fault of the document."""
-    try:
-        yield
-    except OSError as error:
-        raise WorkerError("Internal", f"the text of {name} cannot be written: {error}") from error
+        self._file.close()
 
 
 def _text_operation(parse: Callable[..., None]) -> Callable[..., dict[str, Any]]:
