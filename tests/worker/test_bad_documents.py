@@ -521,6 +521,27 @@ def test_a_word_is_whole_whatever_unseen_stands_in_it(worker: Worker, name: str,
     assert clean_text(text=f"{UNSEEN}\r\nft") == wanted
 
 
+@pytest.mark.parametrize("mark", ["\x02\r\n", "\ufffe\n", "\ufffe"])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("exam|ple", "example"),
+        ("COVID|19", "COVID-19"),
+        ("ISO|9001", "ISO-9001"),
+        ("Jean|Paul", "Jean-Paul"),
+        ("Type|C", "Type-C"),
+        ("COVID|Test", "COVID-Test"),
+        ("INSUR|ANCE", "INSURANCE"),
+        ("ÜBER|GRÖSSE", "ÜBERGRÖSSE"),
+        ("end|", "end"),
+        ("|A", "-A"),
+    ],
+)
+def test_a_hyphen_at_a_lines_end_stays_where_no_word_is_divided(text: str, wanted: str, mark: str) -> None:
+    assert clean_text(text=text.replace("|", mark)) == wanted
+    assert clean_text(text=text.replace("|", "\u00ad\n")) == wanted.replace("-", "")
+
+
 def test_a_soft_hyphen_joins_no_paragraphs(worker: Worker) -> None:
     assert canonical(worker, docx(paragraphs=["one\u00ad", "two"]), "a.docx") == b"one\ntwo\n"
 
@@ -889,6 +910,15 @@ def test_text_in_a_font_with_odd_names_of_its_own_is_text(tmp_path: Path, font: 
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_in(font, pages=[IN_HELVETICA.replace(b"F1", b"F2").replace(b"signed", rb"signed\017")]))
     assert list(read_pages(path=file, name="a.pdf", first=0, last=1, before=False)) == [PROSE]
+
+
+def test_hyphens_at_the_ends_of_lines_are_those_of_the_words(tmp_path: Path) -> None:
+    lines = (b"caused by COVID-", b"19 in Jean-", b"Paul and exam-", b"ple and GPT-", b"4.")
+    drawn = b" 0 -14 Td ".join(b"(%s) Tj" % line for line in lines)
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdf_of(content=b"BT /F1 12 Tf 40 700 Td %s ET" % drawn, page=b"/MediaBox [0 0 600 800]"))
+    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    assert found == "caused by COVID-19 in Jean-Paul and example and GPT-4."
 
 
 def test_numbers_of_glyphs_are_no_text(tmp_path: Path) -> None:

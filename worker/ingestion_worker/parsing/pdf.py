@@ -38,7 +38,8 @@ _TELLING_CHARACTERS: Final = 100
 # Of numbers of glyphs, one of six or seven is that of a space; TeX has ligatures and Greek letters at such codes too.
 _CONTROLS_SHARE: Final = 0.1
 _FAR: Final = 1e6  # points: no page is so large
-_HYPHEN: Final = re.compile("[\x02\u00ad\ufffe]\n?")
+_SOFT_HYPHEN: Final = "\u00ad"
+_HYPHEN: Final = re.compile(f"[\x02{_SOFT_HYPHEN}\ufffe]\n?")
 _CONTROL: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f-\x9f{INVISIBLE}\uffff]")
 
 
@@ -111,7 +112,20 @@ def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) ->
 
 def clean_text(*, text: str) -> str:
     """Return a page's text as `normal_lines` would, without the control characters that pdfium adds."""
-    return _CONTROL.sub("", _HYPHEN.sub("", LINE_END.sub("\n", text)))
+    return _CONTROL.sub("", _HYPHEN.sub(_hyphen, LINE_END.sub("\n", text)))
+
+
+def _hyphen(found: re.Match[str]) -> str:
+    """Return `-` where no word is divided: before a digit, and before a capital unless all is in capitals.
+
+    pdfium has one mark for every hyphen at a line's end.
+    """
+    if found[0].startswith(_SOFT_HYPHEN):
+        return ""
+    text, start, end = found.string, found.start(), found.end()
+    before, after = text[max(0, start - 1) : start], text[end : end + 2]
+    capital = after[:1].isupper() and not (before.isupper() and after.isupper())
+    return "-" if after[:1].isdigit() or capital else ""
 
 
 def _open(*, path: Path, name: str) -> Any:
