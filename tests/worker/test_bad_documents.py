@@ -771,7 +771,7 @@ def test_what_is_filled_into_a_pdf_form_is_text(tmp_path: Path) -> None:
     for line in ("Name:", ""):
         file = tmp_path / "form.pdf"
         file.write_bytes(form(line))
-        assert inspect_pdf(path=file, name="form.pdf") == {"pages": 1}
+        assert inspect_pdf(path=file, name="form.pdf") == {"pages": 1, "attachments": 0}
         (page,) = read_pages(path=file, name="form.pdf", first=0, last=1, before=False)
         assert page.split() == [*line.split(), "Alexandrina", "Quill"]
 
@@ -925,7 +925,7 @@ def test_numbers_of_glyphs_are_no_text(tmp_path: Path) -> None:
     """Of a page that is otherwise text, they are kept: a bullet or a formula must not cost a page."""
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_in(UNMAPPED_FONT, pages=[IN_GLYPHS, IN_HELVETICA * 2 + IN_GLYPHS, IN_GLYPHS]))
-    assert inspect_pdf(path=file, name="a.pdf") == {"pages": 3}
+    assert inspect_pdf(path=file, name="a.pdf") == {"pages": 3, "attachments": 0}
     first, second, third = read_pages(path=file, name="a.pdf", first=0, last=3, before=False)
     assert (first, third) == ("", "")
     assert PROSE in second
@@ -974,6 +974,20 @@ def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> No
         worker.prepare(document__source__uri=uri)
     # Where the form does not have to be rendered, the pages hold its text.
     worker.prepare(document__source__uri=worker.upload(data=pdf_with(annotations=[FIELD], catalog=form)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_attachments_that_are_not_read_are_counted_in_the_log(
+    worker: Worker, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    file = b"<< /Type /Filespec /F (c.pdf) /EF << /F << /Type /EmbeddedFile >> >> >>"
+    names = b" ".join(b"(%d) %s" % (number, file) for number in range(count))
+    portfolio = b"/Collection << /Type /Collection >> /Names << /EmbeddedFiles << /Names [%s] >> >>" % names
+    worker.prepare(document__source__uri=worker.upload(data=pdf_with(annotations=[], catalog=portfolio)))
+    lines = [line for line in caplog.records if line.message == "attachments are not read"]
+    assert [(line.levelname, line.document, line.attachments) for line in lines] == [
+        ("WARNING", "handbook.pdf", count) for _ in range(bool(count))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,11 @@ def _canonical(*, context: Context, fetched: Fetched) -> Canonical:
         result = run_parser(
             operation="pdf_inspect", name=fetched.name, arguments={"path": str(fetched.path)}, limits=limits
         )
+        if result["attachments"]:
+            # Of a portfolio they are the document, and its only page says what to open it with.
+            LOG.warning(
+                "attachments are not read", extra={"document": fetched.name, "attachments": result["attachments"]}
+            )
         return Canonical(
             path=fetched.path, unit="pages", sha256=fetched.sha256, suffix="pdf", pages=result["pages"], characters=0
         )

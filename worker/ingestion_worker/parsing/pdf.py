@@ -44,7 +44,7 @@ _CONTROL: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f-\x9f{INVISIBLE}\uffff]")
 
 
 def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
-    """Return {"pages": n} of a PDF that has text somewhere.
+    """Return {"pages": n, "attachments": m} of a PDF that has text somewhere.
 
     Raises:
         WorkerError: DocumentUnreadable, DocumentEncrypted, DocumentTruncated, DocumentEmpty, DocumentTooLarge;
@@ -59,18 +59,19 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
         raise WorkerError("DocumentEmpty", f"{name} has no pages")
     if pages > MAX_PAGES:
         raise WorkerError("DocumentTooLarge", f"{name} has {pages} pages; at most {MAX_PAGES} are read")
+    found = {"pages": pages, "attachments": document.count_attachments()}
     failed = 0
     for index in range(pages):
         try:
             if _page_text(document=document, index=index).strip():
-                return {"pages": pages}
+                return found
         except pypdfium2.PdfiumError:
             failed += 1
     if failed == pages:
         raise WorkerError("DocumentUnreadable", f"none of the {pages} pages of {name} can be read")
     if failed:
         # Its segment will say which page that is.
-        return {"pages": pages}
+        return found
     raise WorkerError(
         "DocumentEmpty",
         f"there is no text on the {pages} pages of {name}; is it scanned, or written in fonts that do not say which"
