@@ -491,6 +491,52 @@ def test_a_part_that_a_docx_includes_and_lacks_is_named(worker: Worker) -> None:
         worker.prepare(document__source__uri=worker.upload(data=buffer.getvalue(), name="a.docx"))
 
 
+SMART_ART = """<d:dataModel xmlns:d="urn:d" xmlns:a="urn:a"><d:ptLst>
+<d:pt type="doc"><d:t><a:p><a:endParaRPr/></a:p></d:t></d:pt>
+<d:pt><d:t>
+ <a:p><a:r><a:t>Head of </a:t></a:r><a:r><a:t>sales</a:t></a:r></a:p></d:t></d:pt>
+<d:pt type="parTrans"><d:t><a:p/></d:t></d:pt><d:pt><d:t><a:p><a:r><a:t>Buyers</a:t></a:r></a:p></d:t></d:pt>
+</d:ptLst></d:dataModel>"""
+SERIES = """<c:ser><c:tx><c:strRef><c:f>Sheet1!$B$1</c:f>
+<c:strCache><c:pt><c:v>{}</c:v></c:pt></c:strCache></c:strRef></c:tx>
+<c:cat><c:strRef><c:strCache><c:pt><c:v>North</c:v></c:pt><c:pt><c:v>South</c:v></c:pt></c:strCache></c:strRef></c:cat>
+<c:val><c:numRef><c:numCache><c:formatCode>General</c:formatCode><c:pt><c:v>4.3</c:v></c:pt></c:numCache></c:numRef>
+</c:val></c:ser>"""
+CHART = f"""<c:chartSpace xmlns:c="urn:c" xmlns:a="urn:a" xmlns:r="urn:r"><c:chart r:id="r1"><c:title><c:tx><c:rich>
+<a:p><a:r><a:t>Sales of </a:t></a:r><a:r><a:t>tea</a:t></a:r></a:p></c:rich></c:tx></c:title>
+{SERIES.format("2024")}{SERIES.format("2025")}<c:cat><c:multiLvlStrRef><c:multiLvlStrCache><c:lvl><c:pt><c:v>West</c:v></c:pt>
+</c:lvl></c:multiLvlStrCache></c:multiLvlStrRef></c:cat></c:chart></c:chartSpace>"""
+
+
+def drawing(before: str, reference: str) -> str:
+    """Return a paragraph with a drawing after some text, as Word writes it for its newer and older versions."""
+    choice = f"<mc:Choice><w:drawing>{reference}</w:drawing></mc:Choice>"
+    return f"<w:p>{said(before)}<w:r>{CHOICE.format(choice, f'<mc:Fallback>{reference}</mc:Fallback>')}</w:r></w:p>"
+
+
+def test_the_text_of_charts_and_smart_art_is_read_in_its_place(tmp_path: Path) -> None:
+    chart, smart_art = (
+        drawing("see", f'<x:{element} xmlns:x="urn:x" xmlns:r="urn:r" r:cs="r9" r:{attribute}="{relationship}"/>')
+        for element, attribute, relationship in (("chart", "id", "r1"), ("relIds", "dm", "r2"))
+    )
+    gone = chart.replace('"r1"', '"r3"') + chart.replace('"r1"', '"r4"') + smart_art.replace("r:dm", "r:lo")
+    data = docx(body=f"{chart}<w:p>{said('between')}</w:p>{smart_art}{gone}<w:p>{said('end')}</w:p>")
+    buffer = io.BytesIO(data)
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("word/charts/chart1.xml", CHART)
+        file.writestr("word/charts/_rels/chart1.xml.rels", "<Relationships/>")
+        file.writestr("word/diagrams/data1.xml", SMART_ART)
+        parts = (("chart", "charts/chart1.xml"), ("diagramData", "diagrams/data1.xml"), ("chart", "charts/gone.xml"))
+        targets = [
+            f'{RELATIONSHIP.format(f"r{number}", kind)} Target="{target}"/>'
+            for number, (kind, target) in enumerate(parts, 1)
+        ]
+        file.writestr("word/_rels/document.xml.rels", f"<Relationships>{''.join(targets)}</Relationships>")
+    chart_text, smart_art_text = "Sales of tea\n2024\nNorth\nSouth\n2025\nWest\n", "Head of sales\nBuyers\n"
+    wanted = f"see\n{chart_text}\nbetween\nsee\n{smart_art_text}\nsee\n\nsee\n\nsee\n\nend\n"
+    assert docx_text(tmp_path, buffer.getvalue()) == wanted
+
+
 def test_docx_text_goes_on_after_a_comment(worker: Worker) -> None:
     body = "<w:p><w:r><w:t>foo<!-- c -->bar<?pi x?>baz<![CDATA[qux]]></w:t></w:r></w:p>"
     assert canonical(worker, docx(body=body), "a.docx") == b"foobarbazqux\n"

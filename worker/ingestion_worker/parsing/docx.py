@@ -1,4 +1,4 @@
-"""DOCX: the paragraphs of the main document and what it includes, then its notes, streamed out of the XML."""
+"""DOCX: the paragraphs of the main document, what it includes and draws, then its notes, streamed out of the XML."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _RELATIONSHIP: Final = "/officeDocument"
 _MAIN: Final = "word/document.xml"
 _NOTES: Final = ("footnotes", "endnotes")
+_DRAWINGS: Final = ("chart", "diagramData")
 
 
 def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
@@ -105,7 +106,20 @@ class _Package:
 
     def _read_part(self, *, part: str, write: Callable[[str], None]) -> None:
         with self._archive.open(part) as file:
-            _paragraphs(part=file, write=write, include=functools.partial(self._include, part))
+            include, draw = functools.partial(self._include, part), functools.partial(self._draw, part)
+            _paragraphs(part=file, write=write, include=include, draw=draw)
+
+    def _draw(self, owner: str, relationship: str) -> None:
+        """Write the text of a chart or of SmartArt at this place."""
+        kind, part = self._targets(owner).get(relationship, ("", ""))
+        if kind not in _DRAWINGS or part not in self._archive.namelist():
+            return
+        lines: list[str] = []
+        with self._archive.open(part) as file:
+            _paragraphs(part=file, write=lines.append, include=lambda _: None, draw=lambda _: None)
+        # A chart repeats its categories with each of its series.
+        for line in dict.fromkeys(line.strip() for line in lines if line.strip()):
+            self._write(f"{line}\n")
 
     def _include(self, owner: str, relationship: str) -> None:
         """Write the text of a file in the archive that Word shows at this place."""
@@ -211,10 +225,14 @@ _SKIPPED: Final = frozenset({"del", "Fallback", "moveFrom", "pPr", "rPr", "rt", 
 _MARKS: Final = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 # The second one of newer Words is for emojis.
 _SYMBOLS: Final = frozenset({"sym", "symEx"})
+# The elements that stand for a chart and for SmartArt, and their attributes with the part's relationship.
+_DRAWN: Final = {"chart": "id", "relIds": "dm"}
 _OFF: Final = frozenset({"0", "false", "off"})
 
 
-def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Callable[[str], None]) -> None:
+def _paragraphs(
+    *, part: IO[bytes], write: Callable[[str], None], include: Callable[[str], None], draw: Callable[[str], None]
+) -> None:
     pieces: list[str] = []
     skipping = 0
     # A field is an instruction, a separator, and its result, which is text. Both can hold other fields.
@@ -265,6 +283,13 @@ def _paragraphs(*, part: IO[bytes], write: Callable[[str], None], include: Calla
             flush("\n")
             fields.clear()
             around = 0
+        elif local == "v" and _is_label(element=element):
+            pieces.append(element.text or "")
+            flush("\n")
+        elif local in _DRAWN and not around:
+            if pieces:
+                flush("\n")
+            draw(_attribute(element=element, name=_DRAWN[local]))
         elif local == "altChunk":
             include(_attribute(element=element, name="id"))
         if local in ("p", "tbl"):
@@ -313,6 +338,11 @@ def _properties(*, run: Any) -> tuple[bool, str]:
             else:
                 hidden = _OFF.isdisjoint(found.attrib.values())
     return hidden, font
+
+
+def _is_label(*, element: Any) -> bool:
+    """Return whether a value of a chart is a name of a series or a category."""
+    return next(element.iterancestors("{*}strCache", "{*}multiLvlStrCache"), None) is not None
 
 
 def _attribute(*, element: Any, name: str) -> str:
