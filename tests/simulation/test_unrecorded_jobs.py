@@ -59,7 +59,7 @@ def test_an_unrecorded_job_that_is_seen_when_it_has_ended_is_removed(cluster: Si
     assert cluster.pass_until(lambda: not is_there(cluster), seconds=0.1)
 
 
-def test_an_unrecorded_job_that_came_under_another_replica_is_removed_at_the_takeover(cluster: SimulatedCluster) -> None:
+def test_an_unrecorded_job_that_came_before_the_takeover_is_removed(cluster: SimulatedCluster) -> None:
     """Invariant 1: its parent is settled, and the list passes over it."""
     only = fail_in_part(cluster)
     cluster.pass_until(lambda: False, seconds=60)
