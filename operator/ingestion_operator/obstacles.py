@@ -70,7 +70,7 @@ def _overdue(pod: JsonObject, now: datetime) -> Waiting | None:
 
 def _kept_by_a_sidecar(pod: JsonObject, now: datetime) -> Waiting | None:
     status = pod.get("status", {})
-    states = {item["name"]: item.get("state", {}) for item in status.get("containerStatuses", [])}
+    states = {item.get("name", ""): item.get("state", {}) for item in status.get("containerStatuses", [])}
     ended = states.get(names.WORKER_CONTAINER, {}).get("terminated", {}).get("finishedAt")
     others = [name for name, state in states.items() if "running" in state]
     if ended is None or not others or now - datetime.fromisoformat(ended) <= _OVERDUE:
