@@ -535,7 +535,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="pods whose creation is refused are not spoken of",
         file="reconcile.py",
-        changes=(("            if not child.active:\n", "            if child.active < 0:\n"),),
+        changes=(("            if child.active:\n", "            if child.active >= 0:\n"),),
     ),
     Mutation(
         name="pods that have started are not asked why they do not end",
