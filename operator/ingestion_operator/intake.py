@@ -48,6 +48,25 @@ class Intake:
             self._queue.add(key)
         self._unfinished.clear()
 
+    def passes_over(self, body: Mapping[str, Any]) -> bool:
+        """Return whether a state of an IngestionJob asks for nothing: looks know it, or this replica stands by.
+
+        Then it is taken in, and `on_job_seen` would do no more.
+
+        Args:
+            body: the IngestionJob, as the watch shows it.
+        """
+        if not self.leading:
+            return True
+        key, resource_version = _key(body, body["metadata"]["name"]), body["metadata"]["resourceVersion"]
+        pace = self._memory.of(key)
+        if pace is None:
+            return not self._memory.is_new(key, resource_version)
+        if not pace.knows(resource_version):
+            return False
+        self._memory.open.add(key)
+        return True
+
     def on_job_seen(self, body: Mapping[str, Any], *, listed: bool = False) -> None:
         """Take in a state of an IngestionJob, and queue its key where there is something to do.
 
@@ -56,22 +75,17 @@ class Intake:
 
         Args:
             body: the IngestionJob.
-            listed: the full list has brought it, which is there for lost events: for those of Jobs too.
+            listed: the full list of the replica that leads has brought it, which is there for lost events: for those of
+                Jobs too.
         """
-        if not self.leading:
-            return
         key, resource_version = _key(body, body["metadata"]["name"]), body["metadata"]["resourceVersion"]
         memory = self._memory
         pace = memory.of(key)
-        if pace is None:
-            # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
-            news, due = listed or memory.is_new(key, resource_version), listed
-        else:
-            news, due = pace.on_job_seen(resource_version), listed and memory.listing_due(pace)
-        if not news and not due:
-            if pace is not None:
-                memory.open.add(key)
+        due = listed and (pace is None or memory.listing_due(pace))
+        if not due and self.passes_over(body):
             return
+        # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
+        news = pace is None or pace.on_job_seen(resource_version)
         try:
             job = IngestionJob.model_validate(body)
         except ValueError:

@@ -11,10 +11,15 @@ from typing import Any, Final
 
 import aiohttp
 import kopf
+import orjson
+from ingestion_crds import JsonObject
 from ingestion_crds.kube import in_pod, parse, without_managed_fields
 
 # Python's own parser goes about 900 levels deep before 3.13; an IngestionJob without its managed fields has ten.
 _MOST_BRACKETS: Final = 500
+
+PassesOver = Callable[[JsonObject], bool]
+"""Is shown an IngestionJob that has changed, and says whether kopf need not hand that on."""
 
 
 class _Connection(kopf.ConnectionInfo):
@@ -28,10 +33,16 @@ class _Connection(kopf.ConnectionInfo):
 
 
 class _Lines:
-    """An answer's content; lines that kopf's parser would not take come without managed fields."""
+    """The lines of a watch.
 
-    def __init__(self, content: aiohttp.StreamReader) -> None:
+    An event that is passed over becomes a bookmark of its resourceVersion, so that kopf knows from where to go on when
+    the watch breaks: to hand the event on would cost it several times the processor time. Lines that its parser would
+    not take come without managed fields.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, passes_over: PassesOver) -> None:
         self._content = content
+        self._passes_over = passes_over
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)
@@ -42,9 +53,19 @@ class _Lines:
         async for block in self._content.iter_chunked(size):
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
-                yield _readable(line) + b"\n"
+                yield self._for_kopf(line) + b"\n"
         if rest:
-            yield _readable(rest)
+            yield self._for_kopf(rest)
+
+    def _for_kopf(self, line: bytes) -> bytes:
+        try:
+            event = parse(line)
+            if event["type"] == "MODIFIED" and self._passes_over(event["object"]):
+                metadata = {"resourceVersion": event["object"]["metadata"]["resourceVersion"]}
+                return orjson.dumps({"type": "BOOKMARK", "object": {"metadata": metadata}})
+        except (ValueError, LookupError, TypeError):
+            pass  # whatever it is, kopf says so
+        return _readable(line)
 
 
 def _readable(line: bytes) -> bytes:
@@ -58,10 +79,12 @@ class _Answer(aiohttp.ClientResponse):
     kopf takes lists by `json`, and the lines of a watch by `content.iter_chunked`.
     """
 
+    passes_over: PassesOver
+
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """Take in the head."""
         await super().start(connection)
-        self.content = _Lines(self.content)  # type: ignore[assignment]
+        self.content = _Lines(self.content, self.passes_over)  # type: ignore[assignment]
         return self
 
     async def json(self, *, loads: Callable[[str], Any] | None = None, **options: Any) -> Any:
@@ -69,8 +92,13 @@ class _Answer(aiohttp.ClientResponse):
         return await super().json(loads=loads or (lambda text: parse(text.encode())), **options)
 
 
-def log_in(settings: kopf.OperatorSettings) -> kopf.AiohttpSession | None:
-    """Return how kopf connects: to the same API server, and with the same trust, as `KubeClient.connect`."""
+def log_in(settings: kopf.OperatorSettings, *, passes_over: PassesOver) -> kopf.AiohttpSession | None:
+    """Return how kopf connects: to the same API server, and with the same trust, as `KubeClient.connect`.
+
+    Args:
+        settings: kopf's.
+        passes_over: is asked about each change that a watch shows; what it takes in does not come to kopf's handlers.
+    """
     login = kopf.login_with_service_account if in_pod() else kopf.login_with_kubeconfig
     found = login(settings=settings)
     if found is None:
@@ -86,6 +114,6 @@ def log_in(settings: kopf.OperatorSettings) -> kopf.AiohttpSession | None:
             headers=connection.as_http_headers(),
             proxy=connection.proxy_url,
             trust_env=connection.trust_env,
-            response_class=_Answer,
+            response_class=type("_AnswerToKopf", (_Answer,), {"passes_over": staticmethod(passes_over)}),
         ),
     )

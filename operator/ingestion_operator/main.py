@@ -349,7 +349,13 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
         # After the login kopf looks once which resources there are, and would never hear of one that comes later.
         await holder[0].discover()
         settings.watching.initial_streaming = await holder[0].streams_lists()
-        return log_in(settings)
+        return log_in(settings, passes_over=passes_over)
+
+    def passes_over(body: JsonObject) -> bool:
+        passed = holder[0].intake.passes_over(body)
+        if passed:
+            events.inc()
+        return passed
 
     @kopf.on.event(*_INGESTION_JOBS, registry=registry)
     async def ingestion_job_changed(body: kopf.Body, type: str | None, **_: Any) -> None:

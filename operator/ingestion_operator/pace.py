@@ -156,9 +156,13 @@ class Pace:
 
     # ── what the watch shows ──────────────────────────────────────────────────────────────────────────────────────
 
+    def knows(self, resource_version: str) -> bool:
+        """Return whether a state of the IngestionJob was read or written."""
+        return resource_version in self.resource_versions
+
     def on_job_seen(self, resource_version: str) -> bool:
         """Take in that the watch shows a state of the IngestionJob; False when that one was read or written."""
-        if resource_version in self.resource_versions:
+        if self.knows(resource_version):
             return False
         self.heard.resource_version = resource_version  # it may still be the answer to a write that is under way
         return True
@@ -261,7 +265,7 @@ class Pace:
     @property
     def outdated(self) -> bool:
         """True when the watch has shown a state of the IngestionJob since the look began that it knows nothing of."""
-        return self.heard.resource_version != "" and self.heard.resource_version not in self.resource_versions
+        return self.heard.resource_version != "" and not self.knows(self.heard.resource_version)
 
     @property
     def child_has_news(self) -> bool:

@@ -331,10 +331,12 @@ class SimulatedCluster:
             self.loop.run_until_idle()
 
     def _deliver(self, running: RunningOperator, change: Change) -> None:
-        """Do what the kopf handlers of `main.registry_for` do."""
+        """Do what kopf's session and the handlers of `main.registry_for` do."""
         metadata = change.after["metadata"]
         intake = running.operator.intake
         if change.resource == INGESTION_JOBS:
+            if change.kind == "MODIFIED" and intake.passes_over(copied(change.after)):
+                return
             take = intake.on_job_deleted if change.kind == "DELETED" else intake.on_job_seen
             self.loop.call_soon(take, copied(change.after))
             return

@@ -645,13 +645,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="the operator's own writes wake it",
         file="pace.py",
-        changes=(
-            ("        if resource_version in self.resource_versions:\n            return False\n", ""),
-            (
-                'self.heard.resource_version != "" and self.heard.resource_version not in self.resource_versions',
-                'self.heard.resource_version != ""',
-            ),
-        ),
+        changes=(("        return resource_version in self.resource_versions\n", "        return False\n"),),
     ),
     Mutation(
         name="an error is not tried again",

@@ -1,0 +1,98 @@
+"""What of IngestionJobs is news."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import product
+from typing import Any
+
+import pytest
+from ingestion_crds import JsonObject
+from ingestion_crds.job import IngestionJob
+from ingestion_operator.intake import Intake
+from ingestion_operator.memory import Memory
+from ingestion_operator.pace import Kept
+from support.builders import ingestion_job
+
+KEY = "team-a/handbook"
+AT_REST: JsonObject = {
+    "phase": "failed",
+    "observedRetryGeneration": 0,
+    "observedGeneration": 1,
+    "attempts": [
+        {
+            "generation": 0,
+            "trigger": "Initial",
+            "startTime": "2026-01-01T00:00:00Z",
+            "completionTime": "2026-01-01T00:01:00Z",
+            "reason": "PrepareFailed",
+            "segments": 0,
+        }
+    ],
+}
+
+
+def now() -> float:
+    return 1_000.0
+
+
+class Queue:
+    """Notes what is queued."""
+
+    def __init__(self) -> None:
+        self.added: list[str] = []
+
+    def add(self, key: str) -> None:
+        self.added.append(key)
+
+    def add_after(self, key: str, _: float) -> None:
+        self.added.append(key)
+
+
+def body(version: int, *, at_rest: bool = False) -> JsonObject:
+    raw = ingestion_job(namespace="team-a", name="handbook")
+    raw["metadata"] |= {"uid": "u", "resourceVersion": str(version), "creationTimestamp": "2026-01-01T00:00:00Z"}
+    raw["metadata"]["generation"] = 1
+    return {**raw, "status": AT_REST} if at_rest else raw
+
+
+def intake(*, leading: bool, before: str, is_open: bool) -> tuple[Intake, Memory, Queue]:
+    """Return a fresh intake to which the job's states 4 and 5 are known, or nothing."""
+    memory, queue = Memory(monotonic=now), Queue()
+    if before != "unknown":
+        for version in (4, 5):
+            raw = body(version)
+            memory.remember(KEY, Kept(raw, IngestionJob.model_validate(raw)))
+    if before == "forgotten":
+        memory.forget(KEY)
+    if is_open:
+        memory.open.add(KEY)
+    made = Intake(memory=memory, queue=queue)  # type: ignore[arg-type]
+    made.leading = leading
+    return made, memory, queue
+
+
+@pytest.mark.parametrize(
+    ("leading", "before", "version", "at_rest", "is_open"),
+    list(product((True, False), ("unknown", "forgotten", "followed"), (3, 4, 5, 6), (True, False), (True, False))),
+)
+def test_what_is_passed_over_would_be_taken_in_as_no_more(
+    *, leading: bool, before: str, version: int, at_rest: bool, is_open: bool
+) -> None:
+    """In each state of what is remembered. What kopf is not shown must not be missed."""
+    state: dict[str, Any] = {"leading": leading, "before": before, "is_open": is_open}
+    shown = body(version, at_rest=at_rest)
+    asked, by_itself, queue = intake(**state)
+    untouched = deepcopy(by_itself)
+    handed, by_handler, handlers_queue = intake(**state)
+    handed.on_job_seen(shown)
+    known = {"unknown": (), "forgotten": (3, 4, 5), "followed": (4, 5)}[before]
+    passed = asked.passes_over(shown)
+    assert passed is (not leading or version in known)
+    assert not queue.added
+    if passed:
+        assert by_itself == by_handler
+        assert (KEY in by_itself.open) is (is_open or (leading and before == "followed"))
+        assert not handlers_queue.added
+    else:
+        assert by_itself == untouched
