@@ -18,6 +18,8 @@ import aiohttp
 import orjson
 import yaml
 from kubernetes.aio import client, config
+from kubernetes.aio.client.rest import RESTClientObject, RESTResponse
+from yarl import URL
 
 from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
@@ -182,7 +184,9 @@ class KubeClient:
                 config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
             else:
                 await config.load_kube_config(config_file=place, client_configuration=settings)  # type: ignore[no-untyped-call]
-            return cls(client.ApiClient(configuration=settings))
+            api = client.ApiClient(configuration=settings)
+            api.rest_client = _Connections(settings)
+            return cls(api)
         except _NOT_USABLE as error:
             what = "the pod's ServiceAccount" if by_service_account else f"the kubeconfig {place}"
             raise ConfigError(f"{what} gives no access to a cluster: {error}") from error
@@ -295,6 +299,37 @@ class KubeClient:
             return await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _no_answer(error) from error
+
+
+class _Connections(RESTClientObject):
+    """The official client's connections: it would write bodies by Python's json, and quote each URL a second time."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        post_params: Any = None,
+        _request_timeout: aiohttp.ClientTimeout | None = None,
+    ) -> RESTResponse:
+        """Send one request.
+
+        Source: `RESTClientObject.request`, for JSON and without retries.
+        """
+        if self.pool_manager is None:
+            self.pool_manager = self._create_pool_manager()
+        response = await self.pool_manager.request(
+            method,
+            URL(url, encoded=True),
+            headers=headers,
+            data=None if body is None else orjson.dumps(body),
+            timeout=_request_timeout,
+            server_hostname=self.configuration.tls_server_name,
+            proxy=self.proxy,
+            proxy_headers=self.proxy_headers,
+        )
+        return RESTResponse(response)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytearray:

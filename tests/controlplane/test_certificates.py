@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from pathlib import Path
 
 import aiohttp
 import kopf
 import pytest
+import yaml
 from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_operator.login import log_in
 from local_cluster.control_plane import ControlPlane
@@ -44,6 +47,21 @@ async def test_certificates_of_another_authority_are_not(control_plane: ControlP
         async with await KubeClient.connect(kubeconfig=str(kubeconfig)) as kube:
             with pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED"):
                 await kube.request("GET", "/version")
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("kubernetes.default.svc", True), ("elsewhere.example", False)])
+async def test_the_certificate_is_asked_for_by_the_name_that_the_kubeconfig_says(
+    control_plane: ControlPlane, tmp_path: Path, *, name: str, trusted: bool
+) -> None:
+    settings = yaml.safe_load(control_plane.kubeconfig.read_text())
+    for item in settings["clusters"]:
+        item["cluster"]["tls-server-name"] = name
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(settings))
+    async with await KubeClient.connect(kubeconfig=str(kubeconfig)) as kube:
+        refused = contextlib.nullcontext() if trusted else pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED")
+        with refused:
+            await kube.request("GET", "/version")
 
 
 async def test_python_by_itself_refuses_them(control_plane: ControlPlane) -> None:

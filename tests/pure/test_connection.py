@@ -1,0 +1,75 @@
+"""How requests reach an API server, as its kubeconfig says."""
+
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from ingestion_crds.constants import Stage
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
+from kubernetes.aio import client
+from support.kubeconfig import kubeconfig
+from support.worker_builders import http_server
+
+PODS = core_path("pods", "team-a")
+
+
+class Server:
+    """Notes what arrives, and answers {}."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("content-length", 0)))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.seen.append((request.path, headers, body))
+        request.send_response(200)
+        request.send_header("content-length", "2")
+        request.end_headers()
+        request.wfile.write(b"{}")
+
+
+async def test_bodies_and_addresses_arrive_as_they_were_given(tmp_path: Path) -> None:
+    server = Server()
+    body: Any = {"text": 'ä\u2028😀\x00"\\', "stage": Stage.PREPARE, "none": None, "values": (1, 2.5, True)}
+    query = {"labelSelector": "uid=a,index notin (1,2)", "continue": "a+b/c=%25&d"}
+    with http_server(handle=server.handle) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            await kube.request("PATCH", PODS, query=query, body=body, content_type=MERGE_PATCH)
+            await kube.request("GET", core_path("pods", "team-a", "a b"))
+    (path, headers, sent), (second, _, nothing) = server.seen
+    assert path == f"{PODS}?labelSelector=uid%3Da%2Cindex+notin+%281%2C2%29&continue=a%2Bb%2Fc%3D%2525%26d"
+    assert (second, nothing) == (f"{PODS}/a%20b", b"")
+    assert json.loads(sent) == {**body, "values": [1, 2.5, True]}
+    assert headers["content-type"] == MERGE_PATCH
+    assert headers["accept"] == "application/json"
+
+
+async def test_requests_go_through_the_proxy_of_the_kubeconfig(tmp_path: Path) -> None:
+    server = Server()
+    with http_server(handle=server.handle) as url:
+        settings = kubeconfig(tmp_path, "http://api.invalid:6443", **{"proxy-url": url})
+        async with await KubeClient.connect(kubeconfig=settings) as kube:
+            await kube.request("POST", PODS, body={})
+    assert [path for path, _, _ in server.seen] == [f"http://api.invalid:6443{PODS}"]
+
+
+async def test_credentials_are_sent_and_renewed(tmp_path: Path) -> None:
+    """Renewed as the official client renews a pod's token, by a hook that it asks before each request."""
+    server, tokens = Server(), iter(["Bearer second", "Bearer third"])
+
+    async def renew(configuration: client.Configuration) -> None:
+        configuration.api_key["BearerToken"] = next(tokens)
+
+    with http_server(handle=server.handle) as url:
+        settings = kubeconfig(tmp_path, url, user={"token": "first"})
+        async with await KubeClient.connect(kubeconfig=settings) as kube:
+            await kube.request("GET", PODS)
+            kube._api.configuration.refresh_api_key_hook = renew
+            await kube.request("GET", PODS)
+            await kube.request("POST", PODS, body={})
+    sent = [headers["authorization"] for _, headers, _ in server.seen]
+    assert sent == ["Bearer first", "Bearer second", "Bearer third"]
