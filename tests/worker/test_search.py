@@ -355,6 +355,44 @@ def test_what_reading_an_output_takes_is_held_however_it_is_made(
     assert pool.max_memory() <= held.most
 
 
+def varint(number: int) -> bytes:
+    """A number as Parquet has it in its headers."""
+    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+
+# What a data page says of itself: kind, sizes unpacked and packed; and of its values: number, encodings.
+SAID = {1: 0, 2: 1_000, 3: 10}
+OF_VALUES = b"\x15" + varint(2 * 256) + 3 * b"\x15\x00" + b"\x00"
+
+
+def header(*, said: dict[int, int] = SAID, values: bytes = b"\x2c" + OF_VALUES, more: bytes = b"") -> bytes:
+    """The header of a data page."""
+    return b"".join(b"\x15" + varint(2 * number) for number in said.values()) + values + more + b"\x00"
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (header(), None),
+        # An id is a number of 16 bits to Arrow. Once more it is 2 here: it would unpack to a gigabyte.
+        (header(more=b"\xf1" * 4_368 + b"\xd1" + b"\x15" + varint(2**31)), "has a field 20"),
+        (header(more=b"\x1c\x00"), "field of type 12"),
+        (header(values=b"\x2c\x1c\x00" + b"\x15\x00" + b"\x00"), "is damaged"),
+        (header(values=b"\x2c\x15\x02\x1c\x00" + b"\x00"), "is damaged"),
+    ],
+    ids=["ours", "ids that start again", "two structs", "a struct for a number", "a struct for an encoding"],
+)
+def test_the_header_of_a_page_is_read_as_arrow_does_or_not_at_all(made: bytes, told: str | None) -> None:
+    written = parquet(columns_of(1), use_dictionary=False)
+    metadata = read_footer(data=memoryview(written))
+    data = memoryview(written[: metadata.row_group(0).column(8).data_page_offset] + made)
+    if told is None:
+        assert reading_bytes(data=data, metadata=metadata, columns=["vector"]) >= SAID[2]
+        return
+    with pytest.raises(ValueError, match=told):
+        reading_bytes(data=data, metadata=metadata, columns=["vector"])
+
+
 def test_the_end_of_an_output_is_small(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     """What Arrow makes of it is a multiple: of each column that it names, and of each type."""
     ingest(worker)

@@ -21,6 +21,8 @@ _MAX_FOOTER_BYTES: Final = 64 * 1024
 _MAX_LISTED: Final = 32
 _MAX_PAGES: Final = 10_000
 _MAX_HEADER_BYTES: Final = 64 * 1024
+# Of each struct in a header; the format has nine.
+_MAX_FIELDS: Final = 15
 _MAGIC: Final = b"PAR1"
 # Arrow would make of it whatever types it names, a thousandfold: the columns' own types are enough.
 _ARROW_SCHEMA: Final = b"ARROW:schema"
@@ -138,12 +140,11 @@ def _pages(*, data: memoryview, at: int, values: int) -> Iterator[_Page]:
             kind, size, packed = header[1], header[2], header[3]
             field, encoding = _KINDS[kind]
             count, encoded = header[field][1], header[field][encoding]
+            readable = encoded in _ENCODINGS and all(0 <= number < 2**31 for number in (size, packed, count))
         except (LookupError, TypeError):
             raise ValueError("a page's header is damaged, or of a kind that is not read") from None
-        if not (0 <= size < 2**31 and 0 <= packed < 2**31 and 0 <= count < 2**31):
-            raise ValueError("a page's header has a number that is none")
-        if at - begin > _MAX_HEADER_BYTES or encoded not in _ENCODINGS:
-            raise ValueError("a page's header is too long, or its encoding is none that is read")
+        if not readable or at - begin > _MAX_HEADER_BYTES:
+            raise ValueError("a page's header is too long, or has an encoding or a number that is not read")
         dictionary = kind == _DICTIONARY
         yield _Page(dictionary=dictionary, plain=dictionary or encoded == _PLAIN, size=size, values=count)
         at += packed
@@ -153,7 +154,8 @@ def _pages(*, data: memoryview, at: int, values: int) -> Iterator[_Page]:
 def _fields(data: memoryview, at: int, depth: int = 3) -> tuple[dict[int, Any], int]:
     """Return the numbers of a struct by the ids of their fields, those of structs in it too, and where it ends.
 
-    Ids only grow here, as they do in what anybody writes: of a field that comes twice Arrow could take the other one.
+    Ids only grow here, as they do in what anybody writes: of a field that comes twice Arrow could take the other one,
+    and its ids start again after 32,767. A struct has one other at most, so that a header takes hardly any time.
     """
     fields: dict[int, Any] = {}
     field = 0
@@ -165,6 +167,8 @@ def _fields(data: memoryview, at: int, depth: int = 3) -> tuple[dict[int, Any], 
         if step == 0:
             raise ValueError("the fields of a page's header are not in their order")
         field += step
+        if field > _MAX_FIELDS:
+            raise ValueError(f"a page's header has a field {field}")
         if kind in (4, 5, 6):  # a number
             number, at = _varint(data, at)
             fields[field] = number >> 1 ^ -(number & 1)
@@ -173,6 +177,7 @@ def _fields(data: memoryview, at: int, depth: int = 3) -> tuple[dict[int, Any], 
             at += length
         elif kind == 12 and depth:  # a struct
             fields[field], at = _fields(data, at, depth - 1)
+            depth = 0
         elif kind not in (1, 2):  # true, false
             raise ValueError(f"a page's header has a field of type {kind}")
 
