@@ -234,6 +234,44 @@ def test_a_text_of_more_characters_than_a_chunk_may_have_is_refused(
         assert len(find(worker.store)) == 1
 
 
+def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list in which the first column of each batch that is read is noted."""
+    read: list[str] = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def watched(file: pq.ParquetFile, *, columns: list[str], **more: Any) -> Iterator[pa.RecordBatch]:
+        for batch in iter_batches(file, columns=columns, **more):
+            read.append(columns[0])
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    return read
+
+
+def test_an_output_is_read_no_further_than_what_is_wanted_of_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows beyond that take hardly any bytes, but time."""
+    ingest(worker)
+    _, chunks = replace_output(worker.store, rows=20)
+    assert chunks < 64
+    read = batches_of(monkeypatch)
+    assert len(find(worker.store)) == chunks
+    assert read == ["vector", "chunk_id"]
+
+
+@pytest.mark.parametrize("column", ["vector", "chunk_id"])
+def test_a_search_ends_within_an_output(worker: Worker, monkeypatch: pytest.MonkeyPatch, column: str) -> None:
+    ingest(worker, sentences_each=900)
+    read = batches_of(monkeypatch)
+    assert len(find(worker.store)) > 3 * 64
+    assert read.count(column) > 3
+    read.clear()
+    with pytest.raises(TimeoutError):
+        find(worker.store, deadline=over_once(monkeypatch, lambda: column in read))
+    assert read.count(column) == 1
+
+
 class Held:
     """Watches how much of budgets is held, and what Arrow takes."""
 

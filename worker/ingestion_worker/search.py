@@ -40,6 +40,7 @@ from ingestion_worker.store import ObjectMissingError, Store
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
@@ -48,13 +49,11 @@ __all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
 LOG: Final = logging.getLogger(__name__)
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
-_TEXTS: Final = ("chunk_id", "content")
-# A long text that is repeated is small in the file. So each text is made only once, and its length looked at first.
-_MAX_TEXT_CHARACTERS: Final = 32_768
-_MAX_TEXT_BYTES: Final = 4 * _MAX_TEXT_CHARACTERS
+# Of each text that a search reads: the most characters. In memory each takes four bytes as soon as one needs them.
+_TEXTS: Final = {"chunk_id": 32_768, "content": 32_768}
+_CHARACTER_BYTES: Final = 4
 # What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
 _FACT_BYTES: Final = 1500
-_CHARACTER_BYTES: Final = 4
 _PAIR_BYTES: Final = 128
 # What an output's vectors take besides themselves, with its key.
 _ARRAY_BYTES: Final = 600
@@ -306,7 +305,8 @@ def _search(
                     deadline=deadline,
                 )
                 try:
-                    return _load_vectors(file=share.enter_context(reading), chunks=chunks, dimensions=dimensions)
+                    file = share.enter_context(reading)
+                    return _load_vectors(file=file, chunks=chunks, dimensions=dimensions, deadline=deadline)
                 except _ForeignError as error:
                     # Logged once, as long as the cache keeps it; the others still answer.
                     LOG.warning("an output is left out of searches", extra={"key": key, "error": str(error)})
@@ -323,7 +323,7 @@ def _search(
         try:
             reading = _opened(store=store, key=key, columns=HIT_COLUMNS, budget=budget, deadline=deadline)
             with reading as file:
-                return _load_hits(file=file, version=owners[key], scores=found[key])
+                return _load_hits(file=file, version=owners[key], scores=found[key], deadline=deadline)
         except ObjectMissingError:
             return []  # deleted from outside since its vectors were read
         except _ForeignError as error:
@@ -509,15 +509,18 @@ def _whole() -> Iterator[None]:
 
     try:
         yield
+    except TimeoutError:  # an OSError too
+        raise
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise _ForeignError(str(error)) from error
 
 
 @_whole()
-def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDArray[np.float32]:
-    """Return an output's vectors, and never more than its name promises.
+def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int, deadline: float | None) -> NDArray[np.float32]:
+    """Return an output's vectors, and neither read nor make more than its name promises.
 
     Raises:
+        TimeoutError: at the deadline.
         _ForeignError: a row has none, or one of other dimensions, or they are damaged.
     """
     import numpy as np
@@ -525,6 +528,7 @@ def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDAr
     vectors = np.empty((chunks, dimensions), dtype=np.float32)
     row = 0
     for batch in file.iter_batches(batch_size=min(chunks, _BATCH_ROWS), columns=["vector"]):
+        _check_time(deadline)
         if batch.column(0).null_count:
             raise _ForeignError("its vector is null somewhere")
         if (batch.column(0).value_lengths().to_numpy() != dimensions).any():
@@ -532,11 +536,15 @@ def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int) -> NDAr
         part = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)[: chunks - row]
         vectors[row : row + len(part)] = part
         row += len(part)
+        if row == chunks:
+            break
     return vectors[:row]
 
 
 @_whole()
-def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[int, float]) -> list[Hit]:
+def _load_hits(
+    *, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[int, float], deadline: float | None
+) -> list[Hit]:
     return [
         Hit(
             document_id=version.document_id,
@@ -545,38 +553,46 @@ def _load_hits(*, file: pq.ParquetFile, version: LiveVersion, scores: Mapping[in
             score=scores[row],
             **values,
         )
-        for row, values in _rows(file=file, wanted=scores)
+        for row, values in _rows(file=file, wanted=scores, deadline=deadline)
     ]
 
 
-def _rows(*, file: pq.ParquetFile, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows that are wanted.
+def _rows(
+    *, file: pq.ParquetFile, wanted: Collection[int], deadline: float | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows that are wanted, and read none after the last of them.
 
     Raises:
+        TimeoutError: at the deadline.
         WorkerError: DocumentTooLarge for a long text.
         _ForeignError: something is null, or a negative number.
     """
-    import pyarrow.compute as pc
-
-    first = 0
+    first, last = 0, max(wanted)
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(HIT_COLUMNS)):
-        for name in _TEXTS:
-            longest = pc.max(pc.binary_length(batch.column(name).dictionary)).as_py() or 0
-            if longest > _MAX_TEXT_BYTES:
-                raise WorkerError(
-                    "DocumentTooLarge", f"an output's {name} has {longest} bytes; at most {_MAX_TEXT_BYTES} are read"
-                )
+        _check_time(deadline)
         for row in wanted:
             if first <= row < first + batch.num_rows:
-                values = batch.slice(row - first, 1).to_pylist()[0]
-                for name, value in values.items():
-                    # In memory each takes four bytes as soon as one needs them.
-                    if isinstance(value, str) and len(value) > _MAX_TEXT_CHARACTERS:
-                        raise WorkerError(
-                            "DocumentTooLarge",
-                            f"an output's {name} has {len(value)} characters; at most {_MAX_TEXT_CHARACTERS} are read",
-                        )
-                    if (value is None and name != "page") or (isinstance(value, int) and value < 0):
-                        raise _ForeignError(f"its {name} is {'null' if value is None else value} somewhere")
-                yield row, values
+                yield row, _values(batch.slice(row - first, 1))
         first += batch.num_rows
+        if first > last:
+            return
+
+
+def _values(row: pa.RecordBatch) -> dict[str, Any]:
+    """Return what is in a row, once its texts are not too long to be made."""
+    for name, most in _TEXTS.items():
+        text = row.column(name)[0].value
+        size = text.as_buffer().size if text.is_valid else 0
+        if size > _CHARACTER_BYTES * most:
+            raise _long_text(f"{name} has {size} bytes; at most {_CHARACTER_BYTES * most}")
+    (values,) = row.to_pylist()
+    for name, value in values.items():
+        if isinstance(value, str) and len(value) > _TEXTS[name]:
+            raise _long_text(f"{name} has {len(value)} characters; at most {_TEXTS[name]}")
+        if (value is None and name != "page") or (isinstance(value, int) and value < 0):
+            raise _ForeignError(f"its {name} is {'null' if value is None else value} somewhere")
+    return values
+
+
+def _long_text(found: str) -> WorkerError:
+    return WorkerError("DocumentTooLarge", f"an output's {found} are read")
