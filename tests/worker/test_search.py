@@ -8,6 +8,7 @@ import json
 import math
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -221,17 +222,41 @@ def test_one_long_text_in_many_rows_is_refused_before_it_is_repeated(worker: Wor
     assert watched.max_memory() < 8 * length
 
 
-@pytest.mark.parametrize(("length", "told"), [(32_768, None), (32_769, "has 32769 characters")])
-def test_a_text_of_more_characters_than_a_chunk_may_have_is_refused(
-    worker: Worker, length: int, told: str | None
+@pytest.mark.parametrize(("column", "most"), [("content", 32_768), ("chunk_id", 128)])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_text_of_more_characters_than_one_of_ours_may_have_is_refused(
+    worker: Worker, column: str, most: int, more: int
 ) -> None:
     ingest(worker)
     (key,) = outputs(worker.store)
-    worker.store.put(key=key, data=parquet(columns_of(1, content=pa.array(["x" * length]))))
-    if told:
-        assert told in refused(lambda: find(worker.store))
+    worker.store.put(key=key, data=parquet(columns_of(1, **{column: pa.array(["x" * (most + more)])})))
+    if more:
+        assert f"{column} has {most + 1} characters" in refused(lambda: find(worker.store))
     else:
         assert len(find(worker.store)) == 1
+
+
+def test_of_versions_of_many_embeddings_only_the_best_chunks_are_kept(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [EmbeddingSpec(provider="local", model=str(number), dimensions=2) for number in range(16)]
+    place = {"chunk_id": "", "chunk_index": 0, "document_id": "", "version_id": "", "title": "", "page": None}
+    size, limit = 100_000, 10
+
+    def search(**_: Any) -> list[Hit]:
+        return [Hit(**place, start=0, end=1, content="x" * size, score=1.0) for _ in range(limit)]
+
+    monkeypatch.setattr("ingestion_worker.search._search", search)
+    monkeypatch.setattr(
+        "ingestion_worker.search.live_versions", lambda **_: [SimpleNamespace(embedding=spec) for spec in specs]
+    )
+    tracemalloc.start()
+    try:
+        assert len(find(worker.store, limit=limit)) == limit
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 3 * limit * size
 
 
 def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:

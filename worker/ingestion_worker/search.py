@@ -50,7 +50,7 @@ LOG: Final = logging.getLogger(__name__)
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 # Of each text that a search reads: the most characters. In memory each takes four bytes as soon as one needs them.
-_TEXTS: Final = {"chunk_id": 32_768, "content": 32_768}
+_TEXTS: Final = {"chunk_id": 128, "content": 32_768}
 _CHARACTER_BYTES: Final = 4
 # What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
 _FACT_BYTES: Final = 1500
@@ -263,7 +263,8 @@ def search_text(
             budget=budget,
             deadline=deadline,
         )
-    return sorted(hits, key=_rank)[:limit]
+        hits = sorted(hits, key=_rank)[:limit]
+    return hits
 
 
 def _search(
