@@ -27,8 +27,8 @@ from ingestion_worker.embedding import EmbeddingSpec
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, column_types, encode_segment
 from ingestion_worker.pages import read_footer, reading_bytes
-from ingestion_worker.search import Hit, SegmentCache, search_text
-from ingestion_worker.store import Body, Store
+from ingestion_worker.search import Hit, LiveVersion, SegmentCache, live_versions, search_text
+from ingestion_worker.store import Body, Entry, Store
 from support.worker_builders import BUILTIN, DOCUMENTS, KB, Worker, builtin, pdf, sentences
 
 NUMBERS = (pa.int32(), pa.int64())
@@ -677,6 +677,60 @@ def test_the_cache_counts_entries_and_listings_too_and_gives_vectors_up_first() 
         cache.fact(bucket="b", key="listing", load=lambda: 1 // 0)
     kept = [number for number in reversed(range(100)) if cache.fact(bucket="b", key=str(number), load=list)]
     assert 0 < len(kept) < 100
+
+
+def live_version(number: int, *, text: str = "x") -> LiveVersion:
+    """A version whose texts are equal, each in a place of its own in memory."""
+    fields = ("version_id", "job_uid", "plan_hash", "title", "mode", "published_at")
+    texts = {field: "".join(text) for field in fields}
+    numbers = dict.fromkeys(("number", "generation", "segments", "chunks"), 1)
+    spec = EmbeddingSpec(provider="".join(text), model="".join(text), dimensions=256)
+    return LiveVersion(document_id=f"2b1d0000-0000-4000-8000-{number:012d}", **texts, **numbers, embedding=spec)
+
+
+def test_the_cache_counts_all_texts_of_an_entry() -> None:
+    """One that is no ASCII takes four bytes for each character."""
+    cache = SegmentCache(max_bytes=2**20)
+
+    def load(number: int) -> LiveVersion:
+        return live_version(number, text=f"\N{GRINNING FACE}{number:0255}")
+
+    tracemalloc.start()
+    try:
+        for number in range(1_000):
+            cache.fact(bucket="b", key=str(number), load=lambda number=number: load(number))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**20
+
+
+def test_a_search_has_no_more_entries_in_memory_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there are many of them, or much in each. What waits to be read takes hardly any."""
+    count = 5_000
+    store = SimpleNamespace(bucket="b", list=lambda **_: iter(entries))
+    entries = [
+        Entry(key=layout.history_key(knowledge_base=KB, document_id=version.document_id, sequence=1), size=1, tag="t")
+        for version in map(live_version, range(count))
+    ]
+    every = [live_version(number) for number in range(count)]
+    versions = {f"{entry.key} t": version for entry, version in zip(entries, every, strict=True)}
+    cache = SimpleNamespace(fact=lambda *, key, **_: versions[key])
+    which = {"store": store, "knowledge_base": KB, "cache": cache}
+    tracemalloc.start()
+    try:
+        assert live_versions(**which) == every
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5 * 2**20
+    monkeypatch.setattr("ingestion_worker.search._MAX_FACTS_BYTES", count * 1_400)
+    assert live_versions(**which) == every
+    versions = dict.fromkeys(versions, live_version(0, text="x" * 50))
+    refused(lambda: live_versions(**which))
+    cache.fact = pytest.fail
+    monkeypatch.setattr("ingestion_worker.search._MAX_FACTS_BYTES", count * 1_300)
+    assert "too many documents" in refused(lambda: live_versions(**which))
 
 
 def test_the_cache_counts_what_an_output_without_vectors_takes() -> None:

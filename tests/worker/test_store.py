@@ -263,3 +263,9 @@ def test_any_file_name_becomes_a_safe_part_of_a_key(name: str) -> None:
 def test_an_outputs_key_says_its_segment_and_chunks(segment: int, chunks: int) -> None:
     key = layout.segment_key(prefix="p", plan_hash="h", segment=segment, chunks=chunks)
     assert layout.parse_segment_key(key=key) == (segment, chunks)
+
+
+@pytest.mark.parametrize("name", ["-000005.parquet", "+000005.parquet", "1_0.parquet", f"{'1' * 900}.parquet", "5"])
+def test_what_is_no_outputs_key_is_told_from_one(name: str) -> None:
+    with pytest.raises(ValueError, match="p/segments"):
+        layout.parse_segment_key(key=f"p/segments/h/000000/{name}")

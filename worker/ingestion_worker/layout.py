@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
-_OUTPUT: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,})/([0-9]{7,})\.parquet")
+_OUTPUT: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,9})/([0-9]{7,9})\.parquet")
 MAX_FILE_NAME: Final = 100
 
 

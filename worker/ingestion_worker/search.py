@@ -8,16 +8,17 @@ long a search goes on, is bounded by what the caller gives for it.
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ingestion_crds.job import UUID_PATTERN
 
@@ -46,15 +47,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
 
+_Item = TypeVar("_Item")
+
 LOG: Final = logging.getLogger(__name__)
 _READERS: Final = 8
 _BATCH_ROWS: Final = 64
 # Of each text that a search reads: the most characters. In memory each takes four bytes as soon as one needs them.
 _TEXTS: Final = {"chunk_id": 128, "content": 32_768}
 _CHARACTER_BYTES: Final = 4
-# What an entry takes in memory with its key, and each character of its title and each pair of a listing besides.
-_FACT_BYTES: Final = 1500
+# What an entry takes in memory with its key, besides the characters of its texts; and each pair of a listing.
+_FACT_BYTES: Final = 1350
 _PAIR_BYTES: Final = 128
+# Of all entries of a knowledge base: a search has them at the same time.
+_MAX_FACTS_BYTES: Final = 192 * 2**20
+# Each that waits for a reader takes 2 KB.
+_MAX_TASKS: Final = 512
 # What an output's vectors take besides themselves, with its key.
 _ARRAY_BYTES: Final = 600
 # What Parquet adds to values, and its footer.
@@ -155,9 +162,12 @@ class SegmentCache:
 
 
 def _fact_bytes(fact: LiveVersion | list[tuple[int, int]] | None) -> int:
-    if isinstance(fact, LiveVersion):
-        return _FACT_BYTES + _CHARACTER_BYTES * len(fact.title)
-    return _FACT_BYTES + _PAIR_BYTES * len(fact or ())
+    if not isinstance(fact, LiveVersion):
+        return _FACT_BYTES + _PAIR_BYTES * len(fact or ())
+    spec = fact.embedding
+    ids = (fact.document_id, fact.version_id, fact.job_uid, fact.plan_hash)
+    texts = (*ids, fact.title, fact.mode, fact.published_at, spec.provider, spec.model)
+    return _FACT_BYTES + sum(len(text) * (1 if text.isascii() else _CHARACTER_BYTES) for text in texts)
 
 
 def live_versions(
@@ -175,7 +185,8 @@ def live_versions(
 
     Raises:
         TimeoutError: at the deadline.
-        WorkerError: StoreUnavailable or StoreForbidden; DocumentTooLarge when an entry is none of ours.
+        WorkerError: StoreUnavailable or StoreForbidden; DocumentTooLarge for more entries than a search can have in
+            memory; DocumentUnreadable when one is none of ours.
     """
     cache = cache or SegmentCache()
     newest: dict[str, tuple[int, str]] = {}
@@ -186,6 +197,7 @@ def live_versions(
         if not re.fullmatch(UUID_PATTERN, document_id):
             continue  # whatever lies there, it is none of ours
         newest[document_id] = max(newest.get(document_id, (0, "")), (sequence_of(key=entry.key), entry.tag))
+        _check_facts(len(newest) * _FACT_BYTES)
 
     def read(document_id: str) -> LiveVersion | None:
         sequence, tag = newest[document_id]
@@ -207,8 +219,24 @@ def live_versions(
             return None
         return found
 
+    def read_all(documents: list[str]) -> list[LiveVersion]:
+        return [version for version in map(read, documents) if version is not None]
+
+    taken, live = 0, []
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        return [version for version in pool.map(read, sorted(newest)) if version is not None]
+        for versions in pool.map(read_all, _slices(sorted(newest), size=1 + len(newest) // _MAX_TASKS)):
+            taken += sum(map(_fact_bytes, versions))
+            _check_facts(taken)
+            live += versions
+    return live
+
+
+def _check_facts(size: int) -> None:
+    if size > _MAX_FACTS_BYTES:
+        raise WorkerError(
+            "DocumentTooLarge",
+            f"the knowledge base has too many documents for a search: their entries take over {_MAX_FACTS_BYTES} bytes",
+        )
 
 
 def search_text(
@@ -336,7 +364,7 @@ def _search(
         outputs = _outputs(
             store=store, knowledge_base=knowledge_base, versions=versions, cache=cache, deadline=deadline
         )
-        for part in _slices(outputs):
+        for part in _slices(outputs, size=_READERS * 2):
             _check_time(deadline)
             for key, version, rows in pool.map(scan, part):
                 for score, row in rows:
@@ -390,7 +418,7 @@ def _counts(
         found: dict[int, int] = {}
         for segment, chunks in iterate_outputs(store=store, prefix=prefix, plan_hash=version.plan_hash):
             _check_time(deadline)
-            if 0 <= segment < version.segments:
+            if segment < version.segments:
                 found[segment] = chunks
         return sorted(found.items())
 
@@ -404,14 +432,9 @@ def _counts(
     return counts
 
 
-def _slices(items: Iterator[tuple[LiveVersion, str]]) -> Iterator[list[tuple[LiveVersion, str]]]:
-    part: list[tuple[LiveVersion, str]] = []
-    for item in items:
-        part.append(item)
-        if len(part) == _READERS * 2:
-            yield part
-            part = []
-    if part:
+def _slices(items: Iterable[_Item], *, size: int) -> Iterator[list[_Item]]:
+    rest = iter(items)
+    while part := list(itertools.islice(rest, size)):
         yield part
 
 
