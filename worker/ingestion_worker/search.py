@@ -609,7 +609,7 @@ def _values(row: pa.RecordBatch) -> dict[str, Any]:
         size = text.as_buffer().size if text.is_valid else 0
         if size > _CHARACTER_BYTES * most:
             raise _long_text(f"{name} has {size} bytes; at most {_CHARACTER_BYTES * most}")
-    (values,) = row.to_pylist()
+    values: dict[str, Any] = row.to_pylist()[0]
     for name, value in values.items():
         if isinstance(value, str) and len(value) > _TEXTS[name]:
             raise _long_text(f"{name} has {len(value)} characters; at most {_TEXTS[name]}")
