@@ -9,7 +9,7 @@ from typing import Any, Final
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
-from ingestion_crds.follow import pages
+from ingestion_crds.follow import PAGE, pages
 from ingestion_crds.job import ChildUid
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
 
@@ -250,13 +250,20 @@ class KubeCluster:
         return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...]) -> None:
-        """Delete a Job's pods with one request, but for those of the Job indexes to keep."""
+        """Delete a Job's pods, but for those of the Job indexes to keep.
+
+        That is done page by page, as Kubernetes answers with the pods themselves.
+        """
         selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:
             selector += f",{names.LABEL_COMPLETION_INDEX} notin ({','.join(map(str, keep))})"
-        query = {"labelSelector": selector}
+        query: JsonObject = {"labelSelector": selector, "limit": PAGE, "continue": ""}
         body = {"propagationPolicy": "Background"}
-        await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
+        while True:
+            answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
+            query["continue"] = answer.get("metadata", {}).get("continue", "")
+            if not query["continue"]:
+                return
 
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
         """Create an Event about an IngestionJob.

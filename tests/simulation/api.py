@@ -190,9 +190,10 @@ class ApiServer:
             case "DELETE", True:
                 return self.delete((resource, namespace, name), body or {}, by=by)
             case "DELETE", False:
-                for found in list(self._selected(resource, namespace, query or {})):
+                page = self._list(resource, namespace, query or {})
+                for found in page["items"]:
                     self.delete(key_of(resource, found), body or {}, by=by)
-                return {}
+                return page
             case _:
                 raise ApiError(status=405, reason="MethodNotAllowed", message=f"{method} {path}")
 

@@ -1,0 +1,49 @@
+"""How pods of Jobs are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ingestion_operator.cluster
+import pytest
+from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
+from ingestion_crds.job import ChildUid
+from ingestion_crds.kube import KubeClient, core_path
+from ingestion_operator.cluster import KubeCluster
+from local_cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.controlplane
+
+
+class Counting(KubeClient):
+    """Notes how many pods each answer has."""
+
+    sizes: list[int]
+
+    async def request(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, **rest: Any
+    ) -> JsonObject:
+        answer = await super().request(method, path, query=query, **rest)
+        self.sizes.append(len(answer["items"]))
+        return answer
+
+
+async def test_a_jobs_pods_are_removed_page_by_page(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes answers with all that it has deleted, and of thousands of pods that is too large to be read."""
+    monkeypatch.setattr(ingestion_operator.cluster, "PAGE", 2)
+    for number, uid in enumerate(["ours"] * 7 + ["another"] * 2):
+        labels = {names.LABEL_CONTROLLER_UID: uid, names.LABEL_COMPLETION_INDEX: str(number)}
+        metadata = {"name": f"pod-{number}", "labels": labels}
+        containers = [{"name": "worker", "image": "worker:test"}]
+        body = {"metadata": metadata, "spec": {"containers": containers, "automountServiceAccountToken": False}}
+        await kube.request("POST", core_path("pods", namespace), body=body)
+    async with await Counting.connect(kubeconfig=str(control_plane.kubeconfig)) as client:
+        client.sizes = []
+        await KubeCluster(client).remove_pods(namespace=namespace, child_uid=ChildUid("ours"), keep=(1, 3))
+    assert client.sizes == [2, 2, 1]
+    left = (await kube.request("GET", core_path("pods", namespace)))["items"]
+    assert [pod["metadata"]["name"] for pod in left] == ["pod-1", "pod-3", "pod-7", "pod-8"]
