@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Final
 
 from ingestion_crds import JsonObject
@@ -88,7 +89,7 @@ def digest_of(file: str) -> str:
     return map_digest(file.encode())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Dispatch:
     """All that one Job is built from.
 
@@ -112,7 +113,7 @@ class Dispatch:
     tenant: Tenant
     provider: EmbeddingProvider | None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name of the Job, and of its ConfigMap."""
         return child_name(job=self.job, stage=self.stage, generation=self.generation)
@@ -122,12 +123,12 @@ class Dispatch:
         """How many indexes the Job has: one for each segment, or one for the stage."""
         return len(self.segments) if self.stage is Stage.SEGMENTS else 1
 
-    @property
+    @cached_property
     def file(self) -> str:
         """The attempt's file, which the ConfigMap carries."""
         return attempt_file(job=self.job, stage=self.stage, generation=self.generation, segments=self.segments)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The digest of that file, by which pods and operator know it again."""
         return digest_of(self.file)
