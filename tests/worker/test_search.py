@@ -438,17 +438,19 @@ def header(*, said: dict[int, int] = SAID, values: bytes = b"\x2c" + OF_VALUES, 
     [
         (header(), None),
         # An id is a number of 16 bits to Arrow. Once more it is 2 here: it would unpack to a gigabyte.
-        (header(more=b"\xf1" * 4_368 + b"\xd1" + b"\x15" + varint(2**31)), "has a field 20"),
-        (header(more=b"\x1c\x00"), "field of type 12"),
+        (header(more=b"\xf1" * 4_368 + b"\xd1" + b"\x15" + varint(2**31)), "has a field 35"),
+        (header(more=b"\x1c\x00" * 2), "two others"),
+        (header(more=b"\x19\x18\x00"), "field of type 9"),
         (header(values=b"\x2c\x1c\x00" + b"\x15\x00" + b"\x00"), "is damaged"),
         (header(values=b"\x2c\x15\x02\x1c\x00" + b"\x00"), "is damaged"),
     ],
-    ids=["ours", "ids that start again", "two structs", "a struct for a number", "a struct for an encoding"],
+    ids=["ours", "ids that start again", "many structs", "a list", "a struct for a number", "a struct for an encoding"],
 )
 def test_the_header_of_a_page_is_read_as_arrow_does_or_not_at_all(made: bytes, told: str | None) -> None:
     written = parquet(columns_of(1), use_dictionary=False)
     metadata = read_footer(data=memoryview(written))
-    data = memoryview(written[: metadata.row_group(0).column(8).data_page_offset] + made)
+    size = int.from_bytes(written[-8:-4], "little")
+    data = memoryview(written[: metadata.row_group(0).column(8).data_page_offset] + made + written[-8 - size :])
     if told is None:
         assert reading_bytes(data=data, metadata=metadata, columns=["vector"]) >= SAID[2]
         return
@@ -653,6 +655,16 @@ def test_a_damaged_output_fails_no_search(worker: Worker) -> None:
     for data in (odd.getvalue(), written[:40] + pages + written[140:]):
         worker.store.put(key=key, data=data)
         assert find(worker.store) == others_hits
+
+
+def test_no_bit_of_an_outputs_footer_ends_the_process() -> None:
+    """As pyarrow does where it is asked for what does not fit the file's schema."""
+    written = parquet(columns_of(1))
+    for place in range(len(written) - 8 - int.from_bytes(written[-8:-4], "little"), len(written)):
+        for bit in range(8):
+            data = memoryview(written[:place] + bytes([written[place] ^ 1 << bit]) + written[place + 1 :])
+            with suppress(pa.ArrowException, OSError, ValueError, LookupError):  # these leave the output out
+                reading_bytes(data=data, metadata=read_footer(data=data), columns=["content", "vector"])
 
 
 def test_an_output_that_is_changed_into_none_of_ours_while_it_is_searched_is_passed_over(worker: Worker) -> None:

@@ -21,9 +21,19 @@ _MAX_FOOTER_BYTES: Final = 64 * 1024
 _MAX_LISTED: Final = 32
 _MAX_PAGES: Final = 10_000
 _MAX_HEADER_BYTES: Final = 64 * 1024
-# Of each struct in a header; the format has nine.
-_MAX_FIELDS: Final = 15
+# Of each struct; the format has none of twenty.
+_MAX_FIELDS: Final = 31
 _MAGIC: Final = b"PAR1"
+# Types of fields.
+_STOP: Final = 0
+_BOOLEANS: Final = (1, 2)
+_BYTE: Final = 3
+_INT32: Final = 5
+_INT64: Final = 6
+_INTEGERS: Final = (4, _INT32, _INT64)
+_BINARY: Final = 8
+_LIST: Final = 9
+_STRUCT: Final = 12
 # Arrow would make of it whatever types it names, a thousandfold: the columns' own types are enough.
 _ARROW_SCHEMA: Final = b"ARROW:schema"
 # The kinds of pages: which field of a header is of that kind, and which field in there is the encoding.
@@ -89,19 +99,16 @@ def reading_bytes(*, data: memoryview, metadata: pq.FileMetaData, columns: Colle
     Raises:
         ValueError: its pages are none that ours could be, or cannot be followed.
     """
-    taken, pages_left = 0, _MAX_PAGES
+    taken, pages_left, groups = 0, _MAX_PAGES, _groups(data=data)
     for index in range(metadata.num_columns):
         column = metadata.schema.column(index)
         if column.path.partition(".")[0] not in columns:
             continue
         text = column.physical_type == "BYTE_ARRAY"
-        for group in range(metadata.num_row_groups):
-            part = metadata.row_group(group).column(index)
-            start, dictionary = part.data_page_offset, part.dictionary_page_offset
-            if dictionary is not None and 0 < dictionary < start:
-                start = dictionary
+        for parts in groups:
+            values, start = parts[index]
             pages = []
-            for page in _pages(data=data, at=start, values=part.num_values):
+            for page in _pages(data=data, at=start, values=values):
                 if not pages_left:
                     raise ValueError(f"it has more than {_MAX_PAGES} pages")
                 pages_left -= 1
@@ -151,35 +158,79 @@ def _pages(*, data: memoryview, at: int, values: int) -> Iterator[_Page]:
         seen += 0 if dictionary else count
 
 
-def _fields(data: memoryview, at: int, depth: int = 3) -> tuple[dict[int, Any], int]:
-    """Return the numbers of a struct by the ids of their fields, those of structs in it too, and where it ends.
+def _groups(*, data: memoryview) -> list[list[tuple[int, int]]]:
+    """Return of each column in each row group the number of its values, and where its pages begin.
+
+    Read here, as asking pyarrow ends the process where something in the footer does not fit its schema.
+    """
+    try:
+        size = int.from_bytes(data[-8:-4], "little")
+        footer, _ = _fields(data[-8 - size : -8], 0, depth=6, listed=_MAX_LISTED, integer=_INT64)
+        return [[_part(column[3]) for column in group[1]] for group in footer[4]]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("its footer is damaged") from None
+
+
+def _part(column: dict[int, Any]) -> tuple[int, int]:
+    values, start, dictionary = column[5], column[9], column.get(11, 0)
+    return values, dictionary if 0 < dictionary < start else start
+
+
+def _fields(
+    data: memoryview, at: int, *, depth: int = 3, listed: int = 0, integer: int = _INT32
+) -> tuple[dict[int, Any], int]:
+    """Return what is in a struct by the ids of its fields, and where it ends.
 
     Ids only grow here, as they do in what anybody writes: of a field that comes twice Arrow could take the other one,
-    and its ids start again after 32,767. A struct has one other at most, so that a header takes hardly any time.
+    and its ids start again after 32,767. A struct has two others at most, so that a header takes hardly any time.
+
+    Args:
+        data: where it is.
+        at: where it begins.
+        depth: how deep others may be in it.
+        listed: how many a list in it may hold.
+        integer: the type of those that are wanted; Arrow skips what is of another type than it should be.
     """
     fields: dict[int, Any] = {}
-    field = 0
+    field, structs = 0, 2
     while True:
         head, at = data[at], at + 1
         kind, step = head & 15, head >> 4
-        if kind == 0:
+        if kind == _STOP:
             return fields, at
         if step == 0:
-            raise ValueError("the fields of a page's header are not in their order")
+            raise ValueError("the fields of a struct are not in their order")
         field += step
-        if field > _MAX_FIELDS:
-            raise ValueError(f"a page's header has a field {field}")
-        if kind in (4, 5, 6):  # a number
-            number, at = _varint(data, at)
-            fields[field] = number >> 1 ^ -(number & 1)
-        elif kind == 8:  # bytes
-            length, at = _varint(data, at)
-            at += length
-        elif kind == 12 and depth:  # a struct
-            fields[field], at = _fields(data, at, depth - 1)
-            depth = 0
-        elif kind not in (1, 2):  # true, false
-            raise ValueError(f"a page's header has a field of type {kind}")
+        structs -= kind == _STRUCT
+        if field > _MAX_FIELDS or structs < 0:
+            raise ValueError(f"a struct has a field {field}, or more than two others in it")
+        if kind not in _BOOLEANS:  # those have no value besides
+            fields[field], at = _value(data, at, kind, depth=depth, listed=listed, integer=integer)
+
+
+def _value(data: memoryview, at: int, kind: int, *, depth: int, listed: int, integer: int) -> tuple[Any, int]:
+    if kind in _INTEGERS:
+        number, at = _varint(data, at)
+        return (number >> 1 ^ -(number & 1)) if kind == integer else None, at
+    if kind == _BYTE:
+        return None, at + 1
+    if kind == _BINARY:
+        length, at = _varint(data, at)
+        return None, at + length
+    if kind == _STRUCT and depth:
+        return _fields(data, at, depth=depth - 1, listed=listed, integer=integer)
+    if kind == _LIST:
+        head, at = data[at], at + 1
+        count = head >> 4
+        if count == 15:
+            count, at = _varint(data, at)
+        if count <= listed and head & 15 not in _BOOLEANS:
+            values = []
+            for _ in range(count):
+                value, at = _value(data, at, head & 15, depth=depth, listed=listed, integer=integer)
+                values.append(value)
+            return values, at
+    raise ValueError(f"a struct has a field of type {kind} that is not read")
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -188,6 +239,6 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         byte, at = data[at], at + 1
         number |= (byte & 127) << shift
         shift += 7
-        if byte < 128:
+        if byte < 128 and number < 2**64:  # Arrow takes no more of it
             return number, at
     raise ValueError("a number in a page's header has no end")
