@@ -12,6 +12,7 @@ from ingestion_api.options import Options
 from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.constants import Reason
 from ingestion_operator import metrics
+from ingestion_worker import search
 from ingestion_worker.output import column_types
 from ingestion_worker.store import PIECE_BYTES
 from prometheus_client import CollectorRegistry, Metric
@@ -60,7 +61,12 @@ def test_the_memory_of_the_api_adds_up_as_the_chart_says() -> None:
 
     searches, uploads = said("Searches take up to … MiB"), said("uploads take up to … MiB")
     options = Options(namespace="system")
-    assert searches * 2**20 == searching._TENANT_CACHES * options.cache_bytes + searching._READ_BYTES
+    found = said("and … MiB for what each of four has found")
+    assert (
+        found * 2**20 > 3 * 100 * 4 * search._TEXTS["content"]
+    )  # of a hundred texts three copies, of four bytes a character
+    kept = searching._TENANT_CACHES * options.cache_bytes
+    assert searches * 2**20 == kept + searching._READ_BYTES + options.searches * found * 2**20
     assert uploads * 2**20 == options.uploads * 3 * PIECE_BYTES  # two parts on their way, and the next one
     jobs = 100 * said("the list of jobs … MiB for each 1,000")  # of 100,000
     assert said("The process takes … MiB") + searches + uploads + jobs < given
