@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TENANT_CACHES: Final = 4
 # Together with the caches (512 MiB), uploads, and the process itself this fits into the chart's memory limit.
 _READ_BYTES: Final = 192 * 2**20
-# Bounded, as it is tenants who choose their specs.
+# Of providers. Bounded, as it is tenants who choose their specs.
 _EMBEDDERS: Final = 32
 
 
@@ -61,6 +61,7 @@ class Searches:
         self._threads = ThreadPoolExecutor(max_workers=options.searches, thread_name_prefix="search")
         self._budget = Budget(max_bytes=_READ_BYTES)
         self._caches: OrderedDict[str, SegmentCache] = OrderedDict()
+        self._builtin: dict[EmbeddingSpec, Embedder] = {}
         self._embedders: OrderedDict[EmbeddingSpec, tuple[Embedder, str | None]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -166,19 +167,25 @@ class Searches:
         """
         from ingestion_worker.embedding import make_embedder
 
+        if spec.provider == BUILTIN_PROVIDER:
+            with self._lock:
+                if spec not in self._builtin:  # there is but one: of another spec none is made
+                    self._builtin[spec] = make_embedder(spec=spec)
+                return self._builtin[spec]
         provider = self._config.provider(spec.provider)
-        if provider is None and spec.provider != BUILTIN_PROVIDER:
+        if provider is None:
             return None
         key = keys.get(spec.provider)
-        if provider and provider.secret_name and key is None:
+        if provider.secret_name and key is None:
             raise unavailable(f"the Secret of the provider {provider.name} is missing, or its apiKey is, or is no text")
         with self._lock:
-            embedder, made_with = self._embedders.pop(spec, (None, None))
-            if embedder is None or made_with != key:
-                url = provider.url if provider else None
-                limits = _request_limits(self._options.search_seconds)
-                embedder = make_embedder(spec=spec, url=url, api_key=key, limits=limits)
+            embedder, made_with = self._embedders.get(spec, (None, None))
+        if embedder is None or made_with != key:  # not under the lock: it takes its time, and all searches share that
+            limits = _request_limits(self._options.search_seconds)
+            embedder = make_embedder(spec=spec, url=provider.url, api_key=key, limits=limits)
+        with self._lock:
             self._embedders[spec] = (embedder, key)
+            self._embedders.move_to_end(spec)
             if len(self._embedders) > _EMBEDDERS:
                 self._embedders.popitem(last=False)
             return embedder

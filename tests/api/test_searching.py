@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from ingestion_api.stores import TenantStores
 from ingestion_crds.config import Config
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
 from ingestion_worker.embedding import EmbeddingSpec, make_embedder
+from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Body, Store, StoreConfig
-from support.worker_builders import KB, Worker, answer, http_server
+from support.worker_builders import BUILTIN, KB, Worker, answer, http_server
 
 pytestmark = pytest.mark.controlplane
 
@@ -254,6 +255,26 @@ async def test_only_so_many_embedders_are_kept(stand: Stand, monkeypatch: pytest
         for base in (*bases[9:], bases[0], bases[8]):
             assert await stand.found(searches, base) == 1
         assert made == [*bases, bases[8]]
+
+
+def test_the_built_in_embedder_stays_whatever_tenants_say_of_theirs(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {
+            "workerImage": "worker:test",
+            "store": {"endpoint": f"file://{tmp_path}"},
+            "embeddingProviders": [{"name": "local", "url": "http://localhost:9"}],
+        }
+    )
+    kube: Any = None
+    stores = TenantStores(kube=kube, config=config)
+    searches = Searches(kube=kube, config=config, stores=stores, options=Options(namespace="api"))
+    first = searches._embedder(BUILTIN, {})
+    for number in range(40):
+        assert searches._embedder(replace(LOCAL, model=str(number)), {})
+        with pytest.raises(WorkerError, match="EmbeddingRejected"):
+            searches._embedder(replace(BUILTIN, model=str(number)), {})
+    assert searches._embedder(BUILTIN, {}) is first
+    searches.close()
 
 
 async def test_what_the_last_four_tenants_searched_is_kept(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
