@@ -7,6 +7,7 @@ its typed models aside: they cost about 25 times as much and drop fields they do
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -323,13 +324,20 @@ class _Connections(RESTClientObject):
             method,
             URL(url, encoded=True),
             headers=headers,
-            data=None if body is None else orjson.dumps(body),
+            data=None if body is None else _encoded(body),
             timeout=_request_timeout,
             server_hostname=self.configuration.tls_server_name,
             proxy=self.proxy,
             proxy_headers=self.proxy_headers,
         )
         return RESTResponse(response)
+
+
+def _encoded(body: Any) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # half of a surrogate pair, or a number of more than 64 bits: the API server says what is wrong
+        return json.dumps(body).encode()
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytearray:

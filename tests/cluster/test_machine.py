@@ -59,8 +59,10 @@ def start(
         "PYTHONPATH": os.pathsep.join(sys.path),  # of this checkout, whichever is installed
         **(env or {}),
     }
+    # As a shell starts one: what tests run in may ignore signals, `nohup` say.
+    signals = ["/usr/bin/env", "--default-signal=HUP,INT"]
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [*signals, sys.executable, "-c", code, *arguments],
         env=surroundings,
         cwd=machine,
         stdout=subprocess.PIPE,

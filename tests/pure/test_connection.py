@@ -48,6 +48,16 @@ async def test_bodies_and_addresses_arrive_as_they_were_given(tmp_path: Path) ->
     assert headers["accept"] == "application/json"
 
 
+async def test_what_orjson_does_not_write_is_for_the_api_server_to_refuse(tmp_path: Path) -> None:
+    server = Server()
+    body = {"half": "\ud83d", "long": 2**70}
+    with http_server(handle=server.handle) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            await kube.request("POST", PODS, body=body)
+    [(_, _, sent)] = server.seen
+    assert json.loads(sent) == body
+
+
 async def test_requests_go_through_the_proxy_of_the_kubeconfig(tmp_path: Path) -> None:
     server = Server()
     with http_server(handle=server.handle) as url:

@@ -29,8 +29,9 @@ def checkout(tmp_path: Path) -> Path:
 def make(checkout: Path, *arguments: str, **variables: str) -> str:
     """What a target prints."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "CLUSTER", "MAKEFLAGS")}
+    command = ["make", "--no-print-directory", *arguments]  # the tests themselves may be run by make
     return subprocess.run(
-        ["make", *arguments], cwd=checkout, env={**kept, **variables}, capture_output=True, text=True, check=True
+        command, cwd=checkout, env={**kept, **variables}, capture_output=True, text=True, check=True
     ).stdout
 
 
