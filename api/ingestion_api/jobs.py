@@ -9,7 +9,7 @@ from typing import Any, Final
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import API_VERSION, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
 from ingestion_crds.job import IngestionJob, Spec
-from ingestion_crds.kube import ApiError, KubeClient, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, find, ingestion_path
 
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
@@ -59,12 +59,9 @@ class Jobs:
         Raises:
             ApiError: the API server does not answer, or refuses.
         """
-        try:
-            body = await self._kube.request("GET", ingestion_path(namespace, name))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
+        body = await find(self._kube, ingestion_path(namespace, name))
+        if body is None:
+            return None
         self._index.put(body)
         return ShownJob.model_validate(body)
 

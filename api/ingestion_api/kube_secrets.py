@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Final
 
-from ingestion_crds.kube import REQUEST_TIMEOUT_SECONDS, ApiError, KubeClient, core_path
+from ingestion_crds.kube import REQUEST_TIMEOUT_SECONDS, KubeClient, core_path, find
 
 # What a client's request waits for.
 READ_SECONDS: Final = 5.0
@@ -26,12 +26,9 @@ async def read_secret(
     Raises:
         ApiError: the API server does not answer, or refuses.
     """
-    try:
-        secret = await kube.request("GET", core_path("secrets", namespace, name), timeout=timeout)
-    except ApiError as error:
-        if error.not_found:
-            return None
-        raise
+    secret = await find(kube, core_path("secrets", namespace, name), timeout=timeout)
+    if secret is None:
+        return None
     return {key: _text(encoded) for key, encoded in (secret.get("data") or {}).items()}
 
 

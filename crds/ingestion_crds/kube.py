@@ -302,6 +302,25 @@ class KubeClient:
             raise _no_answer(error) from error
 
 
+async def find(kube: KubeClient, path: str, *, timeout: float = REQUEST_TIMEOUT_SECONDS) -> JsonObject | None:
+    """Return an object, or None when there is none.
+
+    Args:
+        kube: the API server.
+        path: of one object.
+        timeout: seconds for the whole request.
+
+    Raises:
+        ApiError: as `KubeClient.request`, but for `not_found`.
+    """
+    try:
+        return await kube.request("GET", path, timeout=timeout)
+    except ApiError as error:
+        if error.not_found:
+            return None
+        raise
+
+
 class _Connections(RESTClientObject):
     """The official client's connections: it would write bodies by Python's json, and quote each URL a second time."""
 

@@ -11,7 +11,16 @@ from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
 from ingestion_crds.follow import PAGE, pages
 from ingestion_crds.job import ChildUid
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, child_path, core_path, ingestion_path
+from ingestion_crds.kube import (
+    JSON_PATCH,
+    MERGE_PATCH,
+    ApiError,
+    KubeClient,
+    child_path,
+    core_path,
+    find,
+    ingestion_path,
+)
 
 from ingestion_operator.obstacles import LONGEST_MESSAGE
 
@@ -111,12 +120,7 @@ class KubeCluster:
 
     async def find_child(self, *, namespace: str, name: str) -> JsonObject | None:
         """Return a Job, or None when there is none."""
-        try:
-            return await self.get_child(namespace=namespace, name=name)
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
+        return await find(self._client, child_path(namespace, name))
 
     async def create_child(self, *, body: JsonObject) -> JsonObject:
         """Create a Job, and return it as it is stored.

@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
 from ingestion_crds.constants import ENV_POD_NAMESPACE
-from ingestion_crds.kube import JSON_PATCH, ApiError, KubeClient, lease_path
+from ingestion_crds.kube import JSON_PATCH, ApiError, KubeClient, find, lease_path
 
 # client-go's defaults: a dead leader is replaced in less than 20 s.
 LEASE_SECONDS: Final = 15
@@ -176,12 +176,7 @@ class Leadership:
         return taken
 
     async def _claim(self) -> bool:
-        try:
-            found = await self._client.request("GET", self._path)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            found = {"metadata": {"name": self._lease.name}, "spec": {}}
+        found = await find(self._client, self._path) or {"metadata": {"name": self._lease.name}, "spec": {}}
         spec = found.get("spec") or {}
         if spec != self._seen:
             # Times are compared on this replica's own clock: how long the Lease has not changed.

@@ -58,9 +58,11 @@ class _Lines:
             yield self._for_kopf(rest)
 
     def _for_kopf(self, line: bytes) -> bytes:
+        if b'"MODIFIED"' not in line[:20]:
+            return _readable(line)  # not parsed here too, as all that there are at a start would be
         try:
             event = parse(line)
-            if event["type"] == "MODIFIED" and self._passes_over(event["object"]):
+            if self._passes_over(event["object"]):
                 metadata = {"resourceVersion": event["object"]["metadata"]["resourceVersion"]}
                 return orjson.dumps({"type": "BOOKMARK", "object": {"metadata": metadata}})
         except (ValueError, LookupError, TypeError):
