@@ -41,6 +41,15 @@ def find(store: Store, text: str = "lighthouse", **more: Any) -> list[Hit]:
     return search_text(store=store, text=text, **options)
 
 
+def change_entry(worker: Worker, field: str, value: Any) -> None:
+    """Write another value into the history entry of the first document."""
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
+    entry = json.loads(worker.store.get(key=key))
+    owner = entry["live"]["embedding"] if field in ("model", "dimensions") else entry["live"]
+    owner[field] = value
+    worker.store.put(key=key, data=json.dumps(entry).encode())
+
+
 def ingest(worker: Worker, *, documents: int = 1, sentences_each: int = 100) -> None:
     """Ingest documents of one segment each."""
     for number in range(documents):
@@ -501,11 +510,7 @@ def test_what_takes_more_than_is_usual_is_read_once_if_there_is_room_and_else_ag
 @pytest.mark.parametrize(("field", "length"), [("title", 513), ("published_at", 257), ("model", 257)])
 def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker, field: str, length: int) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
-    entry = json.loads(worker.store.get(key=key))
-    owner = entry["live"]["embedding"] if field == "model" else entry["live"]
-    owner[field] = "x" * length
-    worker.store.put(key=key, data=json.dumps(entry).encode())
+    change_entry(worker, field, "x" * length)
     with pytest.raises(WorkerError, match=f"DocumentUnreadable: .*{field} is no text or number of at most"):
         find(worker.store)
 
@@ -514,11 +519,7 @@ def test_a_history_entry_with_a_longer_text_than_ours_is_refused(worker: Worker,
 @pytest.mark.parametrize("field", ["segments", "chunks", "number", "dimensions"])
 def test_a_history_entry_of_other_kinds_than_ours_is_refused(worker: Worker, field: str, value: Any) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
-    entry = json.loads(worker.store.get(key=key))
-    owner = entry["live"]["embedding"] if field == "dimensions" else entry["live"]
-    owner[field] = value
-    worker.store.put(key=key, data=json.dumps(entry).encode())
+    change_entry(worker, field, value)
     with pytest.raises(WorkerError, match=f"DocumentUnreadable: .*{field}"):
         find(worker.store)
 
@@ -548,11 +549,7 @@ def test_what_lies_beside_the_documents_is_passed_over(worker: Worker) -> None:
 )
 def test_a_history_entry_of_values_that_none_of_ours_has_is_refused(worker: Worker, field: str, value: Any) -> None:
     ingest(worker)
-    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
-    entry = json.loads(worker.store.get(key=key))
-    owner = entry["live"]["embedding"] if field == "dimensions" else entry["live"]
-    owner[field] = value
-    worker.store.put(key=key, data=json.dumps(entry).encode())
+    change_entry(worker, field, value)
     with pytest.raises(WorkerError, match="DocumentUnreadable"):
         find(worker.store)
 
