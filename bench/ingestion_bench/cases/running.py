@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from itertools import repeat
@@ -31,6 +32,7 @@ _SEGMENTS: Final = 20
 _PAST: Final = Past(segments=_SEGMENTS, failed=IndexSet.span(_SEGMENTS))
 _LANES: Final = 32
 _WAIT: Final = "ingestion_queue_wait_seconds"
+_DEPTH: Final = "ingestion_queue_depth"
 _NOTICED: Final = 0.1
 """Seconds: shorter waits are counted as this long, or a median of a millisecond would forbid any hiccup."""
 
@@ -136,8 +138,8 @@ class Running:
             before = [await _cpu_at_rest(process) for process in processes]
             start = await scrape(client)
             await per_second(jobs, lanes=_LANES, do=retry)
-            await running  # how long they waited to be begun is the storm's
-            metrics = await scrape(client)
+            await running
+            metrics = await _drained(client)  # how long keys waited while the retries came in is the storm's
             await completed
             after = await scrape(client)
             used = [await _cpu_at_rest(process) for process in processes]
@@ -155,6 +157,15 @@ class Running:
         await many.remove(stand, jobs)
         await stand.quiet()
         return cpu, counts, waits
+
+
+async def _drained(client: httpx.AsyncClient) -> dict[str, float]:
+    """Return the metrics of the moment when no key waits, neither to be begun nor behind those that were."""
+    while True:
+        metrics = await scrape(client)
+        if not metrics[_DEPTH]:
+            return metrics
+        await asyncio.sleep(0.1)
 
 
 async def _cpu_at_rest(process: Process) -> float:
