@@ -78,7 +78,14 @@ def custom_resource_definition() -> JsonObject:
                         for path in (".status.phase", ".status.jobID", ".spec.knowledgeBase", ".spec.document.id")
                     ],
                     "additionalPrinterColumns": [
-                        {"name": name, "type": kind, "jsonPath": path, "priority": priority, "description": text}
+                        # Kubernetes keeps no priority of 0: for Argo CD a file that has one would differ for ever.
+                        {
+                            "name": name,
+                            "type": kind,
+                            "jsonPath": path,
+                            **({"priority": priority} if priority else {}),
+                            "description": text,
+                        }
                         for name, kind, path, priority, text in columns
                     ],
                     "schema": {"openAPIV3Schema": _root_schema()},

@@ -11,12 +11,14 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
+from ingestion_crds.schema import custom_resource_definition
 from pydantic import ValidationError
 from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 
 pytestmark = pytest.mark.controlplane
 
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ingestionjobs.ingestion-operator.io"
 
 
 async def create(kube: KubeClient, namespace: str, **spec: Any) -> JsonObject:
@@ -187,9 +189,15 @@ async def test_jobs_are_listed_by_selectable_fields(kube: KubeClient, namespace:
     assert other["items"] == []
 
 
+async def test_the_crd_is_stored_as_it_is_written(kube: KubeClient) -> None:
+    """Else Argo CD finds a difference for ever: it compares lists whole (argoproj/argo-cd#3889)."""
+    written = custom_resource_definition()["spec"]
+    stored = (await kube.request("GET", CRD))["spec"]
+    assert {name: stored[name] for name in written} == written
+
+
 async def test_every_field_of_spec_is_explained(kube: KubeClient) -> None:
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ingestionjobs.ingestion-operator.io"
-    crd = await kube.request("GET", path)
+    crd = await kube.request("GET", CRD)
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
     def fields(node: JsonObject, place: str) -> list[str]:
