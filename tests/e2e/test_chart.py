@@ -190,6 +190,16 @@ def test_a_wrong_value_is_refused_by_name(values: dict[str, Any], named: str, tm
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["a/b", "a+b", "tëam"])
+def test_a_key_id_is_one_that_the_embedded_store_takes(key: str, tmp_path: Path) -> None:
+    """Of the first it would refuse each request, and of the second know no account; another store may do otherwise."""
+    tenant = {"namespace": "a", "bucket": "aaa", "credentials": {**CREDENTIALS, "accessKeyId": key}}
+    with pytest.raises(LocalClusterError, match=re.escape("tenants[0].credentials.accessKeyId")):
+        render({"tenants": [tenant]}, folder=tmp_path)
+    documents = render({"tenants": [tenant], "store": {"embedded": {"enabled": False}}}, folder=tmp_path)
+    assert credentials(documents) == {"a": f"{key} mine-alone"}
+
+
 def test_every_pod_keeps_to_the_restricted_level(tmp_path: Path) -> None:
     pods = pod_specs(render(VALUES, folder=tmp_path))
     assert len(pods) == 5

@@ -185,6 +185,10 @@ Arguments: a list of the root context and the tenant.
     {{- fail (printf "tenants[%d]: an external store needs existingSecret or credentials" $index) -}}
   {{- end -}}
   {{- with $tenant.credentials -}}
+    {{- /* Its server takes headers apart at some characters, its admin commands put the id into a URL as it is. */ -}}
+    {{- if and $.Values.store.embedded.enabled (regexMatch "[^A-Za-z0-9._-]" .accessKeyId) -}}
+      {{- fail (printf "tenants[%d].credentials.accessKeyId: %q is none that the embedded store takes: letters, digits, and . _ -" $index .accessKeyId) -}}
+    {{- end -}}
     {{- if and $.Values.store.embedded.enabled (eq .accessKeyId $root) -}}
       {{- fail (printf "tenants[%d].credentials.accessKeyId: %q is the store's own account; choose another" $index .accessKeyId) -}}
     {{- end -}}
