@@ -28,6 +28,8 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        for outcome in ("bumped", "joined", "repeated", "refused"):
+            self.retries.labels(outcome=outcome)  # begin at 0: `rate` sees no increase in a series that was not there
         self.upload_bytes = Counter(
             "ingestion_api_upload_bytes", "Bytes of documents received.", registry=self.registry
         )

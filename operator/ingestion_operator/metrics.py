@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ingestion_crds.constants import Reason, Trigger
+from ingestion_crds.errors import ERROR_CODES
 from prometheus_client import Counter, Gauge, Histogram
 
 LEADER: Final = Gauge("ingestion_leader", "1 while this replica leads, 0 while it stands by.")
@@ -26,3 +28,18 @@ CONFLICTS: Final = Counter("ingestion_conflicts", "Writes that lost a race and w
 ATTEMPTS: Final = Counter("ingestion_attempts", "Attempts begun.", ["trigger"])
 ATTEMPTS_ENDED: Final = Counter("ingestion_attempts_ended", "Attempts ended.", ["reason"])
 FAILURES: Final = Counter("ingestion_failures", "Failed segments and stages.", ["code"])
+
+# A series that is born with its first increase shows none to `rate`: those whose labels are known begin at 0.
+# Source: https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics
+for _trigger in Trigger:
+    ATTEMPTS.labels(trigger=_trigger.value)
+for _reason in (
+    Reason.SUCCEEDED,
+    Reason.PREPARE_FAILED,
+    Reason.SEGMENTS_FAILED,
+    Reason.PUBLISH_FAILED,
+    Reason.CANCELLED,
+):
+    ATTEMPTS_ENDED.labels(reason=_reason.value)
+for _code in ERROR_CODES:
+    FAILURES.labels(code=_code)

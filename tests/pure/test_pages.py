@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ingestion_api import searching
 from ingestion_api.metrics import Metrics
 from ingestion_api.options import Options
 from ingestion_api.routes.ingest import IngestOptions
-from ingestion_crds.constants import Reason
-from ingestion_operator import metrics
+from ingestion_crds.constants import Reason, Trigger
+from ingestion_crds.errors import ERROR_CODES
+from ingestion_operator import main, metrics
 from ingestion_worker import search
 from ingestion_worker.output import column_types
 from ingestion_worker.store import PIECE_BYTES
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.metrics import MetricWrapperBase
 
 DOCS = Path(__file__).parents[2] / "docs"
 CODE = re.compile(r"`([^`]+)`")
+BLOCK = re.MULTILINE | re.DOTALL
 
 
 def first_cells(page: str) -> set[str]:
@@ -36,13 +39,54 @@ def test_the_page_of_waiting_jobs_lists_every_reason() -> None:
     assert {reason.value for reason in Reason} == first_cells("failed-segment-log.md")
 
 
-def test_the_page_of_metrics_lists_every_metric() -> None:
+def all_metrics() -> set[str]:
     registry = CollectorRegistry()
     for value in vars(metrics).values():
         if isinstance(value, MetricWrapperBase):
             registry.register(value)
-    there = names(list(registry.collect())) | names(list(Metrics().registry.collect()))
-    assert there == {word for word in first_cells("operate.md") if word.startswith("ingestion_")}
+    return names(list(registry.collect())) | names(list(Metrics().registry.collect()))
+
+
+def yaml_blocks(page: str) -> list[Any]:
+    return [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```$", (DOCS / page).read_text(), BLOCK)]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    [groups] = [block["groups"] for block in yaml_blocks("operate.md") if "groups" in block]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+
+
+def test_the_page_of_metrics_lists_every_metric() -> None:
+    assert all_metrics() == {word for word in first_cells("operate.md") if word.startswith("ingestion_")}
+
+
+def test_alerts_ask_for_metrics_and_codes_that_there_are() -> None:
+    asked = " ".join(rule["expr"] for rule in alerts().values())
+    assert set(re.findall(r"\bingestion_\w+", asked)) <= all_metrics()
+    [codes] = re.findall(r'code=~"([^"]+)"', asked)
+    for pattern in codes.split("|"):
+        assert any(re.fullmatch(pattern, code) for code in ERROR_CODES), pattern
+
+
+def test_counters_whose_labels_are_known_begin_at_0() -> None:
+    """`rate` shows no increase of a series that was not there before, and an attempt's failures come all at once."""
+
+    def values(counter: Counter, label: str) -> set[str]:
+        return {sample.labels[label] for metric in counter.collect() for sample in metric.samples}
+
+    assert values(metrics.FAILURES, "code") == set(ERROR_CODES)
+    assert values(metrics.ATTEMPTS, "trigger") == set(Trigger)
+    assert values(Metrics().retries, "outcome") == {"bumped", "joined", "repeated", "refused"}
+
+
+def test_the_alert_of_the_leader_fires_without_any_operator() -> None:
+    assert "absent(ingestion_leader)" in alerts()["IngestionLeader"]["expr"]
+
+
+def test_the_alert_of_the_queue_fires_before_the_operator_ends_itself() -> None:
+    rule = alerts()["IngestionQueue"]
+    [age], [minutes] = re.findall(r"> (\d+)$", rule["expr"]), re.findall(r"^(\d+)m$", rule["for"])
+    assert int(age) + 60 * int(minutes) < main._UNHEALTHY_AGE_SECONDS
 
 
 def test_the_page_of_the_rest_api_lists_every_option() -> None:
