@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "give-a-file.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "give-a-file.md"
 # As macOS has it: without a file it reads nothing.
 PASTE = """#!/bin/sh
 [ "$2" = - ] || { echo 'usage: paste [-s] [-d delimiters] file ...' >&2; exit 1; }
@@ -44,3 +45,10 @@ def test_every_job_of_a_document_that_is_taken_out_is_shut_out(tmp_path: Path) -
 def test_a_list_without_jobs_is_no_reason_to_shut_out_none(tmp_path: Path, listing: str) -> None:
     assert take_out(tmp_path, listing=listing).returncode != 0
     assert not (tmp_path / "nothing.json").exists()
+
+
+def test_no_command_has_a_comment_behind_it() -> None:
+    """An interactive zsh, as of macOS, knows none: each of its words was a URL more for curl, which sent it the key."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    commands = [line for page in pages for line in page.read_text().splitlines() if line.startswith("$ ")]
+    assert not [command for command in commands if re.search(r"\s#", command)]

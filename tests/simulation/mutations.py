@@ -57,10 +57,13 @@ simulation and the pure tests, for the worker its own, each as in `make test`. A
 run fail.
 
 ```console
-$ make mutations                                # all of them; `ARGS="--workers 4"` for a larger machine
-$ make mutations ARGS='"no tombstone"'          # those whose names contain this
-$ make mutations ARGS=--write                   # and put the table here
+$ make mutations
+$ make mutations ARGS='"no tombstone"'
+$ make mutations ARGS=--write
 ```
+
+The first tries all of them (`ARGS="--workers 4"` on a larger machine), the second those whose names contain a text, and
+the third puts the table here.
 """
 
 
