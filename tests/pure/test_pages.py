@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ingestion_api.options import Options
 from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.constants import Reason, Trigger
 from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.job import Spec
+from ingestion_crds.schema import structural
 from ingestion_operator import main, metrics
 from ingestion_worker import search
 from ingestion_worker.output import column_types
@@ -89,9 +92,28 @@ def test_the_alert_of_the_queue_fires_before_the_operator_ends_itself() -> None:
     assert int(age) + 60 * int(minutes) < main._UNHEALTHY_AGE_SECONDS
 
 
+def leaves(name: str, field: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each field below one of a schema that has none below it, by its path."""
+    if "properties" not in field:
+        yield name, field
+    for below, part in field.get("properties", {}).items():
+        yield from leaves(f"{name}.{below}", part)
+
+
+def in_words(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "none" if value is None else f"`{value}`"
+
+
 def test_the_page_of_the_rest_api_lists_every_option() -> None:
-    [row] = [line for line in (DOCS / "rest-api.md").read_text().splitlines() if line.startswith("| `options`")]
-    assert {field.alias for field in IngestOptions.model_fields.values()} <= set(CODE.findall(row))
+    rows = [line.split(" | ") for line in (DOCS / "rest-api.md").read_text().splitlines()]
+    said = {row[0].removeprefix("| "): row[1:3] for row in rows}
+    spec = structural(Spec)["properties"]
+    names = [field.alias for field in IngestOptions.model_fields.values()]
+    for path, field in (leaf for name in names for leaf in leaves(name, spec[name])):
+        default, allowed = said[f"`{path}`"]
+        assert default == in_words(field.get("default")), path
+        if "maximum" in field:
+            assert allowed == f"{in_words(field['minimum'])} to {in_words(field['maximum'])}", path
 
 
 def test_the_memory_of_the_api_adds_up_as_the_chart_says() -> None:
