@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -166,6 +167,22 @@ async def test_a_retry_is_admitted_from_failure_only(
 
 async def test_a_generation_given_on_create_is_the_baseline(kube: KubeClient, namespace: str) -> None:
     assert (await create(kube, namespace, retryGeneration=3))["spec"]["retryGeneration"] == 3
+
+
+PATCHES = re.findall(r"`'(\{.*?\})'`", (Path(__file__).parents[2] / "README.md").read_text())
+
+
+@pytest.mark.parametrize("text", PATCHES)
+async def test_the_readme_s_patches_of_a_failed_job_are_admitted(kube: KubeClient, namespace: str, text: str) -> None:
+    await create(kube, namespace)
+    await set_status(kube, namespace, phase="partial_failure", observedRetryGeneration=0)
+    wanted = json.loads(text)["spec"]
+    assert (await patch(kube, namespace, {"spec": wanted}))["spec"].items() >= wanted.items()
+
+
+def test_the_readme_s_patches_pause_cancel_and_retry() -> None:
+    fields = {field for text in PATCHES for field in json.loads(text)["spec"]}
+    assert fields == {"suspend", "cancelGeneration", "retryGeneration", "retrySegments"}
 
 
 async def test_retry_segments_change_only_with_a_retry(kube: KubeClient, namespace: str) -> None:
