@@ -15,7 +15,7 @@ from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.constants import Reason, Trigger
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import Spec
-from ingestion_crds.schema import structural
+from ingestion_crds.schema import custom_resource_definition, structural
 from ingestion_operator import main, metrics
 from ingestion_worker import search
 from ingestion_worker.output import column_types
@@ -90,6 +90,22 @@ def test_the_alert_of_the_queue_fires_before_the_operator_ends_itself() -> None:
     rule = alerts()["IngestionQueue"]
     [age], [minutes] = re.findall(r"> (\d+)$", rule["expr"]), re.findall(r"^(\d+)m$", rule["for"])
     assert int(age) + 60 * int(minutes) < main._UNHEALTHY_AGE_SECONDS
+
+
+def test_the_operate_page_s_pod_monitor_finds_operator_and_api() -> None:
+    [monitor] = [block for block in yaml_blocks("operate.md") if block.get("kind") == "PodMonitor"]
+    [[name, value]] = monitor["spec"]["selector"]["matchLabels"].items()
+    templates = DOCS.parent / "charts" / "ingestion-operator" / "templates"
+    assert f"\n{name}: {value}\n" in (templates / "_helpers.tpl").read_text()
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    for file in ("operator.yaml", "api.yaml"):
+        assert re.findall(r"\{name: (\w+), containerPort: ", (templates / file).read_text()) == [endpoint["port"]]
+
+
+def test_jobs_are_found_by_fields_that_can_be_selected() -> None:
+    [version] = custom_resource_definition()["spec"]["versions"]
+    selectable = {field["jsonPath"].removeprefix(".") for field in version["selectableFields"]}
+    assert set(re.findall(r"--field-selector ([\w.]+)=", (DOCS / "operate.md").read_text())) == selectable
 
 
 def leaves(name: str, field: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
