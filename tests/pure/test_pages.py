@@ -132,6 +132,13 @@ def test_the_page_of_the_rest_api_lists_every_option() -> None:
             assert allowed == f"{in_words(field['minimum'])} to {in_words(field['maximum'])}", path
 
 
+def test_the_page_of_the_rest_api_lists_every_code_of_an_error() -> None:
+    sources = [path.read_text() for path in (DOCS.parent / "api" / "ingestion_api").rglob("*.py")]
+    given = {code for text in sources for code in re.findall(r'\berror(?:: str = |=)"(\w+)"', text)}
+    _, _, section = (DOCS / "rest-api.md").read_text().partition("## Errors")
+    assert given <= set(CODE.findall(section.partition("## Search")[0]))
+
+
 def test_the_memory_of_the_api_adds_up_as_the_chart_says() -> None:
     text = (DOCS.parent / "charts/ingestion-operator/values.yaml").read_text()
     given = float(yaml.safe_load(text)["api"]["resources"]["limits"]["memory"].removesuffix("Mi"))
