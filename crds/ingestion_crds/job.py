@@ -268,7 +268,7 @@ class Spec(Model):
         max_length=RETRY_SET_LENGTH,
         pattern=INDEX_SET_PATTERN,
         description="Only these of the unfinished segments are retried, such as 3,5,9-12, until it is changed or"
-        " removed: set it to null with the next retry. Changes only with a retry.",
+        " removed: set it to null with the next retry. All when absent or empty. Changes only with a retry.",
     )
     cancel_generation: int | None = Field(
         None, ge=0, le=INT32_MAX, description="Attempts up to and including this one are stopped."

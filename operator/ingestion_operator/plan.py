@@ -357,9 +357,10 @@ def _dispatched(draft: _Draft, stage: Stage = Stage.SEGMENTS) -> IndexSet:
 def _chosen(job: IngestionJob) -> IndexSet | None:
     """Return what `retrySegments` names; None when it is not given, and all are meant.
 
-    The CRD cannot see that a range ends before it begins. Then nothing is meant, not even by the other ranges.
+    To the CRD an empty one is not given either: it may come and go while an attempt runs. But the CRD cannot see that a
+    range ends before it begins. Then nothing is meant, not even by the other ranges.
     """
-    if job.spec.retry_segments is None:
+    if not job.spec.retry_segments:
         return None
     try:
         return IndexSet.parse(job.spec.retry_segments)

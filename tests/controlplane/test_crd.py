@@ -189,9 +189,13 @@ async def test_retry_segments_change_only_with_a_retry(kube: KubeClient, namespa
     await create(kube, namespace)
     with pytest.raises(ApiError, match="retrySegments can only change together with retryGeneration"):
         await patch(kube, namespace, {"spec": {"retrySegments": "1"}})
+    job = await patch(kube, namespace, {"spec": {"retrySegments": ""}})
+    assert job["spec"]["retrySegments"] == "", "the same as none"
     await set_status(kube, namespace, phase="failed", observedRetryGeneration=0)
     job = await patch(kube, namespace, {"spec": {"retrySegments": "1", "retryGeneration": 1}})
     assert job["spec"]["retrySegments"] == "1"
+    with pytest.raises(ApiError, match="retrySegments can only change together with retryGeneration"):
+        await patch(kube, namespace, {"spec": {"retrySegments": ""}})
 
 
 @pytest.mark.parametrize(

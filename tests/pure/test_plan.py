@@ -17,7 +17,8 @@ from ingestion_crds import retry
 from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Reason, Stage, VersionState
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob, Status, Template, dump_status
+from ingestion_crds.job import IngestionJob, Spec, Status, Template, dump_status
+from ingestion_crds.schema import custom_resource_definition
 from ingestion_operator.actions import (
     CreateChild,
     DeleteChild,
@@ -25,6 +26,7 @@ from ingestion_operator.actions import (
     PatchChild,
     PatchIngestionJob,
     RemovePods,
+    RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.obstacles import Waiting
@@ -468,3 +470,40 @@ def test_a_segment_that_failed_was_not_stopped_although_its_pod_was_not_read(
     )
     status = plan(snapshot, now=world.now).status
     assert status.failure_summary == {"EmbeddingUnavailable": 1, unread: 2, never_ended: 3}
+
+
+SPEC_SCHEMA = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+FIXED = {rule["fieldPath"][1:] for rule in SPEC_SCHEMA["x-kubernetes-validations"] if "immutable" in rule["message"]}
+# Of each field of spec another value: where the CRD lets it change, one that it admits while an attempt runs.
+CHANGED = {
+    "knowledgeBase": "11111111-2222-4333-8444-555555555555",
+    "document": ingestion_job()["spec"]["document"] | {"title": "Another"},
+    "mode": "Segmented",
+    "segmentation": {"pagesPerSegment": 1},
+    "pipeline": {"chunkSize": 500},
+    "template": {"image": "worker:test"},
+    "parallelism": 1,
+    "segmentBackoffLimit": 0,
+    "maxFailedSegments": 1,
+    "activeDeadlineSeconds": 60,
+    "suspend": True,
+    "retryGeneration": 2,
+    "retrySegments": "",
+    "cancelGeneration": 1,
+    "ttlSecondsAfterFinished": 1,
+}
+
+
+@pytest.mark.parametrize("field", SPEC_SCHEMA["properties"])
+def test_what_an_attempt_is_made_from_is_immutable_and_nothing_else(field: str) -> None:
+    """Invariant 2: while it runs, the spec says which segment an index of its Job is."""
+    world, _ = segments_run()
+    world.end(good={1, 2})
+    world.rest()
+    world.edit(retry_generation=1)
+    world.rest()
+    spec = Spec.model_validate(world.job.spec.model_dump(by_alias=True) | {field: CHANGED[field]})
+    job = world.job.model_copy(update={"spec": spec})
+    snapshot = Snapshot(job=job, config=CONFIG, children=tuple(world.children.values()), config_map_gone=True)
+    restored = [action for action in plan(snapshot, now=world.now).actions if isinstance(action, RestoreConfigMap)]
+    assert bool(restored) is (field not in FIXED), "it is made again only as it was"

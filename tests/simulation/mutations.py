@@ -425,6 +425,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         ),
     ),
     Mutation(
+        name="an empty choice of segments is one of none",
+        file="plan.py",
+        changes=(("    if not job.spec.retry_segments:\n", "    if job.spec.retry_segments is None:\n"),),
+    ),
+    Mutation(
         name="no tombstone",
         file="plan.py",
         changes=(("    if newest is not None and child.uid == newest.uid:\n        return False\n", ""),),

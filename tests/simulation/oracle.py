@@ -108,6 +108,9 @@ class Oracle:
         if new.attempts and new.attempts[-1].generation not in {attempt.generation for attempt in old.attempts}:
             self._attempt_begun(old, new)
         for attempt in new.attempts:
+            if attempt.reason is not None and attempt.segments:
+                told = attempt.completed + attempt.failed == attempt.segments
+                self._need(told, f"invariant 2: attempt {attempt.generation} does not say what became of all segments")
             for record in attempt.jobs:
                 self._job_recorded(after, attempt, record, old)
         if new.phase is Phase.COMPLETED or (new.version and new.version.state is VersionState.ACTIVE):

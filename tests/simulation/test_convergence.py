@@ -67,7 +67,17 @@ PLACES = st.sampled_from(ALL_PLACES)
 # How often each disaster happens, in the order of `Convergence.disaster`.
 WEIGHTS: Final = (6, 4, 6, 4, 2, 2, 3, 1, 1, 2, 2, 3, 1, 0.2)
 CHILDREN: Final = ["Job: Background", "Job: Foreground", "Job: Orphan", "Job: its labels", "ConfigMap"]
-CHANGES: Final = ["parallelism", "suspend", "resume", "suspend", "resume", "cancel", "delete", "create"]
+CHANGES: Final = [
+    "parallelism",
+    "suspend",
+    "resume",
+    "suspend",
+    "resume",
+    "cancel",
+    "delete",
+    "create",
+    "retrySegments",
+]
 WAYS = st.sampled_from(["post", "annotate", "patch"])
 TALLY: Counter[str] = Counter()
 
@@ -385,6 +395,8 @@ class Convergence(RuleBasedStateMachine):
             self.patch({"spec": {"cancelGeneration": live["spec"]["retryGeneration"] if number < 5 else None}})
         elif what in ("suspend", "resume"):
             self.patch({"spec": {"suspend": what == "suspend"}})
+        elif what == "retrySegments":
+            self.patch({"spec": {what: "" if number < 5 else None}})  # what is none to the CRD may change at any time
         else:
             self.patch({"spec": {"parallelism": number}})
         self.injected[f"{what} by hand"] += 1

@@ -142,6 +142,26 @@ def test_a_retry_that_is_still_narrowed_to_what_is_done_says_so(cluster: Simulat
     reach(cluster, "completed", 3)
 
 
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        ({"retrySegments": ""}, {"retryGeneration": 1}),
+        ({"retryGeneration": 1, "suspend": True}, {"retrySegments": ""}, {"suspend": False}),
+        ({"retryGeneration": 1}, {"retrySegments": ""}),
+    ],
+    ids=["before a retry", "while it waits", "while it runs"],
+)
+def test_an_empty_choice_of_segments_is_none(cluster: SimulatedCluster, wishes: tuple[JsonObject, ...]) -> None:
+    """Invariants 2, 4 and 5: the CRD admits it at any time."""
+    fail_in_part(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
+    for wish in wishes:
+        patch(cluster, **wish)
+        cluster.pass_until(lambda: False, seconds=70)
+    cluster.verdicts.clear()
+    assert reach(cluster, "completed", 1)["attempts"][-1]["completed"] == 1
+
+
 def test_an_empty_range_does_not_hang_a_document_that_is_prepared_anew(cluster: SimulatedCluster) -> None:
     """Invariant 5."""
     cluster.verdicts[Stage.PREPARE, None] = Verdict(code="SourceUnavailable")
