@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from ingestion_crds.config import Config
@@ -83,6 +84,8 @@ class Searches:
             ProblemError: 400 no tenant; 413 a segment too large to be read; 429 too many searches; 503 store, embedder
                 or its key away, or too slow.
         """
+        from ingestion_worker.search import best_of
+
         seconds = self._options.search_seconds
         let_go = asyncio.Event()
         looking: set[asyncio.Task[list[Hit]]] = set()
@@ -105,7 +108,7 @@ class Searches:
                     async with asyncio.timeout(seconds):
                         best += [(base, hit) for hit in await asyncio.shield(look)]
                     looking.remove(look)
-                    best = sorted(best, key=lambda found: -found[1].score)[:limit]
+                    best = best_of(best, limit=limit, hit_of=itemgetter(1))
             except TimeoutError as error:
                 raise unavailable(f"the search took longer than {seconds:.0f} s") from error
             except WorkerError as error:

@@ -38,12 +38,13 @@ from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_worker.embedding import EmbeddingSpec
 from ingestion_worker.search import Hit
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import ports
 from support.builders import KNOWLEDGE_BASE, ingestion_job
 from support.kubeconfig import kubeconfig
-from support.worker_builders import KB, Worker, answer, http_server
+from support.worker_builders import BUILTIN, KB, Worker, answer, http_server
 
 from .conftest import serve
 from .test_protocol import answer_of, client
@@ -592,6 +593,33 @@ async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_p
             assert (refused.value.status, next(iter(more)) in refused.value.message) == (400, True)
 
 
+async def test_results_of_several_embeddings_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = EmbeddingSpec(provider="local", model="m", dimensions=2)
+    found = {KB: [(BUILTIN, 0.3), (other, 0.9), (other, 0.8)], OTHER: [(other, 0.7), (BUILTIN, 0.2)]}
+
+    def search_text(*, knowledge_base: str, **_: Any) -> list[Hit]:
+        place = {"chunk_id": "", "chunk_index": 0, "document_id": KB, "version_id": "", "title": "", "page": None}
+        scores = found[knowledge_base]
+        return [Hit(**place, start=0, end=1, content="", embedding=spec, score=score) for spec, score in scores]
+
+    monkeypatch.setattr("ingestion_worker.search.search_text", search_text)
+    answers = []
+    async with services(tmp_path, ApiServer()) as parts:
+        for bases, limit in (([KB, OTHER], 4), ([KB, OTHER], 1)):
+            async with AsyncExitStack() as stack:
+                asked = SearchRequest(query="q", kb_ids=[uuid.UUID(base) for base in bases], limit=limit)
+                answer = await search_knowledge_base(request(parts), asked, CALLER, stack)
+                answers.append(SearchResponse.model_validate_json(bytes(answer.body)))
+    several, one = answers
+    assert [result.score for result in several.results] == [0.9, 0.3, 0.8, 0.2]
+    assert several.ranking_mode == "grouped_unranked"
+    generous, builtin = several.grouped_results or []
+    assert (generous.embedding_model, generous.embedding_dimensions) == ("m", 2)
+    assert (list(map(str, generous.kb_ids)), [result.score for result in generous.results]) == ([KB], [0.9, 0.8])
+    assert (list(map(str, builtin.kb_ids)), [result.score for result in builtin.results]) == ([KB, OTHER], [0.3, 0.2])
+    assert (one.ranking_mode, one.grouped_results, one.total_results) == ("global_score", None, 1)
+
+
 async def test_of_a_body_that_is_wrong_in_thousands_of_places_the_first_are_told() -> None:
     """All of them would be megabytes, and keep every other request waiting."""
     app = FastAPI()
@@ -618,7 +646,7 @@ async def test_a_search_of_many_knowledge_bases_takes_hardly_more_memory_than_on
         number += 1
         place = {"chunk_id": "", "chunk_index": 0, "document_id": KB, "version_id": "", "title": "", "page": None}
         score = 1 / number
-        return [Hit(**place, start=0, end=1, content="x" * size, score=score) for _ in range(limit)]
+        return [Hit(**place, start=0, end=1, content="x" * size, embedding=BUILTIN, score=score) for _ in range(limit)]
 
     monkeypatch.setattr("ingestion_worker.search.search_text", search_text)
     async with services(tmp_path, ApiServer()) as parts:

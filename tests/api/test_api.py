@@ -378,7 +378,12 @@ async def test_alpha_changes_nothing(api: Api, tmp_path: Path) -> None:
 
 async def test_a_search_of_an_empty_knowledge_base(api: Api) -> None:
     answer = await api.client.post("/v1/knowledge-base/search", json={"query": "what?", "kb_ids": [UNKNOWN]})
-    assert answer.json() == {"results": [], "total_results": 0, "ranking_mode": "global_score"}
+    assert answer.json() == {
+        "results": [],
+        "total_results": 0,
+        "grouped_results": None,
+        "ranking_mode": "global_score",
+    }
 
 
 async def test_metrics_and_probes(api: Api) -> None:

@@ -129,3 +129,5 @@ def test_an_answer_to_a_search_says_how_it_is_ranked(document: dict[str, Any]) -
     schema = document["components"]["schemas"]["SearchResponse"]
     assert schema["required"] == ["results", "total_results", "ranking_mode"]
     assert schema["properties"]["ranking_mode"]["enum"] == ["global_score", "reranked", "grouped_unranked"]
+    group = document["components"]["schemas"]["SearchResultGroup"]
+    assert group["required"] == ["embedding_model", "embedding_dimensions", "kb_ids", "results"]

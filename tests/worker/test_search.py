@@ -12,7 +12,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -253,7 +253,7 @@ def test_of_versions_of_many_embeddings_only_the_best_chunks_are_kept(
     size, limit = 100_000, 10
 
     def search(**_: Any) -> list[Hit]:
-        return [Hit(**place, start=0, end=1, content="x" * size, score=1.0) for _ in range(limit)]
+        return [Hit(**place, start=0, end=1, content="x" * size, embedding=BUILTIN, score=1.0) for _ in range(limit)]
 
     monkeypatch.setattr("ingestion_worker.search._search", search)
     monkeypatch.setattr(
@@ -266,6 +266,33 @@ def test_of_versions_of_many_embeddings_only_the_best_chunks_are_kept(
     finally:
         tracemalloc.stop()
     assert most < 3 * limit * size
+
+
+def test_no_embedding_hides_what_another_has_found(worker: Worker) -> None:
+    """Some models give even to what is unrelated scores that others give to nothing."""
+    generous = replace(BUILTIN, provider="local")
+    for number, spec in enumerate((BUILTIN, generous)):
+        uri = worker.upload(data=sentences(count=100, tag=f" of document {number}").encode(), name="a.txt")
+        which = {"document__id": DOCUMENTS[number], "job__uid": f"job-{number}", "pipeline__embedding": asdict(spec)}
+        worker.ingest(document__source__uri=uri, **which)
+    alike = find(worker.store)[-1].content
+
+    class Generous:
+        def embed(self, texts: Sequence[str]) -> Any:
+            return builtin().embed([alike] * len(texts))
+
+        def close(self) -> None:
+            pass
+
+    def embedder_for(spec: EmbeddingSpec) -> Any:
+        return Generous() if spec == generous else builtin()
+
+    hits = find(worker.store, limit=6, embedder_for=embedder_for)
+    assert [hit.embedding for hit in hits] == [generous, BUILTIN] * 3
+    for spec in (BUILTIN, generous):
+        own = [hit.score for hit in hits if hit.embedding == spec]
+        assert own == sorted(own, reverse=True)
+    assert hits[4].score > hits[1].score
 
 
 def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:

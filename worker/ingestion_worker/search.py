@@ -13,11 +13,12 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ingestion_crds.job import UUID_PATTERN
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
-__all__ = ["Hit", "LiveVersion", "SegmentCache", "live_versions", "search_text"]
+__all__ = ["Hit", "LiveVersion", "SegmentCache", "best_of", "live_versions", "search_text"]
 
 _Item = TypeVar("_Item")
 
@@ -77,7 +78,8 @@ class Hit:
     """One chunk found.
 
     Args:
-        score: cosine similarity, -1…1.
+        embedding: of its vector.
+        score: cosine similarity, -1…1; compares with that of hits of the same embedding alone.
         start, end: characters, from the beginning of `page` where there are pages, else of the document's text.
         page: where it begins, counted from 1; None for documents without pages.
         (the rest as in the segment's output)
@@ -89,6 +91,7 @@ class Hit:
     version_id: str
     title: str
     content: str
+    embedding: EmbeddingSpec
     score: float
     page: int | None
     start: int
@@ -250,7 +253,7 @@ def search_text(
     budget: Budget | None = None,
     deadline: float | None = None,
 ) -> list[Hit]:
-    """Search by text: embeds it once for each embedding in use and merges by score.
+    """Search by text: embeds it once for each embedding in use, and returns the `best_of` what each finds.
 
     An output that is none of ours is left out, and named in the log.
 
@@ -291,8 +294,28 @@ def search_text(
             budget=budget,
             deadline=deadline,
         )
-        hits = sorted(hits, key=_rank)[:limit]
+        hits = best_of(hits, limit=limit, hit_of=lambda hit: hit)
     return hits
+
+
+def best_of(found: Iterable[_Item], *, limit: int, hit_of: Callable[[_Item], Hit]) -> list[_Item]:
+    """Return the best of what was found, best first.
+
+    Scores of two embeddings do not compare, and those of one model may all be above those of another: so the best of
+    each embedding comes before the second best of any. What is left out would not come in by more that is found.
+
+    Args:
+        found: hits, or what has one.
+        limit: how many at most.
+        hit_of: gives the hit.
+    """
+    before: Counter[EmbeddingSpec] = Counter()
+    places: list[tuple[int, _Item]] = []
+    for item in sorted(found, key=lambda item: -hit_of(item).score):
+        embedding = hit_of(item).embedding
+        places.append((before[embedding], item))
+        before[embedding] += 1
+    return [item for _, item in sorted(places, key=itemgetter(0))[:limit]]
 
 
 def _search(
@@ -574,6 +597,7 @@ def _load_hits(
             document_id=version.document_id,
             version_id=version.version_id,
             title=version.title,
+            embedding=version.embedding,
             score=scores[row],
             **values,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,6 +17,9 @@ from ingestion_api.problems import bad_request
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, UNAUTHORIZED
 from ingestion_api.services import services_of
+
+if TYPE_CHECKING:
+    from ingestion_worker.attempt import EmbeddingSpec
 
 MAX_KNOWLEDGE_BASES: Final = 16
 MAX_QUERY: Final = 8192
@@ -63,11 +66,23 @@ class SearchResult(BaseModel):
     page: int | None = Field(None, description="The page that the chunk begins on, counted from 1.")
 
 
+class SearchResultGroup(BaseModel):
+    """Results of one embedding: their scores compare with each other alone."""
+
+    embedding_model: str
+    embedding_dimensions: int
+    kb_ids: list[UUID]
+    results: list[SearchResult]
+
+
 class SearchResponse(BaseModel):
     """The best chunks, best first."""
 
     results: list[SearchResult]
     total_results: int
+    grouped_results: list[SearchResultGroup] | None = Field(
+        None, description="The results by their embeddings, where there are several."
+    )
     ranking_mode: Literal["global_score", "reranked", "grouped_unranked"]
 
 
@@ -142,5 +157,28 @@ async def search_knowledge_base(
         )
         for knowledge_base, hit in found
     ]
-    answer = SearchResponse(results=results, total_results=len(results), ranking_mode="global_score")
+    groups = _grouped(results, [hit.embedding for _, hit in found])
+    several = len(groups) > 1
+    answer = SearchResponse(
+        results=results,
+        total_results=len(results),
+        grouped_results=groups if several else None,
+        ranking_mode="grouped_unranked" if several else "global_score",
+    )
     return TakenResponse(to_json(answer), media_type="application/json")
+
+
+def _grouped(results: list[SearchResult], embeddings: list[EmbeddingSpec]) -> list[SearchResultGroup]:
+    """Return results by their embeddings, those of the best result first."""
+    groups: list[SearchResultGroup] = []
+    for spec in dict.fromkeys(embeddings):
+        own = [result for result, embedding in zip(results, embeddings, strict=True) if embedding == spec]
+        groups.append(
+            SearchResultGroup(
+                embedding_model=spec.model,
+                embedding_dimensions=spec.dimensions,
+                kb_ids=list(dict.fromkeys(result.kb_id for result in own)),
+                results=own,
+            )
+        )
+    return groups
