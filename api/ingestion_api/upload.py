@@ -6,10 +6,12 @@ Source: RFC 7578.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -23,6 +25,10 @@ MAX_FIELD_BYTES: Final = 16 * 1024
 MAX_PART_HEADER_BYTES: Final = 4096
 # A client that is slower, or keeps its upload open with a byte now and then, loses its place to another.
 _LEAST_BYTES: Final = 64 * 1024
+# Forms should have none (RFC 7578, 4.2). But clients of .NET give a name that is not ASCII so, and beside it nothing, or
+# an encoded-word. It comes before that (RFC 6266, 4.3).
+_EXTENDED_NAME: Final = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^';]*'([^\s;]*)", re.IGNORECASE)
+_QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +133,17 @@ class MultipartReader:
                     field, value = b"", b""
                 case "headers":
                     break
-        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        disposition = headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         name = options.get(b"name", b"").decode(errors="replace")
-        if b"filename" not in options:
+        file_name = options.get(b"filename")
+        if extended := _EXTENDED_NAME.search(_QUOTED.sub(b'""', disposition)):
+            file_name = unquote_to_bytes(extended[1])
+        if file_name is None:
             return name, None
         kind = headers.get(b"content-type", b"").decode(errors="replace").strip().lower()
         meaningful = kind and kind != "application/octet-stream" and len(kind) <= 128
-        file_name = options[b"filename"].decode(errors="replace")
-        return name, FilePart(name=file_name, content_type=kind if meaningful else None)
+        return name, FilePart(name=file_name.decode(errors="replace"), content_type=kind if meaningful else None)
 
     async def fields_before_file(self) -> tuple[dict[str, str], FilePart]:
         """Read the fields, up to the head of the file's part.

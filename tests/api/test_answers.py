@@ -375,6 +375,32 @@ async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path) -> None
     assert len(bucket(tmp_path)) == 1
 
 
+EXTENDED = b"filename*=utf-8''%C3%9Cbersicht%20a%3Bb.md"
+
+
+@pytest.mark.parametrize(
+    ("named", "title"),
+    [
+        (b'filename="=?utf-8?B?w5xiZXJzaWNodCBhO2IubWQ=?="; ' + EXTENDED, "Übersicht a;b.md"),
+        (EXTENDED + b'; filename="?bersicht"', "Übersicht a;b.md"),
+        (EXTENDED, "Übersicht a;b.md"),
+        (b"filename=a.md; filename*=UTF-8'en'a.md", "a.md"),
+        ('filename="Übersicht.md"'.encode(), "Übersicht.md"),
+        (b'filename="; ' + EXTENDED + b'"', "; " + EXTENDED.decode()),
+        (b"filename=a.md; filename*=iso-8859-1''%DC.md", "a.md"),
+    ],
+    ids=[".NET", "the other way round", "alone", "of ASCII", "a browser", "within the name", "not UTF-8"],
+)
+async def test_a_file_is_called_as_its_client_says(tmp_path: Path, named: bytes, title: str) -> None:
+    server = ApiServer()
+    part = b"--b\r\nContent-Disposition: form-data; name=file; " + named + b"\r\n\r\nabc"
+    async with services(tmp_path, server) as parts:
+        await bulk_ingest(request(parts, body=part + END), uuid.UUID(KB), CALLER)
+    (made,), (key,) = server.made, bucket(tmp_path)
+    assert made["spec"]["document"]["title"] == title
+    assert key.endswith(".md")
+
+
 @pytest.mark.parametrize(
     ("post", "get", "left"),
     [
