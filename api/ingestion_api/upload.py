@@ -1,4 +1,4 @@
-"""A multipart body, read as it arrives: the fields first, then one file, of which no more than a piece is in memory.
+"""A multipart body, read as it arrives: fields, and a file, of which no more than a piece is in memory.
 
 Source: RFC 7578.
 """
@@ -25,8 +25,8 @@ MAX_FIELD_BYTES: Final = 16 * 1024
 MAX_PART_HEADER_BYTES: Final = 4096
 # A client that is slower, or keeps its upload open with a byte now and then, loses its place to another.
 _LEAST_BYTES: Final = 64 * 1024
-# Forms should have none (RFC 7578, 4.2). But clients of .NET give a name that is not ASCII so, and beside it nothing, or
-# an encoded-word. It comes before that (RFC 6266, 4.3).
+# Forms should have none (RFC 7578, 4.2). But clients of .NET give a name that is not ASCII so, and beside it nothing,
+# or an encoded-word. It comes before that (RFC 6266, 4.3).
 _EXTENDED_NAME: Final = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^';]*'([^\s;]*)", re.IGNORECASE)
 _QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
@@ -60,6 +60,8 @@ class MultipartReader:
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 200:
             raise bad_request("content-type: send multipart/form-data with a boundary")
+        self.fields: dict[str, str] = {}
+        """Those read so far. Some clients cannot choose where the file is among them: they come before or after it."""
         self._stream = request.stream()
         self._stall = stall_seconds
         self._waited = 0.0
@@ -145,48 +147,35 @@ class MultipartReader:
         meaningful = kind and kind != "application/octet-stream" and len(kind) <= 128
         return name, FilePart(name=file_name.decode(errors="replace"), content_type=kind if meaningful else None)
 
-    async def fields_before_file(self) -> tuple[dict[str, str], FilePart]:
-        """Read the fields, up to the head of the file's part.
+    async def next_file(self) -> FilePart | None:
+        """Read fields, up to the head of a file's part; None at the end of the form.
 
         Raises:
-            ProblemError: 400 when there is no file, or fields are too many, too long or not UTF-8.
+            ProblemError: 400 when fields are too many, too long, given twice or not UTF-8.
         """
-        fields: dict[str, str] = {}
-        while True:
-            head = await self._part_head()
-            if head is None:
-                raise bad_request("file: the form has none; send the document as a part with a file name")
+        while (head := await self._part_head()) is not None:
             name, file = head
             if file is not None:
-                return fields, file
-            if len(fields) == MAX_FIELDS:
-                raise bad_request(f"at most {MAX_FIELDS} fields are read")
-            value = bytearray()
-            while (event := await self._next())[0] == "data":
-                value += event[1]
-                if len(value) > MAX_FIELD_BYTES:
-                    raise bad_request(f"{name[:64]}: more than {MAX_FIELD_BYTES} bytes")
-            if name in fields:
-                raise bad_request(f"{name[:64]}: given twice")
-            try:
-                fields[name] = value.decode()
-            except UnicodeDecodeError:
-                raise bad_request(f"{name[:64]}: not UTF-8") from None
+                return file
+            await self._read_field(name)
+        return None
+
+    async def _read_field(self, name: str) -> None:
+        if len(self.fields) == MAX_FIELDS:
+            raise bad_request(f"at most {MAX_FIELDS} fields are read")
+        value = bytearray()
+        while (event := await self._next())[0] == "data":
+            value += event[1]
+            if len(value) > MAX_FIELD_BYTES:
+                raise bad_request(f"{name[:64]}: more than {MAX_FIELD_BYTES} bytes")
+        if name in self.fields:
+            raise bad_request(f"{name[:64]}: given twice")
+        try:
+            self.fields[name] = value.decode()
+        except UnicodeDecodeError:
+            raise bad_request(f"{name[:64]}: not UTF-8") from None
 
     async def file(self) -> AsyncIterator[bytes]:
-        """Yield the file's bytes."""
+        """Yield the bytes of the file whose head was read last."""
         while (event := await self._next())[0] == "data":
             yield event[1]
-
-    async def nothing_more(self) -> None:
-        """Read to the end of the form.
-
-        Raises:
-            ProblemError: 400 when another part follows.
-        """
-        head = await self._part_head()
-        if head is None:
-            return
-        if head[1] is not None:
-            raise bad_request("file: one document for each request; send the others in requests of their own")
-        raise bad_request(f"{head[0][:64]}: fields come before the file")

@@ -33,6 +33,7 @@ from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
+from ingestion_api.upload import MAX_FIELD_BYTES, MAX_FIELDS
 from ingestion_api.views import NarrowJob, page_json, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
@@ -366,13 +367,46 @@ def bucket(folder: Path) -> list[str]:
     return [entry.key for entry in store.list(prefix="uploads")]
 
 
-async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path) -> None:
+def field(name: str, value: str) -> bytes:
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
+@pytest.mark.parametrize("before", [0, 1, 3], ids=["after the file", "around it", "before it"])
+async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path, before: int) -> None:
+    """Wherever they are: many clients send the file first, or parts in an order of their own."""
+    given = [field("document_id", OTHER), field("mode", "Segmented"), field("title", "Notes")]
+    body = b"".join([*given[:before], FILE, b"\r\n", *given[before:], b"--b--\r\n"])
     server = ApiServer()
     async with services(tmp_path, server) as parts:
-        await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
-    (made,) = server.made
-    assert (made["spec"]["mode"], made["spec"]["document"]["title"]) == ("Segmented", "a.txt")
-    assert len(bucket(tmp_path)) == 1
+        taken = await bulk_ingest(request(parts, body=body), uuid.UUID(KB), CALLER)
+    (made,), (key,) = server.made, bucket(tmp_path)
+    spec, document = made["spec"], made["spec"]["document"]
+    assert (spec["mode"], document["title"], document["id"]) == ("Segmented", "Notes", OTHER)
+    assert [str(item.document_id) for item in taken.items] == [OTHER]
+    assert document["source"]["uri"] == f"s3://team-a/{key}"
+    assert (key.split("/")[1] == OTHER) == bool(before)
+
+
+@pytest.mark.parametrize(
+    ("late", "told"),
+    [
+        (field("mode", "Fast"), "mode"),
+        (field("title", "Notes"), "title: given twice"),
+        (b"".join(field(f"x{number}", "") for number in range(MAX_FIELDS)), f"at most {MAX_FIELDS} fields"),
+        (field("options", "x" * (MAX_FIELD_BYTES + 1)), f"options: more than {MAX_FIELD_BYTES} bytes"),
+        (FILE + b"\r\n", "one document for each request"),
+    ],
+    ids=["wrong", "twice", "too many", "too long", "another file"],
+)
+async def test_what_comes_after_the_file_is_bounded_as_what_comes_before_it(
+    tmp_path: Path, late: bytes, told: str
+) -> None:
+    server = ApiServer()
+    async with services(tmp_path, server) as parts:
+        body = field("title", "Notes") + FILE + b"\r\n" + late + b"--b--\r\n"
+        with pytest.raises(ProblemError, match=told) as refused:
+            await bulk_ingest(request(parts, body=body), uuid.UUID(KB), CALLER)
+    assert (refused.value.status, server.made, bucket(tmp_path)) == (400, [], [])
 
 
 EXTENDED = b"filename*=utf-8''%C3%9Cbersicht%20a%3Bb.md"

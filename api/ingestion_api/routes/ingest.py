@@ -71,7 +71,7 @@ class IngestOptions(Model):
 
 
 class IngestForm(BaseModel):
-    """The fields of the form, before the file."""
+    """The fields of the form."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -100,7 +100,7 @@ _BODY: Final[dict[str, Any]] = {
                         "type": "string",
                         "description": "JSON: parts of the job's spec; see docs/rest-api.md.",
                     },
-                    "file": {"type": "string", "format": "binary", "description": "The document; the last part."},
+                    "file": {"type": "string", "format": "binary", "description": "The document."},
                 },
             }
         }
@@ -112,8 +112,8 @@ _BODY: Final[dict[str, Any]] = {
     "/knowledge-bases/{kb_id}/ingest",
     operation_id="bulkIngest",
     summary="Ingest a document",
-    description="Fields first, then the file, one document for each request. The document streams into the tenant's"
-    " bucket; the answer comes once its job is recorded.",
+    description="One document for each request; fields that come before the file are checked before it is read. The"
+    " document streams into the tenant's bucket; the answer comes once its job is recorded.",
     status_code=202,
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
     openapi_extra={"requestBody": _BODY},
@@ -133,8 +133,10 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
     store = await parts.stores.of(namespace=caller.namespace)
     async with parts.uploads.one(namespace=caller.namespace):
         reader = MultipartReader(request=request, stall_seconds=parts.options.stall_seconds)
-        fields, file = await reader.fields_before_file()
-        form, options = _read(fields)
+        file = await reader.next_file()
+        if file is None:
+            raise bad_request("file: the form has none; send the document as a part with a file name")
+        form, _ = _read(reader.fields)  # what is wrong with them is said before the file is sent
         document_id = str(form.document_id or uuid.uuid4())
         try:
             upload = await put_upload(
@@ -146,7 +148,10 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
             raise from_worker_error(error) from error
         parts.metrics.upload_bytes.inc(upload.size)
         try:
-            await reader.nothing_more()
+            if await reader.next_file() is not None:
+                raise bad_request("file: one document for each request; send the others in requests of their own")
+            form, options = _read(reader.fields)
+            document_id = str(form.document_id or document_id)  # the file stays where it is
             source = Source(uri=upload.uri, sha256=upload.sha256, content_type=file.content_type)
             spec = _spec(str(kb_id), document_id, form, options, file, source)
             job_id = await parts.jobs.create(namespace=caller.namespace, spec=spec)
