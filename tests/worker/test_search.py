@@ -572,13 +572,22 @@ def test_what_lies_beside_the_documents_is_passed_over(worker: Worker) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("chunks", -5), ("segments", -1), ("dimensions", -1), ("dimensions", 10**15), ("title", "\ud800")],
+    [
+        *(("chunks", -5), ("segments", -1), ("dimensions", -1), ("dimensions", 10**15), ("title", "\ud800")),
+        *(("plan_hash", "a/b"), ("plan_hash", ".."), ("version_id", "a\nb"), ("version_id", "")),
+    ],
 )
 def test_a_history_entry_of_values_that_none_of_ours_has_is_refused(worker: Worker, field: str, value: Any) -> None:
     ingest(worker)
     change_entry(worker, field, value)
     with pytest.raises(WorkerError, match="DocumentUnreadable"):
         find(worker.store)
+
+
+def test_an_output_of_more_chunks_than_a_name_has_room_for_is_not_there(worker: Worker) -> None:
+    ingest(worker, documents=2)
+    change_entry(worker, "chunks", 2**31 - 1)
+    assert {hit.document_id for hit in find(worker.store)} == {DOCUMENTS[1]}
 
 
 def test_an_output_whose_name_promises_less_than_nothing_is_passed_over(worker: Worker) -> None:

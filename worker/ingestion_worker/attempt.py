@@ -29,7 +29,7 @@ from ingestion_worker.outcome import WorkerError
 
 _STAGES: Final = {command: stage for stage, command in COMMANDS.items()}
 # Ids become part of object keys: nothing that could leave its folder.
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 MAX_ATTEMPT_BYTES: Final = 4 * 2**20
 _Choice = TypeVar("_Choice", Stage, Mode)
@@ -280,7 +280,7 @@ class _Reader:
 
     def id(self, name: str) -> str:
         value = self.text(name)
-        if not _ID.fullmatch(value) or ".." in value:
+        if not ID.fullmatch(value) or ".." in value:
             raise WorkerError("InvalidAttempt", f"{self._path}.{name} is not an id")
         return value
 

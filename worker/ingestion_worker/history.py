@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, TypeVar, get_type_hints
 
 from ingestion_worker import layout
-from ingestion_worker.attempt import EmbeddingSpec
+from ingestion_worker.attempt import ID, EmbeddingSpec
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 
@@ -37,6 +37,7 @@ _MAX_TITLE: Final = 512
 _MAX_FIELD: Final = 256
 _MAX_NUMBER: Final = 2**31 - 1
 _MAX_DIMENSIONS: Final = 65_536
+_IN_KEYS: Final = ("version_id", "plan_hash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,8 @@ def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) 
         highest = _MAX_DIMENSIONS if name == "dimensions" else _MAX_NUMBER
         if isinstance(value, int) and not 0 <= value <= highest:
             raise ValueError(f"{name} is {value}, not within 0 to {highest}")
+        if name in _IN_KEYS and not ID.fullmatch(value):
+            raise ValueError(f"{name} cannot be part of a key")
         str(value).encode()  # half a character is a text to JSON, and nothing that could be answered with
     return kind(**values, **known)
 

@@ -339,9 +339,9 @@ def _search(
     best: list[tuple[float, str, int]] = []
     owners: dict[str, LiveVersion] = {}
 
-    def scan(item: tuple[LiveVersion, str]) -> tuple[str, LiveVersion, list[tuple[float, int]]]:
-        version, key = item
-        chunks, dimensions = layout.parse_segment_key(key=key)[1], version.embedding.dimensions
+    def scan(item: tuple[LiveVersion, str, int]) -> tuple[str, LiveVersion, list[tuple[float, int]]]:
+        version, key, chunks = item
+        dimensions = version.embedding.dimensions
         # Until it is scanned, an output is in memory whether the cache keeps it or not: it holds its share till then.
         with ExitStack() as share:
 
@@ -417,17 +417,16 @@ def _outputs(
     versions: Sequence[LiveVersion],
     cache: SegmentCache,
     deadline: float | None,
-) -> Iterator[tuple[LiveVersion, str]]:
+) -> Iterator[tuple[LiveVersion, str, int]]:
+    """Yield the outputs of versions that have chunks: the version, the key, and the number that its name promises."""
     for version in versions:
         prefix = layout.version_prefix(
             knowledge_base=knowledge_base, document_id=version.document_id, version_id=version.version_id
         )
         for segment, chunks in _counts(store=store, prefix=prefix, version=version, cache=cache, deadline=deadline):
             if chunks:
-                yield (
-                    version,
-                    layout.segment_key(prefix=prefix, plan_hash=version.plan_hash, segment=segment, chunks=chunks),
-                )
+                key = layout.segment_key(prefix=prefix, plan_hash=version.plan_hash, segment=segment, chunks=chunks)
+                yield version, key, chunks
 
 
 def _counts(
