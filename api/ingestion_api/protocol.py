@@ -17,6 +17,8 @@ from ingestion_api.problems import bad_request, unavailable
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
 # Requests beside the one that is being answered. Few clients send any; one of 18 bytes becomes kilobytes in memory.
 _MOST_WAITING: Final = 8
+# Of a connection that has just been made.
+_FIRST_HEAD_SECONDS: Final = 15.0
 # An answer stays in memory until it is read, to its end.
 _UNREAD_SECONDS: Final = 60.0
 
@@ -62,8 +64,8 @@ class BoundedHttp(HttpToolsProtocol):
     - Over `h11_max_incomplete_event_size` bytes of request line and headers, or of what stands between and after the
       pieces of a body: 400 if that can still be answered. Bytes are counted as they come: the parser does not
       tell of a header before its end.
-    - No whole head within `timeout_keep_alive` seconds, from the beginning of the connection, the last answer, or the
-      last piece of a body that was answered before it had come.
+    - No whole head within 15 seconds from the beginning of the connection, or `timeout_keep_alive` seconds from the
+      last answer, or the last piece of a body that was answered before it had come.
     - Over `limit_concurrency` connections: 503 and hung up, but for probes.
     - Over 8 requests that wait for the answer to the one before: hung up.
     - An answer that is not taken to its end within 60 seconds: hung up.
@@ -87,7 +89,7 @@ class BoundedHttp(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # to be told once all is taken
-        self._wait_for_head()
+        self._wait_for_head(min(_FIRST_HEAD_SECONDS, self.timeout_keep_alive))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -150,7 +152,7 @@ class BoundedHttp(HttpToolsProtocol):
         """A piece of a body has come. The request may be answered already, before its client has read that."""
         self._bytes = 0
         if self._no_head is not None:
-            self._wait_for_head()
+            self._wait_for_head(self.timeout_keep_alive)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -164,7 +166,7 @@ class BoundedHttp(HttpToolsProtocol):
         """An answer is sent."""
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
-            self._wait_for_head()
+            self._wait_for_head(self.timeout_keep_alive)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, and hang up; without an answer where another one is half sent."""
@@ -176,9 +178,9 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
         self.transport.close()
 
-    def _wait_for_head(self) -> None:
+    def _wait_for_head(self, seconds: float) -> None:
         self._stop_waiting()
-        self._no_head = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._no_head = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
         if self._no_head is not None:

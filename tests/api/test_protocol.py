@@ -33,7 +33,9 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextmanager
-def served(*, connections: int = 100, sent: list[float] | None = None) -> Iterator[int]:
+def served(
+    *, connections: int = 100, keep_alive_seconds: int = SECONDS, sent: list[float] | None = None
+) -> Iterator[int]:
     """Serve the app; yield its port. When each large answer was asked for is noted in `sent` once that was taken."""
     app = FastAPI()
     sent = [] if sent is None else sent
@@ -57,8 +59,8 @@ def served(*, connections: int = 100, sent: list[float] | None = None) -> Iterat
         return TakenResponse(b"x" * LARGE)
 
     (port,) = ports.free(count=1)
-    options = Options(namespace="system", connections=connections, keep_alive_seconds=SECONDS, header_bytes=HEAD_BYTES)
-    server = serve(app, options, port)
+    bounds = {"connections": connections, "keep_alive_seconds": keep_alive_seconds, "header_bytes": HEAD_BYTES}
+    server = serve(app, Options(namespace="system", **bounds), port)
     next(server)
     yield port
     next(server, None)
@@ -156,6 +158,20 @@ async def test_a_connection_without_a_request_is_closed(drip: bytes) -> None:
                         writer.write(drip)
                     await asyncio.wait([ended], timeout=SECONDS / 4)
                 assert ended.exception() is None or isinstance(ended.exception(), ConnectionError)
+
+
+async def test_an_answered_connection_stays_longer_than_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a proxy that keeps it for 60 s sends a request into one that is just being closed."""
+    assert Options(namespace="system").keep_alive_seconds > 60
+    monkeypatch.setattr("ingestion_api.protocol._FIRST_HEAD_SECONDS", 0.2)
+    head = b"GET /healthz HTTP/1.1\r\nhost: api\r\n\r\n"
+    with served(keep_alive_seconds=60) as port:
+        async with client(port) as (reader, writer), client(port) as (silent, _):
+            writer.write(head)
+            assert (await answer_of(reader))[0] == 200
+            assert await asyncio.wait_for(silent.read(), timeout=30) == b""
+            writer.write(head)
+            assert (await answer_of(reader))[0] == 200
 
 
 async def test_probes_are_answered_however_many_connections_there_are() -> None:
