@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 RETRY_AFTER_SECONDS: Final = 2
+# Each 401 has to have one (RFC 9110, 15.5.2): without, some clients report a broken connection and try again.
+_CHALLENGE: Final = 'APIKey header="x-api-key"'
 # A wrong value is echoed in a 422; of a long one, the beginning is enough.
 _ECHO_CHARACTERS: Final = 200
 # A body of 64 KiB can be wrong in thousands of places.
@@ -58,7 +60,11 @@ class ProblemError(Exception):
 
     def response(self) -> JSONResponse:
         """Return the answer."""
-        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
+        headers = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = _CHALLENGE
         return ErrorJson({"error": self.error, "message": self.message}, status_code=self.status, headers=headers)
 
 

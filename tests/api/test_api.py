@@ -112,6 +112,7 @@ async def test_a_wrong_key_is_refused(api: Api, key: str) -> None:
     answer = await api.client.get(f"/v1/knowledge-base/ingestion-jobs/{UNKNOWN}", headers={"x-api-key": key})
     assert answer.status_code == 401
     assert answer.json()["error"] == "unauthorized"
+    assert "x-api-key" in answer.headers["www-authenticate"]
 
 
 async def test_a_revoked_key_stops_within_seconds(api: Api) -> None:
