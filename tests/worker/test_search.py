@@ -259,6 +259,7 @@ def test_of_versions_of_many_embeddings_only_the_best_chunks_are_kept(
     monkeypatch.setattr(
         "ingestion_worker.search.live_versions", lambda **_: [SimpleNamespace(embedding=spec) for spec in specs]
     )
+    builtin().embed(["x"])  # is loaded once, and large
     tracemalloc.start()
     try:
         assert len(find(worker.store, limit=limit)) == limit
