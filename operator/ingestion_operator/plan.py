@@ -554,7 +554,8 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
     if _refused(draft):
         return
     dispatch = _dispatch_of(draft, record.stage)
-    draft.set_record(map_digest=dispatch.digest)  # differs only if another release wrote the intent
+    # They differ if another release wrote the intent, or the job is back from a backup: it has another UID then.
+    draft.set_record(name=dispatch.name, map_digest=dispatch.digest)
     draft.actions.append(CreateChild(config_map=build_config_map(dispatch), body=build_child(dispatch)))
 
 

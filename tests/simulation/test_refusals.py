@@ -21,6 +21,7 @@ from simulation.oracle import Oracle
 from simulation.stories import (
     PATH,
     SEGMENTS,
+    create,
     fail_in_part,
     live,
     make_late,
@@ -260,6 +261,25 @@ def test_an_upgrade_while_a_job_is_refused_is_survived(
     policy.refuses = lambda _: False
     reach(cluster, "completed")
     assert {item["data"][names.ATTEMPT_KEY][:9] for item in cluster.api.all("configmaps")} == {'{"more":1'}
+
+
+def test_a_job_that_was_refused_when_it_was_backed_up_goes_on(
+    cluster: SimulatedCluster, oracle: Oracle, policy: Policy
+) -> None:
+    """Its status, restored too, has the name of a Job that was to be made; that of the new UID has another name."""
+    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE)
+    create(cluster, parallelism=SEGMENTS)
+    only = cluster.start_operator()
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    cluster.kill(only)
+    backup = live(cluster)["status"]
+    cluster.api.request("DELETE", PATH, body={})
+    create(cluster, parallelism=SEGMENTS)
+    cluster.api.request("PATCH", f"{PATH}/status", body={"status": backup}, content_type=MERGE_PATCH)
+    cluster.start_operator()
+    policy.refuses = lambda _: False
+    reach(cluster, "completed")
+    oracle.violations.remove(f"invariant 1: attempt 0 renames {backup['attempts'][0]['jobs'][0]['name']}")
 
 
 def test_a_late_job_of_the_release_before_holds_nothing_up(
