@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NewType
 from uuid import NAMESPACE_OID, uuid5
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 from pydantic.alias_generators import to_camel
 
 from ingestion_crds import JsonObject
@@ -374,6 +374,42 @@ class Condition(Model):
     observed_generation: int | None = Field(None, ge=0, description="metadata.generation that this is about.")
 
 
+_TYPES: Final = frozenset(ConditionType)
+_REASONS: Final = frozenset(Reason)
+_TRIGGERS: Final = frozenset(Trigger)
+_ENDS: Final = {Phase.COMPLETED: Reason.SUCCEEDED, Phase.PARTIAL_FAILURE: Reason.SEGMENTS_FAILED}
+
+
+def _known_conditions(value: Any) -> Any:
+    """Leave out what only a newer release can say: after a rollback, all conditions are worked out anew."""
+    if not isinstance(value, list):
+        return value
+    return [
+        item
+        for item in value
+        if not isinstance(item, dict) or (item.get("type") in _TYPES and item.get("reason") in _REASONS)
+    ]
+
+
+def _known_attempts(value: Any, info: ValidationInfo) -> Any:
+    """Say in words of this release what only a newer one can: how the last attempt ended, the phase tells."""
+    if not isinstance(value, list):
+        return value
+    last = _ENDS.get(info.data.get("phase", Phase.FAILED), Reason.PUBLISH_FAILED)
+    return [_known_attempt(item, last if item is value[-1] else Reason.SEGMENTS_FAILED) for item in value]
+
+
+def _known_attempt(attempt: Any, end: Reason) -> Any:
+    if not isinstance(attempt, dict):
+        return attempt
+    known: JsonObject = {}
+    if attempt.get("trigger") not in _TRIGGERS:
+        known["trigger"] = Trigger.PATCH
+    if attempt.get("reason", end) not in _REASONS:
+        known["reason"] = end
+    return {**attempt, **known} if known else attempt
+
+
 class Status(Model):
     """What the operator has recorded. Written by the operator alone."""
 
@@ -395,13 +431,13 @@ class Status(Model):
     failure_summary: dict[str, Count] = Field(
         default_factory=dict, max_length=MAX_CODES, description="Number of failures by code, over all of them."
     )
-    attempts: list[Attempt] = Field(
+    attempts: Annotated[list[Attempt], BeforeValidator(_known_attempts)] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS, description="The last 20 attempts, oldest first."
     )
     start_time: Time | None = Field(None, description="When the first attempt began.")
     completion_time: Time | None = Field(None, description="When the last attempt ended; absent while one runs.")
     progress_percent: int = Field(0, ge=0, le=100, description="0 to 100; 100 only when the version is active.")
-    conditions: list[Condition] = Field(
+    conditions: Annotated[list[Condition], BeforeValidator(_known_conditions)] = Field(
         default_factory=list,
         max_length=16,
         description="Conditions, kstatus's Ready, Reconciling and Stalled among them.",

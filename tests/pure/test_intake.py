@@ -72,6 +72,29 @@ def intake(*, leading: bool, before: str, is_open: bool) -> tuple[Intake, Memory
     return made, memory, queue
 
 
+@pytest.mark.parametrize("phase", ["completed", "failed", "partial_failure"])
+@pytest.mark.parametrize("retried", [False, True])
+def test_what_a_newer_release_has_said_hides_no_job(phase: str, *, retried: bool) -> None:
+    """After a rollback: its conditions, and how its attempts ended, may be of a kind that this release has none of."""
+    made, memory, queue = intake(leading=True, before="unknown", is_open=False)
+    shown = body(5, at_rest=True)
+    shown["spec"]["retryGeneration"] = 1 + retried
+    first = {**AT_REST["attempts"][0], "reason": "BrandNew"}
+    shown["status"] = {
+        **AT_REST,
+        "phase": phase,
+        "observedRetryGeneration": 1,
+        "segments": {"total": 2, "completed": "0" if phase == "partial_failure" else "0-1", "completedCount": 1},
+        "attempts": [first, {**first, "generation": 1, "trigger": "BrandNew"}],
+        "conditions": [
+            {"type": "BrandNew", "status": "True", "reason": "Queued"},
+            {"type": "Stalled", "status": "True", "reason": "BrandNew"},
+        ],
+    }
+    made.on_job_seen(shown)
+    assert bool(queue.added) is (KEY in memory.shown) is retried
+
+
 @pytest.mark.parametrize(
     ("leading", "before", "version", "at_rest", "is_open"),
     list(product((True, False), ("unknown", "forgotten", "followed"), (3, 4, 5, 6), (True, False), (True, False))),

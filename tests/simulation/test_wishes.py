@@ -348,6 +348,16 @@ def test_a_status_that_somebody_wrote_is_put_right_so_that_retries_are_admitted(
     reach(cluster, "completed", 1)
 
 
+def test_a_reason_of_a_newer_release_does_not_keep_a_job_from_its_end(cluster: SimulatedCluster) -> None:
+    """Invariant 5, after a rollback."""
+    start(cluster)
+    said = [{**item, "reason": "BrandNew", "message": ""} for item in live(cluster)["status"]["conditions"]]
+    cluster.api.request("PATCH", f"{PATH}/status", body={"status": {"conditions": said}}, content_type=MERGE_PATCH)
+    cluster.verdicts.clear()
+    reach(cluster, "completed")
+    assert "BrandNew" not in {item["reason"] for item in live(cluster)["status"]["conditions"]}
+
+
 def test_the_phase_of_an_attempt_that_runs_is_put_right(cluster: SimulatedCluster) -> None:
     start(cluster)
     cluster.api.request("PATCH", f"{PATH}/status", body={"status": {"phase": "failed"}}, content_type=MERGE_PATCH)
