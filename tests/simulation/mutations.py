@@ -681,7 +681,9 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="a publish over a newer version",
         part="worker",
         file="history.py",
-        changes=(("        _check_superseded(state=state, job_uid=version.job_uid, number=version.number)\n", ""),),
+        changes=(
+            ("        _check_superseded(state=state, version_id=version.version_id, number=version.number)\n", ""),
+        ),
     ),
     Mutation(
         name="the pointer written over what is there",

@@ -59,6 +59,20 @@ def version(*, number: int, generation: int = 0, plan: str = "plan") -> LiveVers
     )
 
 
+def fence_off(store: Store, *, number: int, generation: int) -> None:
+    """Begin an attempt of the job that has this number."""
+    job = f"job-{number}"
+    history.raise_fence(
+        store=store,
+        knowledge_base=KB,
+        document_id=DOCUMENT,
+        job_uid=job,
+        version_id=version_id_of(job),
+        number=number,
+        generation=generation,
+    )
+
+
 def lives(store: Store) -> list[int]:
     """Return the live version number after each entry of the history."""
     prefix = layout.history_prefix(knowledge_base=KB, document_id=DOCUMENT)
@@ -99,7 +113,7 @@ def test_racing_publishers_are_monotone_and_the_highest_wins(store_config: Store
 
 def test_an_attempt_below_the_fence_publishes_nothing(store_config: StoreConfig) -> None:
     store = Store(config=store_config)
-    history.raise_fence(store=store, knowledge_base=KB, document_id=DOCUMENT, job_uid="job-7", number=7, generation=1)
+    fence_off(store, number=7, generation=1)
     late = version(number=7, generation=0, plan="plan-0")
     assert outcome(lambda: history.publish(store=store, knowledge_base=KB, version=late)) == "Fenced"
     assert history.read_state(store=store, knowledge_base=KB, document_id=DOCUMENT).live is None
@@ -110,20 +124,13 @@ def test_an_attempt_below_the_fence_publishes_nothing(store_config: StoreConfig)
 def test_attempts_that_a_restored_etcd_has_forgotten_are_caught_up_with(store_config: StoreConfig) -> None:
     """Fences stay in the bucket. The message says up to where, and the error's page what it means."""
     store = Store(config=store_config)
-    fenced: dict[str, Any] = {
-        "store": store,
-        "knowledge_base": KB,
-        "document_id": DOCUMENT,
-        "job_uid": "job-7",
-        "number": 7,
-    }
     for generation in range(1, 6):
-        history.raise_fence(**fenced, generation=generation)
+        fence_off(store, number=7, generation=generation)
     for generation in (3, 4):
         with pytest.raises(WorkerError, match="attempt 5 has begun") as late:
-            history.raise_fence(**fenced, generation=generation)
+            fence_off(store, number=7, generation=generation)
         assert late.value.code == "Fenced"
-    history.raise_fence(**fenced, generation=5)
+    fence_off(store, number=7, generation=5)
     assert (
         outcome(lambda: history.publish(store=store, knowledge_base=KB, version=version(number=7, generation=5)))
         == "live"
@@ -137,9 +144,7 @@ def test_racing_attempts_of_one_job_publish_once_and_none_below_a_fence(store_co
 
     def run(generation: int) -> None:
         def attempt() -> None:
-            history.raise_fence(
-                store=store, knowledge_base=KB, document_id=DOCUMENT, job_uid="job-7", number=7, generation=generation
-            )
+            fence_off(store, number=7, generation=generation)
             live = version(number=7, generation=generation, plan=f"plan-{generation}")
             history.publish(store=store, knowledge_base=KB, version=live)
 
@@ -234,14 +239,7 @@ def test_any_order_of_fences_and_publishes_keeps_the_rules(
     for kind, number, generation in steps:
         if kind == "fence":
             result = outcome(
-                lambda number=number, generation=generation: history.raise_fence(
-                    store=store,
-                    knowledge_base=KB,
-                    document_id=DOCUMENT,
-                    job_uid=f"job-{number}",
-                    number=number,
-                    generation=generation,
-                )
+                lambda number=number, generation=generation: fence_off(store, number=number, generation=generation)
             )
             if live < number:
                 assert result == ("Fenced" if fences.get(number, 0) > generation else "live")

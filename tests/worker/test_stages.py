@@ -354,6 +354,22 @@ def test_what_is_superseded_already_is_not_embedded(worker: Worker) -> None:
     assert worker.prepare(document__source__uri=uri, job__uid="newer", generation=1)["version"]["number"] == 3
 
 
+def test_a_version_that_is_live_is_not_superseded_by_itself(worker: Worker) -> None:
+    """A job that is back from a backup goes on with its version under another UID, and may have published it since."""
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    prepared = worker.prepare(document__source__uri=uri)
+    done = [worker.segment(prepared=prepared, segment=segment) for segment in range(prepared["segments"])]
+    published = worker.publish(prepared=prepared)
+    before = snapshot(worker.store)
+    restored = {"job__uid": "restored", "generation": 1}
+    assert worker.publish(prepared=prepared, **restored) == published
+    assert snapshot(worker.store) == before
+    for key in outputs(worker.store):
+        worker.store.delete(key=key)
+    assert [worker.segment(prepared=prepared, segment=item["segment"], **restored) for item in done] == done
+    assert snapshot(worker.store) == before
+
+
 def test_a_late_publish_of_an_earlier_attempt_changes_nothing(worker: Worker) -> None:
     uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
     prepared = worker.prepare(document__source__uri=uri)

@@ -153,7 +153,14 @@ def read_state(*, store: Store, knowledge_base: str, document_id: str) -> State:
 
 
 def raise_fence(
-    *, store: Store, knowledge_base: str, document_id: str, job_uid: str, number: int, generation: int
+    *,
+    store: Store,
+    knowledge_base: str,
+    document_id: str,
+    job_uid: str,
+    version_id: str,
+    number: int,
+    generation: int,
 ) -> State:
     """Shut out every earlier attempt of this job, durably, before this attempt does anything.
 
@@ -164,11 +171,12 @@ def raise_fence(
         knowledge_base: its UUID.
         document_id: the document's UUID.
         job_uid: the IngestionJob's.
-        number: of the version that the job makes.
+        version_id: of the version that the job makes.
+        number: of that version.
         generation: this attempt's.
 
     Returns:
-        the state that this leaves: its live version may be the job's own.
+        the state that this leaves: its live version may be the one that the job makes.
 
     Raises:
         WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt has already shut this
@@ -176,25 +184,25 @@ def raise_fence(
     """
 
     def decide(state: State) -> State | None:
-        _check_superseded(state=state, job_uid=job_uid, number=number)
+        _check_superseded(state=state, version_id=version_id, number=number)
         fence = state.fences.get(job_uid, 0)
         if fence > generation:
             raise _fenced(job_uid=job_uid, generation=generation, fence=fence)
-        if fence == generation or (state.live is not None and state.live.job_uid == job_uid):
+        if fence == generation or (state.live is not None and state.live.version_id == version_id):
             return None
         return replace(state, fences={**state.fences, job_uid: generation}, numbers={**state.numbers, job_uid: number})
 
     return _advance(store=store, knowledge_base=knowledge_base, document_id=document_id, decide=decide)
 
 
-def check_superseded(*, store: Store, knowledge_base: str, document_id: str, job_uid: str, number: int) -> None:
+def check_superseded(*, store: Store, knowledge_base: str, document_id: str, version_id: str, number: int) -> None:
     """Refuse early what `publish` would refuse in the end.
 
     Raises:
         WorkerError: VersionSuperseded when a newer version is live.
     """
     state = read_state(store=store, knowledge_base=knowledge_base, document_id=document_id)
-    _check_superseded(state=state, job_uid=job_uid, number=number)
+    _check_superseded(state=state, version_id=version_id, number=number)
 
 
 def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveVersion:
@@ -214,7 +222,7 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
         live = state.live
         if live is not None and live.version_id == version.version_id:
             return None
-        _check_superseded(state=state, job_uid=version.job_uid, number=version.number)
+        _check_superseded(state=state, version_id=version.version_id, number=version.number)
         fence = state.fences.get(version.job_uid, 0)
         if fence > version.generation:
             raise _fenced(job_uid=version.job_uid, generation=version.generation, fence=fence)
@@ -233,10 +241,11 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
     return state.live
 
 
-def _check_superseded(*, state: State, job_uid: str, number: int) -> None:
-    # Numbers only grow: what is superseded once stays so, and needs no fence.
+def _check_superseded(*, state: State, version_id: str, number: int) -> None:
+    # Numbers only grow: what is superseded once stays so, and needs no fence. Jobs are not compared: one that is back
+    # from a backup has another UID, and its former self may have published the version since.
     live = state.live
-    if live is not None and live.job_uid != job_uid and live.number >= number:
+    if live is not None and live.version_id != version_id and live.number >= number:
         raise WorkerError("VersionSuperseded", f"version {live.number} is live, so version {number} is not published")
 
 

@@ -62,6 +62,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
         knowledge_base=attempt.knowledge_base,
         document_id=attempt.document_id,
         job_uid=attempt.job_uid,
+        version_id=version_id,
         number=claimed,
         generation=attempt.generation,
     )

@@ -31,6 +31,7 @@ def publish_version(*, context: Context) -> dict[str, Any]:
         knowledge_base=attempt.knowledge_base,
         document_id=attempt.document_id,
         job_uid=attempt.job_uid,
+        version_id=version.id,
         number=version.number,
         generation=attempt.generation,
     )

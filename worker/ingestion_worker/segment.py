@@ -43,7 +43,7 @@ def process_segment(*, context: Context, segment: int) -> dict[str, Any]:
         store=context.store,
         knowledge_base=context.attempt.knowledge_base,
         document_id=context.attempt.document_id,
-        job_uid=context.attempt.job_uid,
+        version_id=version.id,
         number=version.number,
     )
     plan = read_plan(store=context.store, prefix=prefix, plan_hash=version.plan_hash)
