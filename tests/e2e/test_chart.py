@@ -445,7 +445,12 @@ def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:
     for namespace, port in (("kube-system", 53), ("openshift-dns", 5353)):
         peer = json.dumps({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}})
         assert {(peer, port, "UDP"), (peer, port, "TCP")} <= reached
-    assert (json.dumps({"ipBlock": {"cidr": "169.254.20.10/32"}}), 53, "UDP") in reached
+    (peer,) = {peer for peer, port, _ in reached if port == 53 and "ipBlock" in peer}
+    assert {(port, protocol) for other, port, protocol in reached if other == peer} == {(53, "UDP"), (53, "TCP")}
+    of_nodes = ipaddress.ip_network(json.loads(peer)["ipBlock"]["cidr"])
+    # NodeLocal DNSCache, and as Kubespray has it; AKS's LocalDNS; GKE's Cloud DNS
+    for resolver in ("169.254.20.10", "169.254.25.10", "169.254.10.11", "169.254.169.254"):
+        assert ipaddress.ip_address(resolver) in of_nodes
 
 
 def test_worker_pods_reach_the_addresses_that_are_allowed(tmp_path: Path) -> None:
