@@ -435,6 +435,14 @@ def test_every_pod_can_be_placed(tmp_path: Path) -> None:
     assert [each.model_dump(exclude_none=True) for each in config.worker_tolerations] == place["tolerations"]
 
 
+def test_every_pod_has_the_resources_that_it_is_given(tmp_path: Path) -> None:
+    """Where a quota or a LimitRange wants some, a pod without them is refused."""
+    given = {"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}}
+    documents = render({**VALUES, "operator": given, "api": given, "store": {"embedded": given}}, folder=tmp_path)
+    for name, spec in pod_specs(documents).items():
+        assert [container["resources"] for container in spec["containers"]] == [given["resources"]], name
+
+
 def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:
     reached = {
         (json.dumps(peer), port["port"], port["protocol"])
