@@ -25,6 +25,9 @@ _OVERDUE: Final = timedelta(seconds=60)
 _STARTING: Final = timedelta(minutes=3)
 # By default Kubernetes takes pods off such a node after five minutes; some are to stay for as long as it takes.
 _SILENT: Final = timedelta(minutes=3)
+# The Job controller keeps a pod, and makes no other in its place, until somebody says that it has ended. Where its node
+# does not, the pod garbage collector does, once the Node is gone. To delete the pod by force is of no use.
+_IF_LOST: Final = "Then delete the Node"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ def _overdue(pod: JsonObject, now: datetime) -> Waiting | None:
     if deleted is None or now - datetime.fromisoformat(deleted) <= _OVERDUE:
         return None
     text = f"{pod['metadata']['name']} had to end by {deleted} and has not: is its node ({_node(pod)}) lost?"
-    return _obstacle(Reason.POD_TERMINATING, text)
+    return _obstacle(Reason.POD_TERMINATING, f"{text} {_IF_LOST}")
 
 
 def _kept_by_a_sidecar(pod: JsonObject, now: datetime) -> Waiting | None:
@@ -91,7 +94,7 @@ def _not_heard_of(pod: JsonObject, now: datetime) -> Waiting | None:
     text = (
         f"{pod['metadata']['name']} runs, and nothing was heard of its node ({_node(pod)}) since {since}: is it lost?"
     )
-    return _obstacle(Reason.POD_TERMINATING, text)
+    return _obstacle(Reason.POD_TERMINATING, f"{text} {_IF_LOST}")
 
 
 def _cannot_start(pod: JsonObject, _: datetime) -> Waiting | None:

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from faults.rig import Run
 from faults.scenarios import PREPARE, PUBLISH, SEGMENTS, script
-from faults.stages import STAGES, held_at, stalled, until_pods_run
+from faults.stages import STAGES, comes_to_the_same, held_at, stalled, until_pods_run
 from faults.stand import FULL, SIDE_BY_SIDE, Stand
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import LABEL_STAGE, Reason
@@ -161,6 +161,22 @@ async def lost_for_a_moment(run: Run, *, stage: str) -> int:
     return 1
 
 
+async def cancelled_and_deleted_by_force(run: Run, *, stage: str) -> int:
+    """A Job that is to end lets go of its pods: then force ends the attempt, and a retry runs what is left."""
+    name = f"node-{run.namespace}"
+    await starts_on(run, name, stage)
+    await is_ready(run.kube, name, "Unknown")
+    await run.come_true(partial(are_to_go, run, stage))
+    await run.patch({"cancelGeneration": 0})
+    await delete_by_force(run, await pods_of(run, stage))
+    job = await run.settled("failed")
+    assert job["status"]["attempts"][0]["reason"] == Reason.CANCELLED
+    await it_is_heard_of_again(run, name, [])
+    await comes_to_the_same(run)
+    await run.kube.request("DELETE", f"{NODES}/{name}")
+    return 1
+
+
 async def starts_on(run: Run, name: str, stage: str, *tolerations: JsonObject) -> None:
     """Bring a job to a stage whose pods run on a node of their own, of which nothing is heard from then on."""
     await node(run.kube, name, only_for=run.namespace)
@@ -189,10 +205,28 @@ async def it_is_heard_of_again(run: Run, name: str, pods: list[JsonObject]) -> N
 
 async def somebody_is_told_first(run: Run, name: str, pods: list[JsonObject]) -> None:
     """Nobody comes: the job says what it waits for, and where."""
+    await somebody_is_told(run, name)
+    await it_is_heard_of_again(run, name, pods)
+
+
+async def somebody_is_told(run: Run, name: str) -> None:
     job = await run.until(lambda job: bool(stalled(job)))
     assert stalled(job)["reason"] == Reason.POD_TERMINATING
     assert name in stalled(job)["message"]
-    await it_is_heard_of_again(run, name, pods)
+
+
+async def its_pods_are_deleted_by_force(run: Run, name: str, pods: list[JsonObject]) -> None:
+    """They stay, and nothing runs in their place: the Job controller holds each until it has ended."""
+    await delete_by_force(run, pods)
+    await somebody_is_told(run, name)
+    assert {pod["metadata"]["uid"] for pod in pods} == {pod["metadata"]["uid"] for pod in await run.listed("pods")}
+    await it_is_replaced(run, name, pods)
+
+
+async def delete_by_force(run: Run, pods: list[JsonObject]) -> None:
+    for pod in pods:
+        path = core_path("pods", run.namespace, pod["metadata"]["name"])
+        await run.kube.request("DELETE", path, body={"gracePeriodSeconds": 0})
 
 
 async def it_is_replaced(run: Run, name: str, pods: list[JsonObject]) -> None:
@@ -231,6 +265,8 @@ RETURNS: Final[dict[str, Callable[..., Awaitable[int]]]] = {
     "node lost for minutes": partial(lost, comes_back=somebody_is_told_first),
     "node lost, deleted and replaced": partial(lost, comes_back=it_is_replaced),
     "node lost and declared out of service": partial(lost, comes_back=it_is_declared_dead),
+    "node lost, its pods deleted by force": partial(lost, comes_back=its_pods_are_deleted_by_force),
+    "node lost, attempt cancelled, its pods deleted by force": cancelled_and_deleted_by_force,
 }
 IN_SECONDS: Final = ("node lost, and heard of again", "node lost for a moment")
 SAMPLE: Final = f"node lost, and heard of again: {SEGMENTS}"

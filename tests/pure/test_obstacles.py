@@ -107,7 +107,8 @@ UNREADY = "ContainersNotReady"
         (running({"name": names.WORKER_CONTAINER, "state": {"running": {}}}, SIDECAR, reason=UNREADY), None),
         (
             running(),
-            "p-0 runs, and nothing was heard of its node (node-7) since 2026-01-01T11:56:00Z: is it lost?",
+            "p-0 runs, and nothing was heard of its node (node-7) since 2026-01-01T11:56:00Z: is it lost?"
+            " Then delete the Node",
         ),
         (running(lastTransitionTime="2026-01-01T11:58:00Z"), None),
         (running(status="True"), None),
