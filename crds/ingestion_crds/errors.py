@@ -327,7 +327,12 @@ _TABLE: Final = (
         "The node put the pod out.",
         "Check the node's disk and memory, then retry.",
     ),
-    _observed("Deadline", ANY, "The attempt ran past activeDeadlineSeconds.", "Raise it, then retry."),
+    _observed(
+        "Deadline",
+        ANY,
+        "The attempt ran past activeDeadlineSeconds.",
+        "See the message for what kept it, and mend that; if it says nothing, raise activeDeadlineSeconds. Then retry.",
+    ),
     _observed(
         "PodLost",
         ANY,

@@ -64,6 +64,7 @@ from ingestion_operator.questions import (
     last_made,
     phase_of,
     rejection_said,
+    stalled,
     wants_diagnosis,
     wants_harvest,
 )
@@ -726,18 +727,19 @@ def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
         unread = failed("Unknown", "there were more failed pods than are looked at")
     else:
         unread = failed("PodLost", "the segment's pod is gone")
-    otherwise = unread
+    otherwise, stopped = unread, {}
     if draft.cancelled:
         otherwise = _CANCELLED
     elif child.failure_reason == "DeadlineExceeded":
-        otherwise = failed("Deadline", child.failure_message)
+        otherwise = _out_of_time(draft, child, None)
+        stopped = {index: _out_of_time(draft, child, result) for index, result in harvest.items()}
     elif child.failure_reason == "MaxFailedIndexesExceeded":
         otherwise = failed("TooManyFailures", "stopped: more segments failed than maxFailedSegments")
     elif child.complete:
         otherwise = failed("PodLost", "the Job was made smaller by hand, and did not run the segment")
     said = {index: result for index, result in harvest.items() if index in child.failed and not result.succeeded}
     causes = {
-        segment: said.get(index, unread if index in child.failed else otherwise)
+        segment: said.get(index, unread) if index in child.failed else stopped.get(index, otherwise)
         for index, segment in enumerate(dispatched)
         if segment not in done
     }
@@ -795,10 +797,25 @@ def _stage_result(draft: _Draft, child: ChildJob, result: PodResult | None) -> P
     if draft.cancelled:
         return _CANCELLED
     if child.failure_reason == "DeadlineExceeded":
-        return failed("Deadline", child.failure_message)
+        return _out_of_time(draft, child, result)
     if result is None or result.succeeded:
         return failed("PodLost", "the pod is gone and left no message")
     return result
+
+
+def _out_of_time(draft: _Draft, child: ChildJob, result: PodResult | None) -> PodResult:
+    """Return why an index failed that its Job's deadline has stopped, with what kept it, as far as that is known.
+
+    That is what its last pod said: one that its node puts out is run again for as long as there is time. Or it is what
+    the job waited for when its time was over. What it has waited for since then kept its pods from ending.
+    """
+    said, kept = stalled(draft.snapshot.job.status), ""
+    deadline = (child.start_time or draft.now) + timedelta(seconds=child.deadline_seconds or 0)
+    if result is not None and result.code not in ("", "Interrupted"):  # as the deadline itself does
+        kept = f"; {result.code}: {result.message}"
+    elif said is not None and (said.last_transition_time or draft.now) < deadline:
+        kept = f"; {said.reason}: {said.message}"
+    return failed("Deadline", child.failure_message + kept)
 
 
 def _fail_stage(draft: _Draft, stage: Stage, result: PodResult) -> None:

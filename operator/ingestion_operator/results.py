@@ -90,8 +90,10 @@ class Results:
             if index is None or result is None:
                 continue
             created = str(pod["metadata"].get("creationTimestamp", ""))
-            # A success is final whatever the clock says: one index has at most one.
-            rank = ("1" if result.succeeded else "0") + created
+            # A success is final whatever the clock says: one index has at most one. A pod that is being deleted was
+            # told to end, as those are that run at the Job's deadline: the one before it says more.
+            place = 2 if result.succeeded else 0 if "deletionTimestamp" in pod["metadata"] else 1
+            rank = f"{place}{created}"
             if index not in self._latest or rank >= self._latest[index][0]:
                 self._latest[index] = (rank, result)
 

@@ -6,6 +6,7 @@ The little world below applies the planner's actions and plays the cluster; cras
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -507,3 +508,47 @@ def test_what_an_attempt_is_made_from_is_immutable_and_nothing_else(field: str) 
     snapshot = Snapshot(job=job, config=CONFIG, children=tuple(world.children.values()), config_map_gone=True)
     restored = [action for action in plan(snapshot, now=world.now).actions if isinstance(action, RestoreConfigMap)]
     assert bool(restored) is (field not in FIXED), "it is made again only as it was"
+
+
+def prepare_runs() -> tuple[World, ChildJob]:
+    """Return a new job, and the Job that prepares its document."""
+    world = World()
+    world.rest()
+    child = world.live()
+    assert child is not None
+    return world, child
+
+
+PUT_OUT = PodResult(succeeded=False, code="Evicted", message="The node was low on resource: memory")
+STOPPED = PodResult(succeeded=False, code="Interrupted", message="told to stop")
+
+
+@pytest.mark.parametrize("runs", [prepare_runs, segments_run])
+@pytest.mark.parametrize(
+    ("last", "waits_since", "says"),
+    [
+        (None, None, ""),
+        (PUT_OUT, None, "; Evicted: The node was low on resource: memory"),
+        (PUT_OUT, 500, "; Evicted: The node was low on resource: memory"),
+        (STOPPED, 500, "; PodUnschedulable: 0/3 nodes are available"),
+        (None, 500, "; PodUnschedulable: 0/3 nodes are available"),
+        (None, 650, ""),
+        (STOPPED, None, ""),
+    ],
+)
+def test_what_ran_out_of_time_says_what_kept_it(
+    runs: Callable[[], tuple[World, ChildJob]], last: PodResult | None, waits_since: int | None, says: str
+) -> None:
+    """A pod that its node puts out is run again until then; and a job may have waited for a node all the time."""
+    world, child = runs()
+    child = replace(child, start_time=START, deadline_seconds=600, active=1)
+    if waits_since is not None:
+        waiting = Waiting(reason=Reason.POD_UNSCHEDULABLE, message="0/3 nodes are available")
+        snapshot = Snapshot(job=world.job, config=CONFIG, children=(child,), obstacle=waiting)
+        status = plan(snapshot, now=START + timedelta(seconds=waits_since)).status
+        world.job = world.job.model_copy(update={"status": status})
+    child = replace(child, active=0, failure_reason="DeadlineExceeded", failure_message="It took too long")
+    harvest = {0: last} if last is not None else {}
+    snapshot = Snapshot(job=world.job, config=CONFIG, children=(child,), harvest=harvest)
+    failure = plan(snapshot, now=START + timedelta(seconds=700)).status.failures[0]
+    assert (failure.code, failure.message) == ("Deadline", f"It took too long{says}")

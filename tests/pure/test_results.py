@@ -47,6 +47,18 @@ def test_no_message_is_too_odd_to_be_read(said: str, code: str, message: str) ->
     assert len(result.message.encode()) <= 200
 
 
+def test_a_pod_that_was_told_to_end_says_less_than_the_one_before_it() -> None:
+    """Pods that run at their Job's deadline are deleted, and listed for a moment more."""
+    before, last = ended('{"code": "EmbeddingUnavailable"}'), ended('{"code": "Interrupted"}')
+    before["metadata"]["creationTimestamp"] = "2026-01-01T11:00:00Z"
+    last["metadata"] |= {"creationTimestamp": "2026-01-01T12:00:00Z", "deletionTimestamp": "2026-01-01T12:30:00Z"}
+    for pods in ([before, last], [last, before]):
+        results = Results()
+        results.take(pods)
+        assert results.harvest[0].code == "EmbeddingUnavailable"
+    assert result_of(last).code == "Interrupted"
+
+
 def test_a_success_that_says_something_odd_is_one() -> None:
     assert result_of(ended("[" * 4096, phase="Succeeded", exit_code=0)).payload == {}
 

@@ -169,7 +169,7 @@ def _dispatch_of(""",
     Mutation(
         name="a segment that failed is taken for one that was stopped",
         file="plan.py",
-        changes=(("unread if index in child.failed else otherwise", "otherwise"),),
+        changes=(("said.get(index, unread)", "said.get(index, otherwise)"),),
     ),
     Mutation(
         name="a Job that is Complete has run every segment",
