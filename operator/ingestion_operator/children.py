@@ -25,6 +25,7 @@ _STAGE_WORDS: Final = {Stage.PREPARE: "prepare", Stage.SEGMENTS: "segments", Sta
 _WORKER_USER: Final = 65532
 _LEAST_TMP_GIB: Final = 4
 _TERMINATION_GRACE_SECONDS: Final = 30
+_JOB_CONTROLLER: Final = "kubernetes.io/job-controller"
 EMPTY: Final = IndexSet()
 
 
@@ -330,6 +331,7 @@ class ChildJob:
         failure_reason: the reason of condition Failed=True; None unless the Job has failed.
         deleting: a deletion is recorded and waits for finalizers.
         queued: it was made for a queue, which suspends it and admits it.
+        managed_by: who runs it in place of Kubernetes' own Job controller, as in another cluster; else empty.
         resource_version: 0 before it is stored; a later state of it has a greater one (KEP-5504).
     """
 
@@ -341,6 +343,7 @@ class ChildJob:
     map_digest: str = ""
     deleting: bool = False
     queued: bool = False
+    managed_by: str = ""
     suspended: bool = False
     parallelism: int = 1
     deadline_seconds: int | None = None
@@ -372,6 +375,7 @@ def read_child(raw: JsonObject) -> ChildJob:
     labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
     owner: JsonObject = next((ref for ref in metadata.get("ownerReferences", []) if ref.get("controller")), {})
     conditions = {item["type"]: item for item in status.get("conditions", []) if item.get("status") == "True"}
+    managed_by = spec.get("managedBy", "")
     failed = conditions.get("Failed")
     ended = conditions.get("Complete") or failed or {}
     return ChildJob(
@@ -383,6 +387,7 @@ def read_child(raw: JsonObject) -> ChildJob:
         map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),
         deleting="deletionTimestamp" in metadata,
         queued=bool(labels.get(names.LABEL_QUEUE_NAME)),
+        managed_by=managed_by if managed_by != _JOB_CONTROLLER else "",
         suspended=bool(spec.get("suspend", False)),
         parallelism=spec.get("parallelism", 1),
         deadline_seconds=spec.get("activeDeadlineSeconds"),

@@ -602,6 +602,9 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     obstacle = draft.snapshot.obstacle
     if obstacle is not None and not goes_on(obstacle.reason, child):
         draft.blocked = obstacle
+    if child.managed_by:
+        text = f"the Job {child.name} was given to {child.managed_by}, for a cluster where its pods lack their input"
+        draft.block(Reason.REJECTED_BY_CLUSTER, f"{text}. Cancel the attempt, name another queue, then retry")
     if draft.snapshot.config_map_gone and not _refused(draft):
         _restore_config_map(draft)
     _count(draft, child)
@@ -860,7 +863,7 @@ def _finish(draft: _Draft) -> None:
         # It was given up, and must not be resumed.
         if not child.deleting:
             _delete(draft, child)
-        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the suspended Job to be gone")
+        draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     if uid is not None and uid not in draft.snapshot.tidied:

@@ -126,11 +126,11 @@ def stalled(status: Status) -> Condition | None:
 def given_up(job: IngestionJob, child: ChildJob) -> bool:
     """True when the running stage's Job is to be taken as it stands, and deleted.
 
-    Its attempt is cancelled, or was, while it is suspended: a deadline does not reach it then.
+    Its attempt is cancelled, or was, while it is suspended, or another's to run: a deadline does not reach it then.
     """
     attempts = job.status.attempts
     to_end = child.cancelled or (bool(attempts) and cancelled(job, attempts[-1].generation))
-    return to_end and child.suspended and not child.finished
+    return to_end and (child.suspended or bool(child.managed_by)) and not child.finished
 
 
 def cancelled(job: IngestionJob, generation: int) -> bool:
@@ -140,8 +140,9 @@ def cancelled(job: IngestionJob, generation: int) -> bool:
 
 
 def wants_diagnosis(child: ChildJob) -> bool:
-    """True when a Job should have pods that run and has not."""
-    return not child.finished and not child.suspended and (child.active == 0 or child.ready < child.active)
+    """True when a Job should have pods that run and has not; those of another cluster are not to be seen."""
+    waits = child.active == 0 or child.ready < child.active
+    return waits and not child.finished and not child.suspended and not child.managed_by
 
 
 def goes_on(reason: str, child: ChildJob) -> bool:

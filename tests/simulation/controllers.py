@@ -129,7 +129,7 @@ class JobController:
         if job is None or job["metadata"]["uid"] != uid:
             self._release_orphans(uid)
             return
-        if finished(job):
+        if finished(job) or "managedBy" in job["spec"]:
             return
         _JobSync(self, self._api, job, self._pods(uid), self._now()).run()
 

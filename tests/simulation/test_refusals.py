@@ -340,6 +340,43 @@ def test_an_attempt_whose_job_a_policy_changes_can_be_cancelled(cluster: Simulat
     assert not cluster.api.all("configmaps")
 
 
+def give_away(call: Call) -> None:
+    """Do as Kueue does where MultiKueue is to run the Jobs of a queue."""
+    if call.method == "POST" and call.path == child_path(NAMESPACE):
+        call.arguments["body"]["spec"] |= {"managedBy": "kueue.x-k8s.io/multikueue", "suspend": True}
+
+
+@pytest.mark.parametrize("admitted", [False, True])
+def test_a_job_that_is_given_to_another_cluster_says_so_and_can_be_cancelled(
+    cluster: SimulatedCluster, policy: Policy, admitted: bool
+) -> None:
+    """Invariants 5 and 8: its pods lack their input there, and nobody here heeds its deadline."""
+    policy.changes = give_away
+    body = ingestion_job(parallelism=SEGMENTS)
+    body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "elsewhere"}
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    assert "kueue.x-k8s.io/multikueue" in stalled(cluster)["message"]
+    (job,) = cluster.api.all("jobs")
+    path = child_path(NAMESPACE, job["metadata"]["name"])
+    if admitted:  # and what becomes of it there is said here
+        cluster.api.request("PATCH", path, body={"spec": {"suspend": False}}, content_type=MERGE_PATCH)
+        cluster.api.request("PATCH", f"{path}/status", body={"status": {"active": 1}}, content_type=MERGE_PATCH)
+        cluster.pass_until(lambda: False, seconds=60)
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=600)
+    patch(cluster, cancelGeneration=0)
+    assert reach(cluster, "failed")["failureSummary"] == {"Cancelled": 1}
+    assert not cluster.api.all("jobs")
+    policy.changes = lambda _: None
+    cluster.api.request(
+        "PATCH", PATH, body={"metadata": {"labels": {names.LABEL_QUEUE_NAME: None}}}, content_type=MERGE_PATCH
+    )
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
+
+
 def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
     cluster: SimulatedCluster, policy: Policy
 ) -> None:

@@ -85,7 +85,7 @@ def test_the_attempt_is_over_when_the_suspended_job_is_gone(cluster: SimulatedCl
     cluster.pass_until(lambda: False, seconds=60)
     assert cluster.api.all("jobs")[-1]["metadata"].get("deletionTimestamp")
     assert live(cluster)["status"]["phase"] == "processing"
-    assert "suspended Job to be gone" in why(cluster)
+    assert "waiting for the Job to be gone" in why(cluster)
     cluster.api.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
     reach(cluster, "failed")
 
