@@ -273,8 +273,9 @@ _TABLE: Final = (
     _transient(
         "StoreForbidden",
         ANY,
-        "The object store refused the tenant's credentials.",
-        "Check the tenant's ingestion-store Secret, then retry.",
+        "The object store refused access.",
+        "The message has the store's own code. `RequestTimeTooSkewed` is the clock of a node; else check the tenant's"
+        " Secret, and [what its key may do](install.md#2-values), then retry.",
     ),
     _transient(
         "EmbeddingUnavailable",

@@ -16,7 +16,9 @@ from aiohttp import web
 from faults.proxy import Act, Answer, Forward, InjectedResetError, ReverseProxy, reset_connection
 
 _REASONS = {
+    301: "PermanentRedirect",
     403: "AccessDenied",
+    404: "NoSuchUpload",
     409: "ConditionalRequestConflict",
     412: "PreconditionFailed",
     500: "InternalError",
@@ -48,11 +50,12 @@ class StoreCall:
         return f"{self.verb} {self.key}"
 
 
-def refuse(status: int) -> Act:
-    """Answer with an error of S3 instead of sending the request on."""
+def refuse(status: int, *, code: str = "", message: str = "") -> Act:
+    """Answer with an error of S3, laid out as S3 does it, instead of sending the request on."""
 
     async def act(call: StoreCall, forward: Forward) -> Answer:
-        body = f"<Error><Code>{_REASONS[status]}</Code><Message>injected fault {status}</Message></Error>"
+        told = f"<Code>{code or _REASONS[status]}</Code><Message>{message or f'injected fault {status}'}</Message>"
+        body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{told}<StringToSign>AWS4</StringToSign></Error>'
         return Answer(status=status, body=body.encode(), content_type="application/xml")
 
     return act

@@ -192,7 +192,41 @@ def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:
         with pytest.raises(WorkerError) as caught:
             run(Store(config=bad))
         assert caught.value.code == "StoreForbidden", caught.value
-        assert "wrong-secret" not in caught.value.message + repr(bad)
+        told = caught.value.message
+        assert re.match("the store refused: (SignatureDoesNotMatch: The request|.* 403 Forbidden .a.$)", told)
+        assert "wrong-secret" not in told + repr(bad)
+        assert s3_server.access not in told
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "told"),
+    [
+        (403, "RequestTimeTooSkewed", "Late.", "StoreForbidden: the store refused: RequestTimeTooSkewed: Late."),
+        (403, "", "No key AKIAIOSFODNN7EXAMPLE!", "StoreForbidden: the store refused: AccessDenied: No key ***!"),
+        (400, "X", "expecting &#39;eu-west-1&#39;", "StoreUnavailable: the store failed: X: expecting 'eu-west-1'"),
+        (404, "NoSuchBucket", "None.", "StoreUnavailable: the store failed: NoSuchBucket: None."),
+        (507, "", "Full.", "StoreUnavailable: the store failed: InsufficientStorage: Full."),
+        (301, "", "", "StoreUnavailable: the store failed: Received redirect without LOCATION, this normally"),
+    ],
+)
+async def test_why_a_store_refuses_is_told_first(
+    s3_server: S3Server, status: int, code: str, message: str, told: str
+) -> None:
+    """Of a message a status holds 200 bytes, and a key may have as many."""
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        store = Store(config=replace(s3_server.config(bucket="told"), endpoint=proxy.url, retry_seconds=0.2))
+        proxy.add(lambda _: True, refuse(status, code=code, message=message), times=None)
+        key = layout.claim_key(knowledge_base="k" * 36, document_id="d" * 36, job_uid="j" * 36)
+        for run in (
+            lambda: store.get(key=key),
+            lambda: store.create(key=key, data=b"x"),
+            lambda: list(store.list(prefix=key)),
+        ):
+            with pytest.raises(WorkerError) as caught:
+                await asyncio.to_thread(run)
+            assert str(caught.value).startswith(told), caught.value
+            assert key in caught.value.message
+            assert "AWS4" not in caught.value.message
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

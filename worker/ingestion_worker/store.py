@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import html
 import os
 import re
 import time
@@ -41,6 +42,11 @@ _MESSAGE_CHARACTERS: Final = 300
 _REFUSED: Final = re.compile(r"status code: 40[13]\b")
 # Instead of an answer the connection broke, or time ran out.
 _UNANSWERED: Final = re.compile(r"HTTP error: ")
+# What S3 says of an error. Beside these two a body may hold the key's id, and what was signed: that is told to nobody.
+# Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#RESTErrorResponses
+_SAID: Final = re.compile(r"<Code>([^<]{1,100})</Code>(?:\s*<Message>([^<]{1,1000})</Message>)?")
+# A key's id or a signature, in the words of a store that repeats them.
+_LIKE_A_KEY: Final = re.compile(r"(?=[A-Za-z/+=]*[0-9])[A-Za-z0-9/+=]{16,}")
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _SPACE: Final = " \t\r\n"
 # Of obstore, for what it did not expect, such as a key with a control character. Neither can be imported.
@@ -334,26 +340,31 @@ def _mapped(key: str) -> Iterator[None]:
     """Turn obstore's errors into the worker's."""
     try:
         yield
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise WorkerError("StoreForbidden", f"the store refused the credentials for {key}: {_first(error)}") from error
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise WorkerError("StoreUnavailable", f"the bucket does not exist: {_first(error)}") from error
-        raise ObjectMissingError(key) from error
     except (obstore.exceptions.BaseError, OSError) as error:
+        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+            raise ObjectMissingError(key) from error
         # A listing's refusal has no type of its own.
-        if _REFUSED.search(str(error)):
-            raise WorkerError("StoreForbidden", f"the store refused the credentials for {key}") from error
-        raise WorkerError("StoreUnavailable", f"the store failed at {key}: {_first(error)}") from error
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or _REFUSED.search(str(error)):
+            raise WorkerError("StoreForbidden", f"the store refused: {_reason(error)} ({key})") from error
+        raise WorkerError("StoreUnavailable", f"the store failed: {_reason(error)} ({key})") from error
     except BaseException as error:
         if type(error).__name__ not in _PANICS:
             raise
-        raise WorkerError("StoreUnavailable", f"the store's client failed at {key}: {_first(error)}") from error
+        raise WorkerError("StoreUnavailable", f"the store's client failed at {key}: {_reason(error)}") from error
 
 
-def _first(error: BaseException) -> str:
-    # obstore appends a debug dump of many lines; the first one says it.
-    return redact(str(error).strip().split("\n", 1)[0])[:_MESSAGE_CHARACTERS]
+def _reason(error: BaseException) -> str:
+    """Return why, in the store's own words where it has any: a status holds little more than its code.
+
+    obstore says before it what was asked, with the key and the URL, and after it the same in many lines.
+    """
+    text = str(error).partition("\n\nDebug source:")[0].strip()
+    if said := _SAID.search(text):
+        code, message = said.groups()
+        told = f"{code}: {_LIKE_A_KEY.sub('***', html.unescape(message))}" if message else code
+    else:
+        told = text.partition("\n")[0].rpartition(" - ")[2].rstrip(": ")
+    return redact(told)[:_MESSAGE_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
