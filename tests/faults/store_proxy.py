@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 import struct
 from collections.abc import Mapping
@@ -107,7 +108,7 @@ class StoreProxy(ReverseProxy):
         async with self._session.request(
             "GET" if call.verb == "LIST" else call.verb,
             yarl.URL(self._server + call.target, encoded=True),
-            data=call.body or None,
+            data=io.BytesIO(call.body) if call.body else None,  # of bytes, aiohttp warns over 1 MiB
             headers=headers,
             skip_auto_headers=_AUTOMATIC_HEADERS,
         ) as response:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.proxy import lose_answer, reset
-from faults.store_proxy import StoreProxy, refuse
+from faults.proxy import Act, Answer, Forward, lose_answer, reset
+from faults.store_proxy import StoreCall, StoreProxy, refuse
 from hypothesis import given
 from hypothesis import strategies as st
 from ingestion_worker import layout
@@ -170,6 +170,64 @@ async def test_no_part_stays_of_an_upload_whose_client_leaves(s3_server: S3Serve
         with pytest.raises(RuntimeError, match="went away"):
             await put_upload(store=store, document_id="doc", file_name="a", chunks=chunks, max_bytes=2**30)
     assert [path for path in (s3_server.folder / "left").rglob("*") if path.is_file()] == []
+
+
+def completes(call: StoreCall) -> bool:
+    return call.verb == "POST" and "uploadId=" in call.target
+
+
+def aborts(call: StoreCall) -> bool:
+    return call.verb == "DELETE" and "uploadId=" in call.target
+
+
+async def late(call: StoreCall, forward: Forward) -> Answer:
+    """Carry a request out after the client has left."""
+
+    async def carry_out() -> Answer:
+        await asyncio.sleep(1.5)
+        return await forward()
+
+    return await asyncio.shield(asyncio.create_task(carry_out()))
+
+
+@pytest.mark.parametrize("act", [lose_answer, late])
+async def test_an_upload_that_is_completed_without_an_answer_is_there(
+    s3_server: S3Server, act: Act, tmp_path: Path
+) -> None:
+    """MinIO does not know it any more when it is asked again, nor does versitygw while it copies all parts."""
+    data = bytes(range(256)) * (9 * 2**20 // 256)
+    (tmp_path / "file").write_bytes(data)
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        name = act.__name__.replace("_", "-")
+        config = replace(s3_server.config(bucket=name), endpoint=proxy.url, assembly_seconds=10.0)
+        store = Store(config=replace(config, timeout_seconds=1.0, retry_seconds=0.5))
+        for key, put in {
+            "bytes": lambda: asyncio.to_thread(store.put, key="bytes", data=data),
+            "file": lambda: asyncio.to_thread(store.put_file, key="file", path=tmp_path / "file"),
+            "stream": lambda: store.put_stream(key="stream", chunks=stream(data[:5], data[5:])),
+        }.items():
+            faults = [proxy.add(completes, act), proxy.add(completes, refuse(404)), proxy.add(aborts, refuse(404))]
+            await put()
+            assert [fault.injected for fault in faults] == [1, act is lose_answer, 1]
+            proxy.faults.clear()
+            assert await asyncio.to_thread(store.get, key=key) == data
+
+
+@pytest.mark.parametrize(
+    ("completion", "abort", "told"),
+    [(refuse(404), None, "NoSuchUpload"), (reset, None, "HTTP error"), (reset, refuse(404), "NoSuchUpload")],
+)
+async def test_an_upload_that_is_not_completed_has_failed(
+    s3_server: S3Server, completion: Act, abort: Act | None, told: str
+) -> None:
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        config = replace(s3_server.config(bucket="incomplete"), retry_seconds=0.2, assembly_seconds=0.5)
+        store = Store(config=replace(config, endpoint=proxy.url))
+        proxy.add(completes, completion, times=None)
+        if abort is not None:
+            proxy.add(aborts, abort)
+        with pytest.raises(WorkerError, match=f"StoreUnavailable: the store failed: {told}"):
+            await store.put_stream(key="a", chunks=stream(b"x"))
 
 
 def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:

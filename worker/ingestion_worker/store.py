@@ -47,7 +47,11 @@ _UNANSWERED: Final = re.compile(r"HTTP error: ")
 _SAID: Final = re.compile(r"<Code>([^<]{1,100})</Code>(?:\s*<Message>([^<]{1,1000})</Message>)?")
 # A key's id or a signature, in the words of a store that repeats them.
 _LIKE_A_KEY: Final = re.compile(r"(?=[A-Za-z/+=]*[0-9])[A-Za-z0-9/+=]{16,}")
+# The request that completes an upload in parts; and the one by which obstore ends an upload that failed, whose error it
+# tells instead if that fails too.
+_LAST: Final = re.compile(r"(POST|DELETE) \S+[?&]uploadId=")
 _FIRST_PAUSE_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = 1.0
 _SPACE: Final = " \t\r\n"
 # Of obstore, for what it did not expect, such as a key with a control character. Neither can be imported.
 _PANICS: Final = ("PanicException", "RustPanic")
@@ -63,6 +67,7 @@ class StoreConfig:
         region, access_key_id, secret_access_key, session_token: as S3 wants them.
         timeout_seconds: of one request.
         retry_seconds: how long a request that fails is tried again.
+        assembly_seconds: how long an object is waited for whose upload is over for the store, but not for us.
     """
 
     url: str
@@ -73,6 +78,7 @@ class StoreConfig:
     session_token: str | None = field(default=None, repr=False)
     timeout_seconds: float = 30.0
     retry_seconds: float = 20.0
+    assembly_seconds: float = 120.0
 
     @classmethod
     def from_env(cls, *, env: Mapping[str, str]) -> StoreConfig:
@@ -145,6 +151,7 @@ class Store:
     def __init__(self, *, config: StoreConfig) -> None:
         parts = urlsplit(config.url)
         self._retry_seconds = config.retry_seconds
+        self._assembly_seconds = config.assembly_seconds
         self._backend: Any
         if parts.scheme == "s3" and parts.netloc and parts.path in ("", "/"):
             self.bucket = parts.netloc
@@ -195,7 +202,10 @@ class Store:
     def put(self, *, key: str, data: bytes) -> None:
         """Write an object whole, over whatever is there: for content that is the same whoever writes it."""
         with _mapped(key):
-            obstore.put(self._backend, key, data)
+            try:
+                obstore.put(self._backend, key, data)
+            except (FileNotFoundError, GenericError) as error:
+                self._look_for(key=key, size=len(data), error=error)
 
     def create(self, *, key: str, data: bytes) -> bool:
         """Write an object if there is none; True if this call's bytes are the object's.
@@ -228,7 +238,10 @@ class Store:
     def put_file(self, *, key: str, path: Path) -> None:
         """Upload a local file, in parts if it is large; the object appears whole or not at all."""
         with _mapped(key):
-            obstore.put(self._backend, key, path, chunk_size=PIECE_BYTES, max_concurrency=2)
+            try:
+                obstore.put(self._backend, key, path, chunk_size=PIECE_BYTES, max_concurrency=2)
+            except (FileNotFoundError, GenericError) as error:
+                self._look_for(key=key, size=path.stat().st_size, error=error)
 
     def download(self, *, key: str, path: Path, max_bytes: int) -> str:
         """Copy an object into a local file, piece by piece, and return its SHA-256 in hex.
@@ -277,23 +290,58 @@ class Store:
             Exception: whatever the stream raised.
         """
         broken: Exception | None = None
+        size = 0
 
         async def until_it_breaks() -> AsyncIterator[bytes]:
-            nonlocal broken
+            nonlocal broken, size
             try:
                 async for chunk in chunks:
+                    size += len(chunk)
                     yield chunk
             except Exception as error:
                 broken = error
 
         # An upload that is aborted leaves those parts in the store that are under way then. So it is ended, and the
         # object deleted.
+        pieces = until_it_breaks()
         with _mapped(key):
-            await obstore.put_async(self._backend, key, until_it_breaks(), chunk_size=PIECE_BYTES, max_concurrency=2)
+            try:
+                await obstore.put_async(self._backend, key, pieces, chunk_size=PIECE_BYTES, max_concurrency=2)
+            except (FileNotFoundError, GenericError) as error:
+                if broken is None:
+                    await asyncio.to_thread(self._look_for, key=key, size=size, error=error)
         if broken is not None:
             with contextlib.suppress(WorkerError):  # what went wrong first is told
                 await asyncio.to_thread(self.delete, key=key)
             raise broken
+
+    def _look_for(self, *, key: str, size: int, error: Exception) -> None:
+        """Return if the object of an upload that failed is there all the same; whoever made it, it has the same bytes.
+
+        Once a store has completed an upload it may not know it any more when, for a lost answer, it is asked again
+        (MinIO). So does the embedded store while it copies all parts, which may take longer than a request.
+
+        Raises:
+            WorkerError: StoreUnavailable, when there is no such upload, and no object.
+            Exception: `error`, when it is another.
+        """
+        unknown = isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error)
+        last = _LAST.search(str(error))
+        if not unknown and not last:
+            raise error
+        deadline = time.monotonic()
+        if unknown and last and last[1] == "DELETE":
+            deadline += self._assembly_seconds
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                if obstore.head(self._backend, key)["size"] == size:
+                    return
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_LOOK_SECONDS)
+        if unknown:
+            raise WorkerError("StoreUnavailable", f"the store failed: {_reason(error)} ({key})") from error
+        raise error
 
 
 def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
