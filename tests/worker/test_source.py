@@ -283,6 +283,10 @@ LYING = {
         raw(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx"),
         "SourceUnavailable",
     ),
+    "compression that was uploaded in chunks": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Encoding: aws-chunked,gzip\r\nContent-Length: 1\r\n\r\nx"),
+        "SourceUnavailable",
+    ),
 }
 
 
@@ -292,6 +296,14 @@ def test_lying_servers_are_found_out(fetch: Fetch, case: str) -> None:
     with http_server(handle=handle) as url:
         error = failure(fetch, f"{url}/a.pdf")
     assert error.code == code, error
+
+
+@pytest.mark.parametrize("coding", ["identity", "aws-chunked", "aws-chunked, identity"])
+def test_what_is_no_compression_is_read(fetch: Fetch, coding: str) -> None:
+    """Some S3 stores keep how an upload was framed, and say it of the plain bytes."""
+    text = f"HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\nContent-Length: 5\r\n\r\nplain"
+    with http_server(handle=raw(text.encode())) as url:
+        assert fetch(f"{url}/a.txt").path.read_bytes() == b"plain"
 
 
 def hang(_: BaseHTTPRequestHandler) -> None:

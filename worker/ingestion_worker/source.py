@@ -29,6 +29,9 @@ from ingestion_worker.store import ObjectMissingError, Store
 
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+# The last is how an upload was framed: some S3 stores keep it, and say it of the plain bytes.
+# Source: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html
+_NO_CODINGS: Final = frozenset({"", "identity", "aws-chunked"})
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -243,8 +246,8 @@ def _redirected(url: str, location: str) -> str:
 def _read_body(
     *, response: Any, headers: dict[str, str], name: str, path: Path, limits: FetchLimits, deadline: float
 ) -> Fetched:
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if not {coding.strip() for coding in encoding.split(",")} <= _NO_CODINGS:
         # Asked for as it is: unpacking on the server's word would let it send a bomb.
         raise WorkerError("SourceUnavailable", f"the server sent {name} with Content-Encoding {encoding}, unasked")
     announced = headers.get("content-length", "")
