@@ -28,7 +28,8 @@ _LEAST_BYTES: Final = 64 * 1024
 # Forms should have none (RFC 7578, 4.2). But clients of .NET give a name that is not ASCII so, and beside it nothing,
 # or an encoded-word. It comes before that (RFC 6266, 4.3).
 _EXTENDED_NAME: Final = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^';]*'([^\s;]*)", re.IGNORECASE)
-_QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# To the end where it is not closed: else each quote in it would be tried, each to the end.
+_QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -421,9 +421,10 @@ EXTENDED = b"filename*=utf-8''%C3%9Cbersicht%20a%3Bb.md"
         (b"filename=a.md; filename*=UTF-8'en'a.md", "a.md"),
         ('filename="Übersicht.md"'.encode(), "Übersicht.md"),
         (b'filename="; ' + EXTENDED + b'"', "; " + EXTENDED.decode()),
+        (b'filename="; ' + EXTENDED, '"; ' + EXTENDED.decode()),
         (b"filename=a.md; filename*=iso-8859-1''%DC.md", "a.md"),
     ],
-    ids=[".NET", "the other way round", "alone", "of ASCII", "a browser", "within the name", "not UTF-8"],
+    ids=[".NET", "the other way round", "alone", "of ASCII", "a browser", "within the name", "not closed", "not UTF-8"],
 )
 async def test_a_file_is_called_as_its_client_says(tmp_path: Path, named: bytes, title: str) -> None:
     server = ApiServer()
