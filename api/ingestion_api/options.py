@@ -24,8 +24,9 @@ class Options:
         kubeconfig: a kubeconfig's path; None means KUBECONFIG, or the ServiceAccount inside a pod.
         host, port: where to listen; an empty host means every address, of IPv4 and IPv6.
         connections: connections at most; more are answered 503 at once.
-        keep_alive_seconds: how long an idle connection stays: longer than proxies keep one (60 s for ingress-nginx and
-            Amazon's), or they send a request into one that is just being closed, now and then.
+        keep_alive_seconds: how long an idle connection stays: longer than most proxies keep one (60 s for ingress-nginx
+            and Amazon's, 90 s for Traefik and others in Go), or they send a request into one that is just being
+            closed, now and then. Others are on docs/install.md.
         header_bytes: request line and headers at most.
         shutdown_seconds: how long requests under way may go on after SIGTERM.
         uploads, searches: how many of each run at the same time; more are answered 429.
@@ -39,7 +40,7 @@ class Options:
     host: str = ""
     port: int = 8000
     connections: int = 512
-    keep_alive_seconds: int = 75
+    keep_alive_seconds: int = 100
     header_bytes: int = 16 * 1024
     shutdown_seconds: int = 25
     uploads: int = 8
