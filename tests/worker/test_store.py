@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,29 @@ async def test_an_upload_that_is_not_completed_has_failed(
             proxy.add(aborts, abort)
         with pytest.raises(WorkerError, match=f"StoreUnavailable: the store failed: {told}"):
             await store.put_stream(key="a", chunks=stream(b"x"))
+
+
+async def test_an_upload_that_is_cancelled_while_its_object_is_looked_for_holds_no_thread(s3_server: S3Server) -> None:
+    """Until then its process cannot end."""
+    looked = asyncio.Event()
+
+    async def look(call: StoreCall, forward: Forward) -> Answer:
+        looked.set()
+        return await forward()
+
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        config = replace(s3_server.config(bucket="cancelled"), endpoint=proxy.url, assembly_seconds=10.0)
+        proxy.add(completes, refuse(404))
+        proxy.add(aborts, refuse(404))
+        proxy.add(lambda call: call.verb == "HEAD", look)
+        upload = asyncio.create_task(Store(config=config).put_stream(key="a", chunks=stream(b"x")))
+        await asyncio.wait_for(looked.wait(), timeout=30)
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        begun = time.monotonic()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert time.monotonic() - begun < 5
 
 
 def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import html
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -309,17 +310,22 @@ class Store:
                 await obstore.put_async(self._backend, key, pieces, chunk_size=PIECE_BYTES, max_concurrency=2)
             except (FileNotFoundError, GenericError) as error:
                 if broken is None:
-                    await asyncio.to_thread(self._look_for, key=key, size=size, error=error)
+                    left = threading.Event()
+                    try:
+                        await asyncio.to_thread(self._look_for, key=key, size=size, error=error, left=left)
+                    finally:
+                        left.set()
         if broken is not None:
             with contextlib.suppress(WorkerError):  # what went wrong first is told
                 await asyncio.to_thread(self.delete, key=key)
             raise broken
 
-    def _look_for(self, *, key: str, size: int, error: Exception) -> None:
+    def _look_for(self, *, key: str, size: int, error: Exception, left: threading.Event | None = None) -> None:
         """Return if the object of an upload that failed is there all the same; whoever made it, it has the same bytes.
 
         Once a store has completed an upload it may not know it any more when, for a lost answer, it is asked again
-        (MinIO). So does the embedded store while it copies all parts, which may take longer than a request.
+        (MinIO). So does the embedded store while it copies all parts, which may take longer than a request. Once nobody
+        waits for the answer any more, `left` ends it: a process does not end before its threads.
 
         Raises:
             WorkerError: StoreUnavailable, when there is no such upload, and no object.
@@ -329,6 +335,7 @@ class Store:
         last = _LAST.search(str(error))
         if not unknown and not last:
             raise error
+        left = left or threading.Event()
         deadline = time.monotonic()
         if unknown and last and last[1] == "DELETE":
             deadline += self._assembly_seconds
@@ -336,9 +343,8 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 if obstore.head(self._backend, key)["size"] == size:
                     return
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or left.wait(_LOOK_SECONDS):
                 break
-            time.sleep(_LOOK_SECONDS)
         if unknown:
             raise WorkerError("StoreUnavailable", f"the store failed: {_reason(error)} ({key})") from error
         raise error
