@@ -151,8 +151,9 @@ def test_the_memory_of_the_api_adds_up_as_the_chart_says() -> None:
     searches, uploads = said("Searches take up to … MiB"), said("uploads take up to … MiB")
     options = Options(namespace="system")
     found = said("and … MiB for what each of four has found")
-    # A hundred texts of four bytes a character: as they were found, and two copies of an answer that has each twice.
-    assert found * 2**20 > (1 + 2 * 2) * 100 * 4 * search._TEXTS["content"]
+    # A hundred texts of four bytes a character, and two copies of an answer that has each twice: in JSON a control
+    # character takes six.
+    assert found * 2**20 > (4 + 2 * 2 * 6) * 100 * search._TEXTS["content"]
     kept = searching._TENANT_CACHES * options.cache_bytes
     assert searches * 2**20 == kept + searching._READ_BYTES + options.searches * found * 2**20
     assert uploads * 2**20 == options.uploads * 3 * PIECE_BYTES  # two parts on their way, and the next one
