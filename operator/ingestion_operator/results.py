@@ -137,8 +137,14 @@ def _result_of(pod: JsonObject) -> PodResult | None:
     if code is not None:
         return failed(code, message, exit_code)
     if exit_code is None:
-        return failed("PodLost", status.get("message") or "the pod failed and says nothing of its container")
-    return failed("ContainerError", f"exit code {exit_code}: {said or state.get('reason', '')}", exit_code)
+        code, message = "PodLost", status.get("message") or "the pod failed and says nothing of its container"
+    else:
+        code, message = "ContainerError", f"exit code {exit_code}: {said or state.get('reason', '')}"
+    if "deletionTimestamp" in pod["metadata"]:
+        # It was told to end, as those are that run at the Job's deadline. Not every worker says so, and of a container
+        # that never ran the kubelet says 137.
+        code, message = "Interrupted", f"the pod was deleted; {message}"
+    return failed(code, message, exit_code)
 
 
 def _json(text: str) -> JsonObject:

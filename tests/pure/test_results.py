@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from ingestion_operator.results import PodResult, Results, read_prepare
 from support.builders import prepared
 
 
-def ended(said: str, *, phase: str = "Failed", exit_code: int = 1) -> dict[str, Any]:
+def ended(said: str, *, phase: str = "Failed", exit_code: int | None = 1) -> dict[str, Any]:
     """Return a pod of the first index that has said something at its end."""
     terminated = {"exitCode": exit_code, "message": said}
     return {
@@ -57,6 +58,24 @@ def test_a_pod_that_was_told_to_end_says_less_than_the_one_before_it() -> None:
         results.take(pods)
         assert results.harvest[0].code == "EmbeddingUnavailable"
     assert result_of(last).code == "Interrupted"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "said", "code"),
+    [
+        (143, "", "ContainerError"),
+        # Of a container that never ran, as one whose image was not to be had.
+        (137, "The container could not be located when the pod was terminated", "ContainerError"),
+        (None, "", "PodLost"),
+    ],
+)
+def test_a_pod_that_was_told_to_end_need_not_say_so(exit_code: int | None, said: str, code: str) -> None:
+    """What a Job's deadline does to its pods is not to be told as what kept the job until then."""
+    pod = ended(said, exit_code=exit_code)
+    before = result_of(pod)
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T12:30:00Z"
+    assert before.code == code
+    assert result_of(pod) == replace(before, code="Interrupted", message=f"the pod was deleted; {before.message}")
 
 
 def test_a_success_that_says_something_odd_is_one() -> None:
