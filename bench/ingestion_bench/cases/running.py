@@ -140,6 +140,7 @@ class Running:
             await per_second(jobs, lanes=_LANES, do=retry)
             await running
             metrics = await _drained(client)  # how long keys waited while the retries came in is the storm's
+            assert left, "keys waited for as long as jobs ran"
             await completed
             after = await scrape(client)
             used = [await _cpu_at_rest(process) for process in processes]
