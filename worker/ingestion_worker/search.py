@@ -65,6 +65,8 @@ _MAX_FACTS_BYTES: Final = 192 * 2**20
 _MAX_TASKS: Final = 512
 # What an output's vectors take besides themselves, with its key.
 _ARRAY_BYTES: Final = 600
+# Of so many items that come into a full cache one takes the place of what was used longest ago; others are not kept.
+_OLDEST_GOES: Final = 4
 # What Parquet adds to values, and its footer.
 _OVERHEAD_BYTES: Final = 2 * 2**20
 
@@ -101,6 +103,10 @@ class Hit:
 class SegmentCache:
     """A thread-safe cache of what never changes: history entries, listings and vectors of live outputs.
 
+    Each search goes through the same items in the same order. If what was used longest ago always gave way, a cache
+    that is one item too small would have lost each when its turn comes. So mostly what has just come does: a search
+    reads anew little more than there is no room for, and what is not used any more goes by and by.
+
     Args:
         max_bytes: for everything. Vectors go first: without the entries every search would read all of them again.
     """
@@ -108,6 +114,7 @@ class SegmentCache:
     def __init__(self, *, max_bytes: int = 256 * 2**20) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._times_full = 0
         self._vectors: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
         self._facts: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -157,11 +164,15 @@ class SegmentCache:
         return made
 
     def _shrink(self) -> None:
+        if self._bytes <= self._max_bytes:
+            return
+        self._times_full += 1
+        newest = self._times_full % _OLDEST_GOES != 0
         while self._bytes > self._max_bytes and self._vectors:
-            _, dropped = self._vectors.popitem(last=False)
+            _, dropped = self._vectors.popitem(last=newest)
             self._bytes -= dropped.nbytes + _ARRAY_BYTES
         while self._bytes > self._max_bytes and self._facts:
-            self._bytes -= _fact_bytes(self._facts.popitem(last=False)[1])
+            self._bytes -= _fact_bytes(self._facts.popitem(last=newest)[1])
 
 
 def _fact_bytes(fact: LiveVersion | list[tuple[int, int]] | None) -> int:
