@@ -220,8 +220,30 @@ def test_a_pdf_that_inflates_is_stopped(worker: Worker) -> None:
 
 def test_a_parser_over_its_wall_clock_is_killed(worker: Worker) -> None:
     worker.more["parser_limits"] = ParserLimits(wall_seconds=0.01)
-    with pytest.raises(WorkerError, match="DocumentTooComplex"):
+    with pytest.raises(WorkerError, match=r"DocumentTooComplex: .* less than 120 s of processor time"):
         worker.prepare(document__source__uri=worker.upload(data=GOOD_PDF))
+
+
+def test_a_library_that_gets_no_memory_says_something_else_so_the_message_says_how_much_there_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("<p>" + "<b>x</b>" * 1_000_000)
+    with pytest.raises(WorkerError, match=r"DocumentTooComplex: .*SelectolaxError") as caught:
+        read_text(path=path, limits=ParserLimits(memory_bytes=200 * 2**20))
+    assert "200 MiB of memory" in caught.value.message
+
+
+def test_processor_time_and_memory_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(b"<div>" * 100_000 + b"x")
+    with pytest.raises(WorkerError, match=r"DocumentTooComplex: .*more than 1 s of processor time$"):
+        read_text(path=path, limits=ParserLimits(cpu_seconds=1))
+
+
+def read_text(*, path: Path, limits: ParserLimits, operation: str = "html") -> None:
+    output = path.with_suffix(".out")
+    run_parser(operation=operation, name=path.name, arguments={"path": str(path), "output": str(output)}, limits=limits)
 
 
 def test_a_truncated_pdf_is_never_published_as_whole_without_its_pages(worker: Worker) -> None:

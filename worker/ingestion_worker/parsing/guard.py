@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def run_parser(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise _too_complex(name, f"was not read within {limits.wall_seconds:g} s", arguments) from error
+        # A child that gets a processor to itself comes to that bound first.
+        had = f"in which it had less than {limits.cpu_seconds} s of processor time"
+        raise _too_complex(name, f"was not read within {limits.wall_seconds:g} s, {had}", arguments) from error
     if done.returncode != 0:
         raise _too_complex(name, _death(done.returncode, limits, done.stderr), arguments)
     try:
@@ -102,13 +105,16 @@ def run_parser(
 
 
 def _death(code: int, limits: ParserLimits, stderr: bytes) -> str:
-    megabytes = limits.memory_bytes // 2**20
-    if -code in (24, 9) and code < 0:
-        return f"needs more than {limits.cpu_seconds} s of processor time or {megabytes} MiB of memory"
+    memory = f"{limits.memory_bytes // 2**20} MiB of memory"
+    if code == -signal.SIGXCPU:
+        return f"needs more than {limits.cpu_seconds} s of processor time"
+    if code == -signal.SIGKILL:  # by the kernel, at the container's limit
+        return f"needs more than {memory}"
+    # Libraries in C that get no more memory crash, or say something else.
     if code < 0:
-        return f"crashed the parser (signal {-code})"
+        return f"crashed the parser, which may use {memory} (signal {-code})"
     tail = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
-    return f"ended the parser ({tail or f'exit code {code}'})"
+    return f"ended the parser, which may use {memory} ({tail or f'exit code {code}'})"
 
 
 def _too_complex(name: str, what: str, arguments: dict[str, Any]) -> WorkerError:
