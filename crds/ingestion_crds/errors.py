@@ -248,8 +248,8 @@ _TABLE: Final = (
         meaning="Reading the document went over the parser's limits of memory or time, or a segment is too large"
         " for searches.",
         remedy="See the message for the limit ([all of them](give-a-file.md#how-large)): split or simplify the"
-        " document, or make a new job with smaller segments or larger chunks. If it is"
-        " memory below 1.5 GiB, which a parser that crashed or ended may have wanted, raise"
+        " document, or make a new job with smaller segments (and `mode: Segmented`, where one pod did it all) or larger"
+        " chunks. If it is memory below 1.5 GiB, which a parser that crashed or ended may have wanted, raise"
         " spec.template.resources.limits.memory and retry. If it is the 10 minutes, its node was busy or its CPU limit"
         " low: raise spec.template.resources.requests.cpu, and limits.cpu where there is one, and retry.",
     ),

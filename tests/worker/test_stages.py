@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ingestion_crds.errors import ERROR_CODES
 from ingestion_worker import layout
 from ingestion_worker.embedding import EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
@@ -123,6 +124,18 @@ def test_the_mode_can_be_forced(worker: Worker, mode: str) -> None:
         assert message["segments"] == 1
         assert message["mode"] == "SinglePass"
     assert find(worker.store, "zebra" if mode == "Segmented" else "lighthouse")
+
+
+def test_smaller_segments_help_what_one_pod_does_only_with_the_mode(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion_worker.output.MAX_VECTOR_BYTES", 5_000)
+    smaller = {"document__source__uri": worker.upload(data=pdf(pages=[sentences(count=10)] * 3))}
+    smaller["segmentation__pagesPerSegment"] = 1
+    with pytest.raises(WorkerError, match=r"DocumentTooComplex: .*smaller segments"):
+        worker.ingest(**smaller)
+    assert worker.ingest(**smaller, mode="Segmented")["version"]["state"] == "active"
+    assert "smaller segments (and `mode: Segmented`" in ERROR_CODES["DocumentTooComplex"].remedy
 
 
 def test_a_rerun_of_everything_writes_the_same_bytes(worker: Worker) -> None:
