@@ -241,6 +241,14 @@ def test_processor_time_and_memory_are_told_apart(tmp_path: Path) -> None:
         read_text(path=path, limits=ParserLimits(cpu_seconds=1))
 
 
+def test_a_text_that_is_too_large_whatever_memory_there_is_asks_for_none(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    with path.open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(WorkerError, match="DocumentTooLarge"):
+        read_text(path=path, limits=ParserLimits(memory_bytes=600 * 2**20), operation="text")
+
+
 def read_text(*, path: Path, limits: ParserLimits, operation: str = "html") -> None:
     output = path.with_suffix(".out")
     run_parser(operation=operation, name=path.name, arguments={"path": str(path), "output": str(output)}, limits=limits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import resource
@@ -91,7 +92,7 @@ def _html(**arguments: Any) -> dict[str, Any]:
 def _text(**arguments: Any) -> dict[str, Any]:
     from ingestion_worker.parsing.text import parse_text
 
-    return _text_operation(parse_text)(**arguments)
+    return _text_operation(functools.partial(parse_text, limit=arguments["limit"]))(**arguments)
 
 
 def _pdf_inspect(**arguments: Any) -> dict[str, Any]:

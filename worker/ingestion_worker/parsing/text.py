@@ -61,18 +61,27 @@ _SOFT_HYPHEN: Final = re.compile("\u00ad\n?")
 _UNSEEN: Final = re.compile(f"[\x00-\x08\x0e-\x1f\x7f{INVISIBLE}]")
 
 
-def parse_text(*, path: Path, name: str, write: Callable[[str], None], charset: str | None = None) -> None:
+def parse_text(*, path: Path, name: str, write: Callable[[str], None], limit: int, charset: str | None = None) -> None:
     """Write the file's text as it is, with `\\n` line ends and nothing that is not seen.
 
     Args:
         path: the file.
         name: its name at the source.
         write: takes the text.
+        limit: how many bytes of it are taken at most.
         charset: what is stated of it.
 
     Raises:
-        WorkerError: DocumentUnreadable when it is no text, DocumentTruncated when it ends inside a character.
+        WorkerError: DocumentUnreadable when it is no text, DocumentTruncated when it ends inside a character;
+            DocumentTooLarge, before it is read, when it cannot be within the limit.
     """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        marked = file.read(_LONGEST_CHARACTER).startswith(tuple(mark for mark, _ in _BOMS))
+    wide = marked or _known(charset).startswith(("utf-16", "utf-32"))
+    # Four bytes of UTF-32 may become one; elsewhere a line end's two do.
+    if size > limit * (4 if wide else 2):
+        raise WorkerError("DocumentTooLarge", f"{name} has {size} bytes; of text at most {limit} are read")
     write(normal_lines(text=decode(data=path.read_bytes(), name=name, charset=charset)))
 
 
