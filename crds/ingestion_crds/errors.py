@@ -270,7 +270,7 @@ _TABLE: Final = (
         "StoreUnavailable",
         ANY,
         "The object store did not answer or refused the operation.",
-        "Check the store and its free space, then retry.",
+        "Check the store and its free space (an embedded one's [inodes](install.md#2-values) too), then retry.",
     ),
     _transient(
         "StoreForbidden",
