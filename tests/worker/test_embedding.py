@@ -43,10 +43,15 @@ class Endpoint:
         self.keys: list[str | None] = []
         self.mangle: Callable[[dict[str, Any]], Any] = lambda body: body
 
-    def __call__(self, request: BaseHTTPRequestHandler) -> None:
-        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+    def read(self, request: BaseHTTPRequestHandler) -> dict[str, Any]:
+        """Take a request in."""
+        body: dict[str, Any] = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         self.requests.append({**body, "path": request.path})
         self.keys.append(request.headers["Authorization"])
+        return body
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        body = self.read(request)
         if self.script:
             status, headers = self.script.pop(0)
             error = json.dumps({"error": {"message": "the model\nis not there " + "x" * 2000}}).encode()
@@ -58,6 +63,10 @@ class Endpoint:
         if "refused" in body["input"]:
             answer(request, 400, json.dumps({"error": {"message": "a text is too long"}}).encode())
             return
+        self.give(request, body)
+
+    def give(self, request: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        """Answer with vectors."""
         size = body.get("dimensions", self.dimensions)
         rows = [
             {"index": index, "embedding": [float(len(text))] + [0.0] * (size - 1)}
@@ -242,6 +251,32 @@ def test_an_endpoint_that_takes_fewer_texts_is_asked_for_so_many(most: int) -> N
         client.embed(texts)
     assert all(len(request["input"]) <= most for request in endpoint.requests[learning:])
     assert [text for request in endpoint.requests[learning:] for text in request["input"]] == texts
+
+
+@pytest.mark.parametrize(
+    ("wants", "error", "said"),
+    [
+        (None, {"detail": "Value 'float' supplied for argument 'encoding_format' is not valid"}, ["float", None, None]),
+        (None, {"error": {"message": "no such parameters: {'encoding_format': 'float'}"}}, ["float", None, None]),
+        ("float", {"error": {"message": "encoding_format: Input should be 'float' or 'base64'"}}, ["float", "float"]),
+    ],
+    ids=["Voyage", "LiteLLM before some models", "a strict server behind LiteLLM"],
+)
+def test_an_endpoint_that_takes_no_encoding_format_gets_none(
+    wants: str | None, error: dict[str, Any], said: list[str | None]
+) -> None:
+    endpoint = Endpoint()
+
+    def strict(request: BaseHTTPRequestHandler) -> None:
+        body = endpoint.read(request)
+        if body.get("encoding_format") == wants:
+            endpoint.give(request, body)
+        else:
+            answer(request, 400, json.dumps(error).encode())
+
+    with http_server(handle=strict) as url:
+        assert embedder(url).embed(["a", "bb", "ccc"]).shape == (3, 3)
+    assert [request.get("encoding_format") for request in endpoint.requests] == said
 
 
 def test_one_text_that_is_refused_is_found_among_many() -> None:

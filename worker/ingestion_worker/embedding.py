@@ -207,7 +207,9 @@ class HttpEmbedder:
     Safe to share between threads. `dimensions` is sent only once a model has answered with longer vectors than asked
     for, as many servers refuse the field; the first text is asked for alone, so that no other is asked for twice. A
     batch that is refused is asked for in halves: many servers take fewer texts at a time and none says how many, and
-    one text that is too long must not fail the others. No proxy or credentials are taken from the environment.
+    one text that is too long must not fail the others. `encoding_format` is left out once it is refused: Voyage, and
+    LiteLLM before some models, take none that says `float`, while some servers behind LiteLLM want one. No proxy or
+    credentials are taken from the environment.
 
     Args:
         spec: model and dimensions to ask for.
@@ -240,6 +242,7 @@ class HttpEmbedder:
         self._limits = limits or RequestLimits()
         self._sleep = sleep
         self._send_dimensions: bool | None = None  # until a model has answered
+        self._send_format = True
         self._most_texts = BATCH_TEXTS
         headers = {"Accept": "application/json"}
         key = (api_key or "").strip(string.whitespace)  # a Secret made from a file has its line end
@@ -297,10 +300,10 @@ class HttpEmbedder:
 
     def _embed_at_once(self, batch: list[str]) -> NDArray[np.float32]:
         sent = bool(self._send_dimensions)  # for this request: another thread may change it meanwhile
-        vectors = self._vectors(self._request(batch, send_dimensions=sent), len(batch))
+        vectors = self._ask(batch, send_dimensions=sent)
         if vectors.shape[1] > self._spec.dimensions and not sent:
             self._send_dimensions = True
-            vectors = self._vectors(self._request(batch, send_dimensions=True), len(batch))
+            vectors = self._ask(batch, send_dimensions=True)
         elif self._send_dimensions is None:
             self._send_dimensions = False
         if vectors.shape[1] != self._spec.dimensions:
@@ -311,17 +314,31 @@ class HttpEmbedder:
             )
         return vectors
 
-    def _request(self, batch: list[str], *, send_dimensions: bool) -> bytes:
-        import httpx
-
-        body: dict[str, Any] = {"model": self._spec.model, "input": batch, "encoding_format": "float"}
+    def _ask(self, batch: list[str], *, send_dimensions: bool) -> NDArray[np.float32]:
+        """Return the vectors that the endpoint gives, of whatever length."""
+        body: dict[str, Any] = {"model": self._spec.model, "input": batch}
         if send_dimensions:
             body["dimensions"] = self._spec.dimensions
+        if self._send_format:
+            body["encoding_format"] = "float"
+        try:
+            content = self._request(body, len(batch))
+        except WorkerError as error:
+            about_format = error.code == "EmbeddingRejected" and "encoding_format" in error.message
+            if not about_format or "encoding_format" not in body:
+                raise
+            self._send_format = False
+            return self._ask(batch, send_dimensions=send_dimensions)
+        return self._vectors(content, len(batch))
+
+    def _request(self, body: dict[str, Any], count: int) -> bytes:
+        import httpx
+
         error = WorkerError("EmbeddingUnavailable", "the embedding endpoint was not tried")
         for attempt in range(self._limits.tries):
             retry_after: float | None = None
             try:
-                status, headers, content = self._post(json.dumps(body).encode("utf-8"), len(batch))
+                status, headers, content = self._post(json.dumps(body).encode("utf-8"), count)
             except httpx.InvalidURL as problem:
                 raise WorkerError("EmbeddingRejected", "the embedding endpoint's URL is not valid") from problem
             except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as problem:
