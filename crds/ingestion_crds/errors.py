@@ -195,8 +195,8 @@ _TABLE: Final = (
         stage=ANY,
         exit_code=75,
         retryable=True,
-        meaning="The endpoint refused a text (a 4xx other than 401, 403, 408, 425 and 429), its URL is not valid, or"
-        " the built-in embedder has no such model or dimensions.",
+        meaning="The endpoint refused a text (a 4xx other than 401, 403, 408, 424, 425 and 429), its URL is not valid,"
+        " or the built-in embedder has no such model or dimensions.",
         remedy="See the message: correct the endpoint or its content rules, then retry; for another model or other"
         " dimensions make a new job.",
     ),
@@ -282,8 +282,8 @@ _TABLE: Final = (
     _transient(
         "EmbeddingUnavailable",
         ANY,
-        "The embedding endpoint did not answer, timed out, or answered 5xx.",
-        "Check the endpoint, then retry.",
+        "The embedding endpoint did not answer, timed out, or answered 408, 424, 425 or 5xx.",
+        "Check the endpoint. If it is slow, lower spec.parallelism. Then retry.",
     ),
     _transient(
         "EmbeddingRateLimited",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -30,14 +31,24 @@ OPEN: list[HttpEmbedder] = []
 SPEC = EmbeddingSpec(provider="openai", model="m", dimensions=3)
 
 
+def _batch_size(request: BaseHTTPRequestHandler) -> None:
+    answer(request, 413, json.dumps({"message": "batch size > maximum allowed"}).encode())
+
+
 class Endpoint:
     """An OpenAI-compatible endpoint that plays a script: statuses to answer first, then vectors."""
 
     def __init__(
-        self, *, script: list[tuple[int, dict[str, str]]] | None = None, dimensions: int = 3, most: int | None = None
+        self,
+        *,
+        script: list[tuple[int, dict[str, str]]] | None = None,
+        dimensions: int = 3,
+        most: int | None = None,
+        too_many: Callable[[BaseHTTPRequestHandler], None] | None = None,
     ) -> None:
         self.script = script or []
         self.most = most
+        self.too_many = too_many or _batch_size
         self.dimensions = dimensions
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -58,7 +69,7 @@ class Endpoint:
             answer(request, status, error, **headers)
             return
         if self.most is not None and len(body["input"]) > self.most:
-            answer(request, 413, json.dumps({"message": f"batch size > maximum allowed {self.most}"}).encode())
+            self.too_many(request)
             return
         if "refused" in body["input"]:
             answer(request, 400, json.dumps({"error": {"message": "a text is too long"}}).encode())
@@ -254,6 +265,34 @@ def test_an_endpoint_that_takes_fewer_texts_is_asked_for_so_many(most: int) -> N
 
 
 @pytest.mark.parametrize(
+    "too_many",
+    [lambda request: time.sleep(3), *(functools.partial(answer, status=status) for status in (408, 424, 504))],
+    ids=["hangs", "408", "424", "504"],
+)
+def test_an_endpoint_that_takes_too_long_is_asked_for_fewer_texts(
+    too_many: Callable[[BaseHTTPRequestHandler], None],
+) -> None:
+    endpoint = Endpoint(most=8, too_many=too_many)
+    texts = ["x" * (1 + number % 7) for number in range(40)]
+    with http_server(handle=endpoint) as url:
+        client = embedder(url, read_seconds=1.0, slow_seconds=0.5)
+        assert client.embed(texts).shape == (40, 3)
+        learning = len(endpoint.requests)
+        client.embed(texts)
+    assert [len(request["input"]) for request in endpoint.requests[:5]] == [1, 39, 20, 10, 5]
+    assert all(len(request["input"]) <= 8 for request in endpoint.requests[5:])
+    assert [text for request in endpoint.requests[learning:] for text in request["input"]] == texts
+
+
+def test_one_text_that_takes_too_long_is_left_to_the_next_pod() -> None:
+    endpoint = Endpoint(most=0, too_many=lambda request: time.sleep(3))
+    with http_server(handle=endpoint) as url:
+        client = embedder(url, read_seconds=1.0, slow_seconds=0.5)
+        assert failure(lambda: client.embed(["a"])).code == "EmbeddingUnavailable"
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
     ("wants", "error", "said"),
     [
         (None, {"detail": "Value 'float' supplied for argument 'encoding_format' is not valid"}, ["float", None, None]),
@@ -298,6 +337,7 @@ def test_one_text_that_is_refused_is_found_among_many() -> None:
         ([500] * 9, "EmbeddingUnavailable", 5),
         ([429] * 9, "EmbeddingRateLimited", 5),
         ([408] * 9, "EmbeddingUnavailable", 5),
+        ([424] * 9, "EmbeddingUnavailable", 5),
         ([401], "EmbeddingUnauthorized", 1),
         ([403], "EmbeddingUnauthorized", 1),
         ([400], "EmbeddingRejected", 1),

@@ -14,11 +14,12 @@ import threading
 import time
 import unicodedata
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER
+from ingestion_crds.errors import Code
 from ingestion_crds.logs import redact
 
 from ingestion_worker.attempt import EmbeddingSpec
@@ -39,7 +40,9 @@ _MESSAGE_CHARACTERS: Final = 500
 # A float in JSON takes about 22 characters; servers may indent.
 _BYTES_PER_NUMBER: Final = 40
 _RESPONSE_SLACK: Final = 2**20
-_TRANSIENT_STATUSES: Final = frozenset({408, 425})
+# A gateway's own timeout, and that TEI's backend failed: out of memory, as a rule.
+_TOO_MUCH_STATUSES: Final = frozenset({408, 424, 504})
+_TRANSIENT_STATUSES: Final = frozenset({408, 424, 425})
 
 
 class Embedder(Protocol):
@@ -60,17 +63,21 @@ class Embedder(Protocol):
 class RequestLimits:
     """How long an endpoint is asked for one batch.
 
+    A model on CPUs may take minutes for one, or to be loaded, and some servers end that when their client leaves.
+
     Args:
         connect_seconds, read_seconds: timeouts of one request; total_seconds: of one request with its body.
         tries: requests at most, the first included.
+        slow_seconds: what fails after so long is not asked for again as it was.
         backoff_seconds: the first pause; doubled each time, with jitter; a Retry-After counts instead.
         pause_seconds: a pause at most.
     """
 
     connect_seconds: float = 10.0
-    read_seconds: float = 60.0
-    total_seconds: float = 120.0
+    read_seconds: float = 300.0
+    total_seconds: float = 600.0
     tries: int = 5
+    slow_seconds: float = 120.0
     backoff_seconds: float = 0.5
     pause_seconds: float = RETRY_AFTER_CAP_SECONDS
 
@@ -109,6 +116,27 @@ def batches(*, texts: Iterable[str]) -> Iterator[list[str]]:
         characters += len(text)
     if batch:
         yield batch
+
+
+class _TooMuchError(WorkerError):
+    """A batch was refused, or took the endpoint too long: it may take fewer texts at a time."""
+
+
+class _AgainError(WorkerError):
+    """The endpoint may answer if it is asked again.
+
+    Args:
+        code, message: as in every WorkerError.
+        status: that it answered; None if it did not.
+        retry_after: the pause in seconds that it asks for, if any.
+    """
+
+    def __init__(
+        self, code: Code, message: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(code, message)
+        self.status = status
+        self.retry_after = retry_after
 
 
 class BuiltinEmbedder:
@@ -204,12 +232,14 @@ def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
 class HttpEmbedder:
     """An OpenAI-compatible endpoint: `POST {url}/embeddings`.
 
-    Safe to share between threads. `dimensions` is sent only once a model has answered with longer vectors than asked
-    for, as many servers refuse the field; the first text is asked for alone, so that no other is asked for twice. A
-    batch that is refused is asked for in halves: many servers take fewer texts at a time and none says how many, and
-    one text that is too long must not fail the others. `encoding_format` is left out once it is refused: Voyage, and
-    LiteLLM before some models, take none that says `float`, while some servers behind LiteLLM want one. No proxy or
-    credentials are taken from the environment.
+    Safe to share between threads. No proxy or credentials are taken from the environment. What endpoints differ in:
+
+    - `dimensions` is sent only once a model has answered with longer vectors than asked for, as many servers refuse the
+      field; the first text is asked for alone, so that no other is asked for twice.
+    - `encoding_format` is left out once it is refused: Voyage, and LiteLLM before some models, take none that says
+      `float`, while some servers behind LiteLLM want one.
+    - A batch that is refused is asked for in halves: many servers take fewer texts at a time and none says how many,
+      and one text that is too long must not fail the others. So is one that took too long, which it would again.
 
     Args:
         spec: model and dimensions to ask for.
@@ -283,8 +313,8 @@ class HttpEmbedder:
             return self._embed_halves(batch)
         try:
             return self._embed_at_once(batch)
-        except WorkerError as error:
-            if error.code != "EmbeddingRejected" or len(batch) == 1:
+        except _TooMuchError:
+            if len(batch) == 1:
                 raise
         vectors = self._embed_halves(batch)
         self._most_texts = min(self._most_texts, (len(batch) + 1) // 2)  # apart they were taken: it was their number
@@ -332,33 +362,43 @@ class HttpEmbedder:
         return self._vectors(content, len(batch))
 
     def _request(self, body: dict[str, Any], count: int) -> bytes:
+        """Return the body of the answer; ask again where that may help."""
+        tries = 0
+        while True:
+            tries += 1
+            began = time.monotonic()
+            try:
+                return self._post(json.dumps(body).encode("utf-8"), count)
+            except _AgainError as error:
+                slow = time.monotonic() - began >= self._limits.slow_seconds
+                if slow or (error.status in _TOO_MUCH_STATUSES and count > 1):
+                    raise _TooMuchError(error.code, error.message) from error
+                if tries >= self._limits.tries:
+                    raise
+                self._sleep(self._pause(tries, error))
+
+    def _pause(self, tries: int, error: _AgainError) -> float:
+        pause = self._limits.backoff_seconds * 2 ** (tries - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        return min(self._limits.pause_seconds, pause if error.retry_after is None else error.retry_after)
+
+    def _post(self, body: bytes, count: int) -> bytes:
         import httpx
 
-        error = WorkerError("EmbeddingUnavailable", "the embedding endpoint was not tried")
-        for attempt in range(self._limits.tries):
-            retry_after: float | None = None
-            try:
-                status, headers, content = self._post(json.dumps(body).encode("utf-8"), count)
-            except httpx.InvalidURL as problem:
-                raise WorkerError("EmbeddingRejected", "the embedding endpoint's URL is not valid") from problem
-            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as problem:
-                raise WorkerError("EmbeddingRejected", f"the endpoint cannot be asked: {_text(problem)}") from problem
-            except httpx.HTTPError as problem:
-                error = WorkerError("EmbeddingUnavailable", f"the embedding endpoint did not answer: {_text(problem)}")
-            else:
-                status = _said_status(status=status, content=content)
-                if status == 200:
-                    return content
-                error = _refusal(status=status, content=content)
-                if error.code not in ("EmbeddingUnavailable", "EmbeddingRateLimited"):
-                    raise error
-                retry_after = parse_retry_after(value=headers.get("retry-after"), now=time.time())
-            if attempt + 1 < self._limits.tries:
-                pause = self._limits.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-                self._sleep(min(self._limits.pause_seconds, pause if retry_after is None else retry_after))
-        raise error
+        try:
+            status, headers, content = self._exchange(body, count)
+        except httpx.InvalidURL as problem:
+            raise WorkerError("EmbeddingRejected", "the embedding endpoint's URL is not valid") from problem
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as problem:
+            raise WorkerError("EmbeddingRejected", f"the endpoint cannot be asked: {_text(problem)}") from problem
+        except httpx.HTTPError as problem:
+            message = f"the embedding endpoint did not answer: {_text(problem)}"
+            raise _AgainError("EmbeddingUnavailable", message) from problem
+        status = _said_status(status=status, content=content)
+        if status != 200:
+            raise _refusal(status=status, headers=headers, content=content)
+        return content
 
-    def _post(self, body: bytes, count: int) -> tuple[int, httpx.Headers, bytes]:
+    def _exchange(self, body: bytes, count: int) -> tuple[int, httpx.Headers, bytes]:
         import httpx
 
         limit = _RESPONSE_SLACK + count * max(self._spec.dimensions, 4096) * _BYTES_PER_NUMBER
@@ -396,15 +436,15 @@ class HttpEmbedder:
         return _unit(vectors.astype(np.float64))  # in float32 the squares of honest numbers can be 0 or infinite
 
 
-def _refusal(*, status: int, content: bytes) -> WorkerError:
-    said = _server_message(content)
-    if status == 429:
-        return WorkerError("EmbeddingRateLimited", f"the embedding endpoint answered 429: {said}")
-    if status >= 500 or status in _TRANSIENT_STATUSES:
-        return WorkerError("EmbeddingUnavailable", f"the embedding endpoint answered {status}: {said}")
+def _refusal(*, status: int, headers: Mapping[str, str], content: bytes) -> WorkerError:
+    message = f"the embedding endpoint answered {status}: {_server_message(content)}"
+    if status == 429 or status >= 500 or status in _TRANSIENT_STATUSES:
+        code: Code = "EmbeddingRateLimited" if status == 429 else "EmbeddingUnavailable"
+        retry_after = parse_retry_after(value=headers.get("retry-after"), now=time.time())
+        return _AgainError(code, message, status=status, retry_after=retry_after)
     if status in (401, 403):
         return WorkerError("EmbeddingUnauthorized", f"the embedding endpoint answered {status}")
-    return WorkerError("EmbeddingRejected", f"the embedding endpoint answered {status}: {said}")
+    return _TooMuchError("EmbeddingRejected", message)
 
 
 def _said_status(*, status: int, content: bytes) -> int:
