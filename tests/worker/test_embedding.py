@@ -393,6 +393,16 @@ def test_retry_after_is_honoured_up_to_a_minute() -> None:
     assert pauses[2] < 0.1
 
 
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT"}])
+def test_a_quota_of_a_minute_is_waited_for_though_nothing_is_said_of_it(headers: dict[str, str]) -> None:
+    pauses: list[float] = []
+    endpoint = Endpoint(script=[(429, headers)] * 4)
+    with http_server(handle=endpoint) as url:
+        embedder(url, sleep=pauses.append, backoff_seconds=RequestLimits().backoff_seconds).embed(["a"])
+    assert sum(pauses) > 30
+    assert pauses == sorted(pauses)
+
+
 def test_no_pause_is_longer_than_asked_for() -> None:
     pauses: list[float] = []
     endpoint = Endpoint(script=[(429, {"Retry-After": "7"}), (503, {}), (503, {})])

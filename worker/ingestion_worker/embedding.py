@@ -36,6 +36,7 @@ BATCH_TEXTS: Final = 64
 # A batch also ends at so many characters: memory depends on them, not on the number of texts.
 BATCH_CHARACTERS: Final = 200_000
 RETRY_AFTER_CAP_SECONDS: Final = 60.0
+_RATE_LIMITED_FACTOR: Final = 10
 _MESSAGE_CHARACTERS: Final = 500
 # A float in JSON takes about 22 characters; servers may indent.
 _BYTES_PER_NUMBER: Final = 40
@@ -69,7 +70,8 @@ class RequestLimits:
         connect_seconds, read_seconds: timeouts of one request; total_seconds: of one request with its body.
         tries: requests at most, the first included.
         slow_seconds: what fails after so long is not asked for again as it was.
-        backoff_seconds: the first pause; doubled each time, with jitter; a Retry-After counts instead.
+        backoff_seconds: the first pause; doubled each time, with jitter. Longer if a Retry-After says so, and ten times
+            as long after 429: quotas are of a minute, and not all who refuse over one say when to come back.
         pause_seconds: a pause at most.
     """
 
@@ -378,8 +380,9 @@ class HttpEmbedder:
                 self._sleep(self._pause(tries, error))
 
     def _pause(self, tries: int, error: _AgainError) -> float:
-        pause = self._limits.backoff_seconds * 2 ** (tries - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        return min(self._limits.pause_seconds, pause if error.retry_after is None else error.retry_after)
+        first = self._limits.backoff_seconds * (_RATE_LIMITED_FACTOR if error.status == 429 else 1)
+        pause = first * 2.0 ** (tries - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        return min(self._limits.pause_seconds, max(pause, error.retry_after or 0.0))
 
     def _post(self, body: bytes, count: int) -> bytes:
         import httpx
