@@ -205,8 +205,9 @@ _TABLE: Final = (
         stage=ANY,
         exit_code=76,
         retryable=True,
-        meaning="The embedding endpoint refused the key (401 or 403).",
-        remedy="Correct the provider's Secret in the chart, then retry.",
+        meaning="The embedding endpoint refused the key, or what it is used for (401 or 403).",
+        remedy="See the message: correct the provider's Secret in the chart, or have the key allowed the model; then"
+        " retry.",
     ),
     ErrorCode(
         code="EmbeddingInvalid",

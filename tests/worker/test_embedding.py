@@ -65,7 +65,9 @@ class Endpoint:
         body = self.read(request)
         if self.script:
             status, headers = self.script.pop(0)
-            error = json.dumps({"error": {"message": "the model\nis not there " + "x" * 2000}}).encode()
+            key = (self.keys[-1] or "").removeprefix("Bearer ")
+            said = f"the model\nis not there for {key} " + "x" * 2000
+            error = json.dumps({"error": {"message": said}}).encode()
             answer(request, status, error, **headers)
             return
         if self.most is not None and len(body["input"]) > self.most:
@@ -358,8 +360,7 @@ def test_statuses_have_codes_and_only_some_are_tried_again(
             assert error.code == code
             assert "sk-hidden" not in error.message
             assert len(error.message) < 700
-            if code == "EmbeddingRejected":
-                assert "the model is not there" in error.message
+            assert "the model is not there for ***" in error.message
     assert len(endpoint.requests) == requests
 
 

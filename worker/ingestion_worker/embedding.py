@@ -277,9 +277,9 @@ class HttpEmbedder:
         self._send_format = True
         self._most_texts = BATCH_TEXTS
         headers = {"Accept": "application/json"}
-        key = (api_key or "").strip(string.whitespace)  # a Secret made from a file has its line end
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        self._key = (api_key or "").strip(string.whitespace)  # a Secret made from a file has its line end
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         try:
             self._client = httpx.Client(
                 headers=headers,
@@ -398,7 +398,7 @@ class HttpEmbedder:
             raise _AgainError("EmbeddingUnavailable", message) from problem
         status = _said_status(status=status, content=content)
         if status != 200:
-            raise _refusal(status=status, headers=headers, content=content)
+            raise _refusal(status=status, headers=headers, said=_server_message(content=content, key=self._key))
         return content
 
     def _exchange(self, body: bytes, count: int) -> tuple[int, httpx.Headers, bytes]:
@@ -439,14 +439,14 @@ class HttpEmbedder:
         return _unit(vectors.astype(np.float64))  # in float32 the squares of honest numbers can be 0 or infinite
 
 
-def _refusal(*, status: int, headers: Mapping[str, str], content: bytes) -> WorkerError:
-    message = f"the embedding endpoint answered {status}: {_server_message(content)}"
+def _refusal(*, status: int, headers: Mapping[str, str], said: str) -> WorkerError:
+    message = f"the embedding endpoint answered {status}: {said}"
     if status == 429 or status >= 500 or status in _TRANSIENT_STATUSES:
         code: Code = "EmbeddingRateLimited" if status == 429 else "EmbeddingUnavailable"
         retry_after = parse_retry_after(value=headers.get("retry-after"), now=time.time())
         return _AgainError(code, message, status=status, retry_after=retry_after)
     if status in (401, 403):
-        return WorkerError("EmbeddingUnauthorized", f"the embedding endpoint answered {status}")
+        return WorkerError("EmbeddingUnauthorized", message)
     return _TooMuchError("EmbeddingRejected", message)
 
 
@@ -464,7 +464,8 @@ def _said_status(*, status: int, content: bytes) -> int:
     return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 503
 
 
-def _server_message(content: bytes) -> str:
+def _server_message(*, content: bytes, key: str) -> str:
+    """Return what the endpoint says went wrong, without the key, which some quote."""
     text = content[:4096].decode("utf-8", "replace")
     try:
         body = json.loads(content)
@@ -472,7 +473,8 @@ def _server_message(content: bytes) -> str:
         text = str(found.get("message", found) if isinstance(found, dict) else found)
     except (ValueError, AttributeError, RecursionError):
         pass
-    return redact(" ".join(text.split()))[:_MESSAGE_CHARACTERS]
+    text = redact(" ".join(text.split()))
+    return (text.replace(key, "***") if key else text)[:_MESSAGE_CHARACTERS]
 
 
 def parse_retry_after(*, value: str | None, now: float) -> float | None:
