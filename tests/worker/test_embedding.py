@@ -203,13 +203,31 @@ def test_a_key_is_sent_without_the_space_around_it_and_none_without_header(key: 
     assert endpoint.keys == [header]
 
 
-def test_dimensions_are_sent_only_once_a_model_gives_more() -> None:
-    endpoint = Endpoint(dimensions=8)
+@pytest.mark.parametrize("given", [2, 8])
+def test_dimensions_are_sent_only_once_a_model_gives_others(given: int) -> None:
+    endpoint = Endpoint(dimensions=given)
     with http_server(handle=endpoint) as url:
         client = embedder(url)
         assert client.embed(["a"]).shape == (1, 3)
         client.embed(["b"])
     assert [request.get("dimensions") for request in endpoint.requests] == [None, 3, 3]
+
+
+@pytest.mark.parametrize("given", [2, 8])
+def test_a_model_that_has_no_such_dimensions_says_which_it_has(given: int) -> None:
+    def strict(request: BaseHTTPRequestHandler) -> None:
+        body = endpoint.read(request)
+        if "dimensions" in body:
+            answer(request, 400, b'{"message": "no matryoshka"}')
+        else:
+            endpoint.give(request, body)
+
+    endpoint = Endpoint(dimensions=given)
+    with http_server(handle=strict) as url:
+        error = failure(lambda: embedder(url).embed(["a", "bb"]))
+    assert error.code == "EmbeddingInvalid"
+    assert f"vectors of {given} dimensions, not 3; " in error.message
+    assert "no matryoshka" in error.message
 
 
 def test_an_endpoint_gets_the_texts_as_they_are() -> None:
@@ -221,7 +239,7 @@ def test_an_endpoint_gets_the_texts_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 66, 200])
-@pytest.mark.parametrize(("given", "again"), [(3, 0), (8, 1)], ids=["as asked", "more"])
+@pytest.mark.parametrize(("given", "again"), [(3, 0), (8, 1), (2, 1)], ids=["as asked", "more", "fewer"])
 def test_no_more_than_one_text_is_asked_for_twice(given: int, again: int, count: int) -> None:
     """Each pod has an embedder of its own, which has to learn anew whether dimensions are to be sent."""
     endpoint = Endpoint(dimensions=given)

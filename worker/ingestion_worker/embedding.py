@@ -236,8 +236,8 @@ class HttpEmbedder:
 
     Safe to share between threads. No proxy or credentials are taken from the environment. What endpoints differ in:
 
-    - `dimensions` is sent only once a model has answered with longer vectors than asked for, as many servers refuse the
-      field; the first text is asked for alone, so that no other is asked for twice.
+    - `dimensions` is sent only once a model has answered with longer or shorter vectors than asked for, as many servers
+      refuse the field; the first text is asked for alone, so that no other is asked for twice.
     - `encoding_format` is left out once it is refused: Voyage, and LiteLLM before some models, take none that says
       `float`, while some servers behind LiteLLM want one.
     - A batch that is refused is asked for in halves: many servers take fewer texts at a time and none says how many,
@@ -331,19 +331,21 @@ class HttpEmbedder:
         return np.concatenate([self._embed_batch(batch[:cut]), self._embed_batch(batch[cut:])])
 
     def _embed_at_once(self, batch: list[str]) -> NDArray[np.float32]:
+        wanted = self._spec.dimensions
         sent = bool(self._send_dimensions)  # for this request: another thread may change it meanwhile
         vectors = self._ask(batch, send_dimensions=sent)
-        if vectors.shape[1] > self._spec.dimensions and not sent:
-            self._send_dimensions = True
-            vectors = self._ask(batch, send_dimensions=True)
-        elif self._send_dimensions is None:
-            self._send_dimensions = False
-        if vectors.shape[1] != self._spec.dimensions:
-            raise WorkerError(
-                "EmbeddingInvalid",
-                f"the model {self._spec.model} gives vectors of {vectors.shape[1]} dimensions, not"
-                f" {self._spec.dimensions}",
-            )
+        wrong = f"the model {self._spec.model} gives vectors of {vectors.shape[1]} dimensions, not {wanted}"
+        if vectors.shape[1] != wanted and not sent:
+            try:
+                vectors = self._ask(batch, send_dimensions=True)
+            except _TooMuchError as error:
+                if error.code != "EmbeddingRejected":
+                    raise
+                raise WorkerError("EmbeddingInvalid", f"{wrong}; asked for those, {error.message}") from error
+            sent = True
+        if vectors.shape[1] != wanted:
+            raise WorkerError("EmbeddingInvalid", wrong)
+        self._send_dimensions = sent
         return vectors
 
     def _ask(self, batch: list[str], *, send_dimensions: bool) -> NDArray[np.float32]:
