@@ -211,7 +211,15 @@ def _request_limits(seconds: float) -> RequestLimits:
     """Return limits of what an endpoint is asked in a search of so many seconds."""
     from ingestion_worker.embedding import RequestLimits
 
-    # A request takes two parts at the worst: half a part to connect, half for TLS, and one for the read that is waited
-    # for last. Two of them, and the pause between, take five parts of the six.
+    # Of six parts. A request takes half a part to connect, half for TLS, and three for the answer: a model that was
+    # not used for a while may have to be loaded, and some servers end that when their client leaves. Only what failed
+    # within a part is asked for again: that, the pause and the second request take five and a half.
     part = seconds / 6
-    return RequestLimits(connect_seconds=part / 2, read_seconds=part, total_seconds=part, tries=2, pause_seconds=part)
+    return RequestLimits(
+        connect_seconds=part / 2,
+        read_seconds=3 * part,
+        total_seconds=3 * part,
+        tries=2,
+        slow_seconds=part,
+        pause_seconds=part / 2,
+    )

@@ -40,9 +40,10 @@ PATIENCE = 60.0
 
 @dataclass(kw_only=True)
 class Endpoint:
-    """An embedding endpoint that hangs, or answers what it is told."""
+    """An embedding endpoint that hangs, takes some seconds for each request, or answers what it is told."""
 
     status: int = 200
+    seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     keys: list[str | None] = field(default_factory=list)
     goes_on: threading.Event = field(default_factory=threading.Event)
@@ -54,6 +55,7 @@ class Endpoint:
         count = len(json.loads(request.rfile.read(int(request.headers["Content-Length"])))["input"])
         self.keys.append(request.headers["Authorization"])
         self.goes_on.wait(PATIENCE)
+        time.sleep(self.seconds)
         body = json.dumps({"data": [{"embedding": [1.0, 2.0]}] * count}).encode()
         answer(request, self.status, body, **self.headers)
 
@@ -153,7 +155,18 @@ async def test_a_provider_that_hangs_takes_no_other_searches_with_it(stand: Stan
             refused = await asyncio.gather(*(stand.refused(searches, REMOTE) for _ in range(4)))
             assert {problem.status for problem in refused} == {503}
         assert await stand.found(searches, KB) == 1
-        assert len(stand.endpoint.keys) <= 2 * 4 * 2  # two tries each
+        assert len(stand.endpoint.keys) <= 2 * 4  # one try each
+
+
+async def test_a_provider_that_has_to_load_its_model_is_waited_for(stand: Stand) -> None:
+    """Asked again after less, it would begin anew."""
+    with stand.searches() as patient:
+        assert await stand.found(patient, REMOTE) == 1  # what is loaded once is loaded
+    stand.endpoint.keys.clear()
+    stand.endpoint.seconds = 3.0
+    with stand.searches(search_seconds=12.0) as searches:
+        assert await stand.found(searches, REMOTE) == 1
+    assert len(stand.endpoint.keys) == 1
 
 
 async def test_a_provider_that_asks_to_come_back_later_is_not_waited_for(stand: Stand) -> None:
