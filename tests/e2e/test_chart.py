@@ -152,6 +152,10 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"embeddingProviders": [{"name": "builtin", "url": "http://x"}]}, "embeddingProviders"),
         ({"embeddingProviders": [{"name": "x", "url": "ftp://x"}]}, "url"),
         ({"embeddingProviders": [{"name": "x", "url": "https://x.example/v1 "}]}, "/embeddingProviders/0/url"),
+        (
+            {"embeddingProviders": [{"name": "x", "url": "https://x.example?api-version=1"}]},
+            "/embeddingProviders/0/url",
+        ),
         ({"store": {"external": {"endpoint": "http://s3.example.com "}}}, "/store/external/endpoint"),
         ({"store": {"external": {"endpoint": "http://s3.example.com\n"}}}, "/store/external/endpoint"),
         ({"images": {"api": {"repository": f"x@{DIGEST}"}}}, "repository"),
