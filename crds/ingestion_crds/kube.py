@@ -295,10 +295,10 @@ class KubeClient:
         if query:
             url += "?" + urlencode(query)
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "ingestion-operator"}
-        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             return await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException) as error:  # or no token to be read
             raise _no_answer(error) from error
 
 

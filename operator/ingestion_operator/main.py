@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
@@ -121,8 +121,8 @@ class Operator:
         if self._leadership is None:
             self.begin()
         else:
-            self._election = [asyncio.create_task(self._lead(self._leadership), name="lead")]
-        self._watch = [asyncio.create_task(self._watch_children(), name="watch Jobs")]
+            self._election = [self._start(self._lead(self._leadership), "lead")]
+        self._watch = [self._start(self._watch_children(), "watch Jobs")]
 
     async def stop(self) -> None:
         """Stop everything; what is half done is continued at the next start."""
@@ -175,8 +175,8 @@ class Operator:
         metrics.LEADER.set(1)
         self.intake.begin()
         self._work = [
-            asyncio.create_task(self.queue.work(self._handle, workers=WORKERS), name="work"),
-            asyncio.create_task(self._resync(), name="resync"),
+            self._start(self.queue.work(self._handle, workers=WORKERS), "work"),
+            self._start(self._resync(), "resync"),
         ]
 
     async def _lead(self, leadership: Leadership) -> None:
@@ -191,6 +191,18 @@ class Operator:
         await self._end(self._work)
         await leadership.release()
         leave("the work has stopped: another replica may do it")
+
+    @staticmethod
+    def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start what goes on until it is cancelled; the log has the error that ends it sooner: nobody waits for it."""
+
+        def say_why(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("the task %r has ended", name, exc_info=error)
+
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(say_why)
+        return task
 
     @staticmethod
     async def _end(tasks: list[asyncio.Task[None]]) -> None:

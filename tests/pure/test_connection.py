@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
-from kubernetes.aio import client
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
+from kubernetes.aio import client, config
 from support.kubeconfig import kubeconfig
 from support.worker_builders import http_server
 
@@ -83,3 +84,20 @@ async def test_credentials_are_sent_and_renewed(tmp_path: Path) -> None:
             await kube.request("POST", PODS, body={})
     sent = [headers["authorization"] for _, headers, _ in server.seen]
     assert sent == ["Bearer first", "Bearer second", "Bearer third"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("too many open files"), config.ConfigException("Token file exists but empty.")]
+)
+async def test_a_token_that_cannot_be_read_is_no_answer(tmp_path: Path, error: Exception) -> None:
+    """Whoever asks tries again; anything else would end the task that asks."""
+
+    def fail(_: client.Configuration) -> None:
+        raise error
+
+    settings = kubeconfig(tmp_path, "http://127.0.0.1:1", user={"token": "first"})
+    async with await KubeClient.connect(kubeconfig=settings) as kube:
+        kube._api.configuration.refresh_api_key_hook = fail
+        with pytest.raises(ApiError, match=str(error)) as refused:
+            await kube.request("GET", PODS)
+        assert refused.value.status == 0
