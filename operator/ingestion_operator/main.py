@@ -135,7 +135,11 @@ class Operator:
         await self._client.close()
 
     async def discover(self) -> None:
-        """Return once the API server lists IngestionJobs among its resources: it may be there before their CRD is."""
+        """Return once the API server lists IngestionJobs among its resources: it may be there before their CRD is.
+
+        That is also how each login waits for a token that is taken: kopf logs in again as often as one is refused.
+        """
+        self._discovered = False
         wait = _FIRST_DISCOVERY_AGAIN_SECONDS
         while not self._discovered:
             try:

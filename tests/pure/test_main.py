@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import pytest
 from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
 from ingestion_crds.config import Config
-from ingestion_crds.kube import KubeClient
+from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_operator import main
 from ingestion_operator.main import Operator
 
 
@@ -37,3 +39,31 @@ async def test_what_ends_a_task_is_in_the_log(caplog: pytest.LogCaptureFixture) 
     assert said.getMessage() == "the task 'watch Jobs' has ended"
     assert said.exc_info is not None
     assert said.exc_info[0] is KeyError
+
+
+class Discovery:
+    """Lists its resources, to those whose token it takes."""
+
+    def __init__(self) -> None:
+        self.refuses, self.asked = False, 0
+
+    async def request(self, *_: Any, **__: Any) -> JsonObject:
+        self.asked += 1
+        if self.refuses:
+            raise ApiError(status=401, reason="Unauthorized", message="Unauthorized")
+        return {"groups": [{"name": names.GROUP}], "resources": [{"name": names.PLURAL}]}
+
+
+async def test_a_login_waits_for_a_token_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kopf logs in again at once when its token is refused: without a wait, some hundred times a second."""
+    monkeypatch.setattr(main, "_FIRST_DISCOVERY_AGAIN_SECONDS", 0.01)
+    server = Discovery()
+    operator = operator_of(server)
+    await operator.discover()
+    server.refuses, server.asked = True, 0
+    again = asyncio.create_task(operator.discover())
+    await asyncio.sleep(0.1)
+    assert not again.done()
+    assert 0 < server.asked < 6
+    server.refuses = False
+    await again
