@@ -106,8 +106,12 @@ def _add_probes(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz(response: Response) -> dict[str, bool]:
-        index = app.state.services.index
-        ready = index.synced and not index.ended
+        services: Services = app.state.services
+        index, keys = services.index, services.keys
+        # A replica that has lost the API server answers nobody with a key. A list that fails does not say so: it may be
+        # too much for an API server that answers all else. Whether the keys can be read does; at rest nobody asks.
+        in_doubt = index.failing or keys.failing
+        ready = index.synced and not index.ended and not (in_doubt and not await keys.readable())
         response.status_code = 200 if ready else 503
         return {"ready": ready}
 

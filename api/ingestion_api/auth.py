@@ -119,6 +119,8 @@ class KeyRing:
         self._read_at = -STALE_SECONDS
         self._tried_at = -STALE_SECONDS
         self._lock = asyncio.Lock()
+        self.failing = False
+        """True from a read that failed to the next one that does not."""
 
     async def authenticate(self, key: str | None) -> Principal:
         """Return whose key this is.
@@ -139,6 +141,14 @@ class KeyRing:
         if principal is None:
             raise ProblemError(status=401, error="unauthorized", message="the API key is not valid")
         return principal
+
+    async def readable(self) -> bool:
+        """Return whether a request with a key would be decided now; reads the Secret if one would."""
+        try:
+            await self._refresh(older_than=FRESH_SECONDS)
+        except ProblemError:
+            return False
+        return True
 
     def _look(self, key_id: str, given: str) -> Principal | None:
         entry = self._entries.get(key_id)
@@ -166,10 +176,12 @@ class KeyRing:
             )
         except ApiError as error:
             LOG.warning("API keys not readable", extra={"error": str(error)})
+            self.failing = True
             return False
         finally:
             # The time of its end: after a try that hung, those who waited for it must not hang in one more each.
             self._tried_at = time.monotonic()
+        self.failing = False
         self._entries = decode_entries(values or {})
         return True
 

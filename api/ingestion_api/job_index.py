@@ -89,6 +89,8 @@ class JobIndex:
         """True once the first list is in."""
         self.ended = False
         """True once it is no longer kept up to date."""
+        self.failing = False
+        """True from the failure of a list or watch to the next list that is in."""
 
     async def run(self) -> None:
         """Keep the index up to date until cancelled."""
@@ -169,10 +171,11 @@ class JobIndex:
                 self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
         self._metrics.index_lists.inc()
-        self.synced = True
+        self.synced, self.failing = True, False
 
     def _take_failure(self, error: ApiError, pause: float) -> None:
         self._metrics.index_failures.inc()
+        self.failing = True
         LOG.warning("the watch of jobs ended", extra={"error": str(error), "pause": pause})
 
     def _delete(self, uid: str) -> None:

@@ -30,6 +30,8 @@ RENEW_DEADLINE_SECONDS: Final = 10
 RETRY_SECONDS: Final = 2
 # Half the deadline, so that one request that hangs leaves time for another.
 _STEP_SECONDS: Final = 5.0
+# Several steps: one that fails does not mean that this replica could not take over.
+_REACHED_SECONDS: Final = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Leadership:
         self._valid_until = float("-inf")
         self._seen: JsonObject | None = None
         self._seen_at = float("-inf")
+        self._reached_at = float("-inf")
 
     @property
     def valid(self) -> bool:
@@ -101,8 +104,8 @@ class Leadership:
 
     @property
     def reached(self) -> bool:
-        """True once the Lease has been read or written."""
-        return self._seen is not None
+        """True while the Lease can be read or written: it was, not long ago."""
+        return self._clock() - self._reached_at < _REACHED_SECONDS
 
     async def acquire(self) -> None:
         """Return once this replica leads."""
@@ -171,6 +174,7 @@ class Leadership:
         except TimeoutError:
             log.warning("the Lease cannot be reached: no answer within %.0f s", seconds)
             return False
+        self._reached_at = begun
         if taken:
             self._valid_until = begun + RENEW_DEADLINE_SECONDS
         return taken

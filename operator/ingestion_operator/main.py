@@ -294,7 +294,7 @@ class Operator:
         return aiohttp.web.json_response(body, status=200 if healthy else 503)
 
     async def _readyz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
-        """Ready means able to take over: a rolling update ends the old replica only then."""
+        """Ready means able to take over: a rolling update, or a drain, ends another replica only then."""
         ready = self._healthy and self._discovered and (self._leadership is None or self._leadership.reached)
         return aiohttp.web.json_response({"ready": ready}, status=200 if ready else 503)
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, cast
 
 import httpx
@@ -221,6 +222,55 @@ async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) ->
         assert (shown.status, shown.error_message) == ("failed", "look")
         await parts.retries.accept(caller=CALLER, job=job, key=None)
     assert commands == ["GET", "PATCH"]
+
+
+@pytest.mark.parametrize("doubt", ["a list fails", "a read of the keys failed"])
+async def test_a_replica_is_ready_while_it_can_read_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubt: str
+) -> None:
+    """Lists that fail make none unready; and while nothing fails, the probe asks for nothing."""
+    clock, status, reads = SimpleNamespace(now=1000.0), {"secrets": 500, "ingestionjobs": 500}, 0
+    monkeypatch.setattr("ingestion_api.auth.time", SimpleNamespace(monotonic=lambda: clock.now))
+    empty = json.dumps({"metadata": {"resourceVersion": "1"}, "items": []}).encode()
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        nonlocal reads
+        secret = "/secrets/" in request.path
+        reads += secret
+        body = b"{}" if secret else b"" if "watch=true" in request.path else empty
+        answer(request, status["secrets" if secret else "ingestionjobs"], body, Content_Type="application/json")
+
+    async with services(tmp_path, server) as parts:
+        app = create_app(parts.options, parts.config)
+        app.state.services = parts
+        parts.index.synced = True
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as http:
+
+            async def ready() -> bool:
+                clock.now += 31
+                return (await http.get("/readyz")).status_code == 200
+
+            assert await ready()
+            assert reads == 0
+            if doubt == "a list fails":
+                following = asyncio.create_task(parts.index.run())
+                while not parts.index.failing:
+                    await asyncio.sleep(0.01)
+            else:
+                with pytest.raises(ProblemError):
+                    await parts.keys.authenticate("none")
+            assert not await ready()
+            status["secrets"] = 200
+            assert await ready()
+            assert parts.index.failing == (doubt == "a list fails")
+            if parts.index.failing:
+                status["ingestionjobs"] = 200
+                while parts.index.failing:
+                    await asyncio.sleep(0.01)
+                following.cancel()
+            reads = 0
+            assert await ready()
+            assert reads == 0
 
 
 @pytest.mark.parametrize("foreign", [str(uuid.UUID(int=1)), "none"], ids=["another job's", "no id"])

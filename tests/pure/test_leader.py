@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from ingestion_crds import JsonObject
-from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_crds.kube import ApiError, KubeClient, no_answer
 from ingestion_operator import leader
 from ingestion_operator.leader import LeaderClient, Leadership, Lease
 
@@ -17,8 +17,11 @@ class Leases:
 
     def __init__(self) -> None:
         self.spec: JsonObject | None = None
+        self.away = False
 
     async def request(self, method: str, _: str, *, body: Any = None, **__: Any) -> JsonObject:
+        if self.away:
+            raise no_answer("away")
         if method != "GET":
             self.spec = dict(body["spec"])
         if self.spec is None:
@@ -37,6 +40,22 @@ async def test_who_cannot_renew_stops_five_seconds_before_another_may_begin() ->
     assert not await second._step(1)
     for now, works, taken in ((9.9, True, False), (10.1, False, False), (14.9, False, False), (15.1, False, True)):
         assert (first.valid, await second._step(1)) == (works, taken), now
+
+
+async def test_who_cannot_see_the_lease_for_long_could_not_take_over() -> None:
+    now, leases = 0.0, Leases()
+    client = cast(KubeClient, leases)
+    leading, standing_by = (
+        Leadership(client=client, lease=Lease(namespace="system", name="operator", identity=who), clock=lambda: now)
+        for who in ("leading", "standing by")
+    )
+    assert not standing_by.reached
+    for now, away, reached in ((0.0, False, True), (29.0, True, True), (31.0, True, False), (33.0, False, True)):
+        leases.away = False
+        assert await leading._step(1)
+        leases.away = away
+        assert not await standing_by._step(1)
+        assert standing_by.reached == reached, now
 
 
 async def test_who_has_lost_the_lease_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
