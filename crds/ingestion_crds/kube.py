@@ -46,6 +46,8 @@ _FIELDS: Final = b'"fieldsV1":{'
 _BRACES: Final = re.compile(rb'(?:[^"{}]++|"(?:[^"\\]++|\\.)*+")*+(\{?)(\}*+)', re.DOTALL)
 # How the API server tells of webhooks, and of policies (ValidatingAdmissionPolicy).
 _DENIED: Final = re.compile(r"\bdenied (the )?request\b")
+# A webhook that denies a request may put its whole sentence in the place of one word, and metrics count by that.
+_REASON: Final = re.compile(r"[A-Za-z]{1,63}")
 _KUBECONFIG: Final = "~/.kube/config"
 # The library looks at little of a kubeconfig before it uses it, so what is wrong shows in many ways.
 _NOT_USABLE: Final = (
@@ -463,8 +465,9 @@ def _api_error(status: int, raw: bytes | bytearray) -> ApiError:
 
 
 def _status_error(status: JsonObject) -> ApiError:
+    reason = str(status.get("reason", ""))
     return ApiError(
         status=int(status.get("code", 500)),
-        reason=str(status.get("reason", "Unknown")),
+        reason=reason if _REASON.fullmatch(reason) else "Unknown",
         message=str(status.get("message", "")),
     )

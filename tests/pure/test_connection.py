@@ -12,7 +12,7 @@ from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
 from kubernetes.aio import client, config
 from support.kubeconfig import kubeconfig
-from support.worker_builders import http_server
+from support.worker_builders import answer, http_server
 
 PODS = core_path("pods", "team-a")
 
@@ -101,3 +101,20 @@ async def test_a_token_that_cannot_be_read_is_no_answer(tmp_path: Path, error: E
         with pytest.raises(ApiError, match=str(error)) as refused:
             await kube.request("GET", PODS)
         assert refused.value.status == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"), [("AlreadyExists", "AlreadyExists"), ("team-a/handbook may not be written", "Unknown")]
+)
+async def test_a_reason_is_one_word(tmp_path: Path, given: str, reason: str) -> None:
+    """Each would be a metric of its own, for ever; the message says the same."""
+    status = {"kind": "Status", "reason": given, "message": f'admission webhook "w" denied the request: {given}'}
+
+    def deny(request: BaseHTTPRequestHandler) -> None:
+        answer(request, 403, json.dumps(status).encode())
+
+    with http_server(handle=deny) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            with pytest.raises(ApiError) as denied:
+                await kube.request("GET", PODS)
+    assert (denied.value.reason, denied.value.message) == (reason, status["message"])
