@@ -1,23 +1,20 @@
 """Sources: an object of the tenant's own bucket, or http(s) behind a guard against reaching into the cluster.
 
-The guard resolves a name once, checks every address, and connects to the very address it checked: a name that resolves
-differently the second time (DNS rebinding) has no second time. Each redirect is checked again.
+What an address is, and whether it may be, is here; `connecting` holds to it. Each redirect is checked again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-import queue
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote, urljoin, urlsplit
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from ingestion_crds.constants import MAX_SOURCE_BYTES
 from ingestion_crds.errors import Code
@@ -26,6 +23,9 @@ from ingestion_crds.logs import redact
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.scratch import ScratchFile
 from ingestion_worker.store import ObjectMissingError, Store
+
+if TYPE_CHECKING:
+    import httpcore
 
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -197,10 +197,11 @@ def _from_bucket(*, uri: str, store: Store, path: Path, limits: FetchLimits) -> 
 def _from_http(*, url: str, allow: AllowList, path: Path, limits: FetchLimits, resolver: Resolver) -> Fetched:
     import httpcore
 
+    from ingestion_worker.connecting import GuardedBackend
     from ingestion_worker.tls import tls_context
 
     deadline = time.monotonic() + limits.total_seconds
-    backend = guarded_backend(allow=allow, limits=limits, deadline=deadline, resolver=resolver)
+    backend = GuardedBackend(allow=allow, limits=limits, deadline=deadline, resolver=resolver)
     name = "source"
     with httpcore.ConnectionPool(
         ssl_context=tls_context(), network_backend=backend, max_keepalive_connections=0, retries=0
@@ -244,7 +245,7 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _read_body(
-    *, response: Any, headers: dict[str, str], name: str, path: Path, limits: FetchLimits, deadline: float
+    *, response: httpcore.Response, headers: dict[str, str], name: str, path: Path, limits: FetchLimits, deadline: float
 ) -> Fetched:
     encoding = headers.get("content-encoding", "").strip().lower()
     if not {coding.strip() for coding in encoding.split(",")} <= _NO_CODINGS:
@@ -295,7 +296,7 @@ def _check_url(url: str) -> None:
         raise WorkerError("SourceNotAllowed", "the source's URL names no host")
 
 
-def _split(url: str) -> Any:
+def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:
@@ -304,8 +305,6 @@ def _split(url: str) -> Any:
 
 def _ascii(url: str) -> str:
     """Return the URL as it goes over the wire: host in IDNA, everything else percent-encoded, no fragment."""
-    from urllib.parse import quote
-
     parts = urlsplit(url)
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host.encode("idna").decode("ascii")
@@ -339,128 +338,6 @@ def system_resolver(host: str, port: int) -> list[str]:
     """Return a name's addresses, as the system resolves it."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(item[4][0]) for item in found))
-
-
-def checked_addresses(*, host: str, addresses: Iterable[str], allow: AllowList) -> list[str]:
-    """Return the addresses if every one may be connected to.
-
-    Args:
-        host: whose they are.
-        addresses: as it was resolved.
-        allow: what may be besides public ones.
-
-    Raises:
-        WorkerError: SourceNotAllowed naming the first that may not: a name with one inner address is not half trusted.
-    """
-    result = []
-    for text in addresses:
-        address = ipaddress.ip_address(text)
-        if not allow.permits(host=host, address=address):
-            raise WorkerError(
-                "SourceNotAllowed", f"{host} is at {address}, which is not public and not on the allow-list"
-            )
-        result.append(text)
-    return result
-
-
-def guarded_backend(*, allow: AllowList, limits: FetchLimits, deadline: float, resolver: Resolver) -> Any:
-    """Return an httpcore network backend that connects only to checked addresses and keeps to a deadline.
-
-    What it connects raises httpcore's errors; for an address that may not be it raises as `checked_addresses`.
-
-    Args:
-        allow: addresses that may be besides public ones.
-        limits: seconds to connect, and for messages.
-        deadline: in monotonic seconds; every wait ends there.
-        resolver: name resolution.
-    """
-    import httpcore
-
-    class Stream(httpcore.NetworkStream):
-        """A connection whose every wait ends at the deadline: a server that drips bytes cannot hold it."""
-
-        def __init__(self, inner: httpcore.NetworkStream) -> None:
-            self._inner = inner
-
-        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            return self._inner.read(max_bytes, _remaining(timeout, httpcore.ReadTimeout))
-
-        def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            self._inner.write(buffer, _remaining(timeout, httpcore.WriteTimeout))
-
-        def close(self) -> None:
-            self._inner.close()
-
-        def start_tls(
-            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-        ) -> httpcore.NetworkStream:
-            left = _remaining(timeout, httpcore.ConnectTimeout)
-            return Stream(self._inner.start_tls(ssl_context, server_hostname, left))
-
-        def get_extra_info(self, info: str) -> Any:
-            return self._inner.get_extra_info(info)
-
-    def _remaining(timeout: float | None, error: type[Exception]) -> float:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise error(f"not read within {limits.total_seconds:g} s")
-        return left if timeout is None else min(left, timeout)
-
-    class Backend(httpcore.NetworkBackend):
-        """Resolves, checks, and connects to what it checked."""
-
-        def __init__(self) -> None:
-            self._inner = httpcore.SyncBackend()
-
-        def connect_tcp(
-            self,
-            host: str,
-            port: int,
-            timeout: float | None = None,
-            local_address: str | None = None,
-            socket_options: Any = None,
-        ) -> httpcore.NetworkStream:
-            found = _resolve(host=host, port=port, resolver=resolver, seconds=limits.connect_seconds)
-            problem: Exception = httpcore.ConnectError(f"{host} has no address")
-            for address in checked_addresses(host=host, addresses=found, allow=allow):
-                left = _remaining(timeout, httpcore.ConnectTimeout)
-                try:
-                    return Stream(self._inner.connect_tcp(address, port, left, local_address, socket_options))
-                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                    problem = error
-            raise problem
-
-        def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> Any:
-            raise httpcore.ConnectError("no unix sockets")
-
-    return Backend()
-
-
-def _resolve(*, host: str, port: int, resolver: Resolver, seconds: float) -> list[str]:
-    """Resolve in a thread: getaddrinfo has no timeout of its own."""
-    import httpcore
-
-    bare = host.strip("[]")
-    try:
-        return [str(ipaddress.ip_address(bare))]
-    except ValueError:
-        pass
-    answers: queue.Queue[list[str] | Exception] = queue.Queue()
-
-    def work() -> None:
-        try:
-            answers.put(resolver(bare, port))
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise httpcore.ConnectTimeout(f"{host} was not resolved within {seconds:g} s") from None
-    if isinstance(answer, Exception):
-        raise httpcore.ConnectError(f"{host} cannot be resolved: {answer}") from answer
-    return answer
 
 
 def _shown(url: str) -> str:
