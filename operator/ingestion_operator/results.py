@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Mode, VersionState
 from ingestion_crds.errors import ERROR_CODES, Code
-from ingestion_crds.job import UUID_PATTERN
+from ingestion_crds.job import INT32_MAX, UUID_PATTERN
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 _CODE_IN_TRUNCATED: Final = re.compile(r'"code"\s*:\s*"([A-Za-z]{1,63})"')
 _MESSAGE_IN_TRUNCATED: Final = re.compile(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)')
@@ -47,16 +48,29 @@ class PodResult:
     payload: JsonObject = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareResult:
+_Chunks = Annotated[int, Field(ge=0, le=2**53)]
+_CHUNKS: Final = TypeAdapter(_Chunks)
+
+
+class PrepareResult(BaseModel):
     """What `prepare_document` said, checked."""
 
-    mode: Mode
-    segments: int
-    version_id: str
-    version_number: int
-    plan_hash: str
-    chunks: int | None
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    mode: Literal[Mode.SEGMENTED, Mode.SINGLE_PASS]
+    segments: int = Field(ge=1, le=names.MAX_SEGMENTS)
+    version_id: str = Field(validation_alias=AliasPath("version", "id"), pattern=UUID_PATTERN)
+    version_number: int = Field(validation_alias=AliasPath("version", "number"), ge=1, le=INT32_MAX)
+    plan_hash: str = Field(validation_alias=AliasPath("version", "planHash"), pattern=r"^[0-9A-Za-z]{1,64}$")
+    state: Any = Field(None, validation_alias=AliasPath("version", "state"))
+    chunks: _Chunks | None = None
+
+    @model_validator(mode="after")
+    def _single_pass_has_published(self) -> Self:
+        # A single pass publishes too: without an active version it has not done its work.
+        if self.mode is Mode.SINGLE_PASS and self.state != VersionState.ACTIVE:
+            raise ValueError("the version is not active")
+        return self
 
 
 Harvest = dict[int, PodResult]
@@ -171,39 +185,15 @@ def _error(said: str) -> tuple[Code | None, str]:
 
 def read_prepare(payload: JsonObject) -> PrepareResult | None:
     """Check what `prepare_document` said; None when it is not what the contract allows."""
-    version = payload.get("version")
-    segments, chunks = payload.get("segments"), payload.get("chunks")
-    if not isinstance(version, dict) or payload.get("mode") not in (Mode.SEGMENTED, Mode.SINGLE_PASS):
+    try:
+        return PrepareResult.model_validate(payload)
+    except ValidationError:
         return None
-    mode = Mode(payload["mode"])
-    version_id, number, plan_hash = version.get("id"), version.get("number"), version.get("planHash")
-    well_formed = (
-        _is_count(segments, 1, names.MAX_SEGMENTS)
-        and isinstance(version_id, str)
-        and re.fullmatch(UUID_PATTERN, version_id)
-        and _is_count(number, 1, 2**31 - 1)
-        and isinstance(plan_hash, str)
-        and re.fullmatch(r"[0-9A-Za-z]{1,64}", plan_hash)
-        and (chunks is None or _is_count(chunks, 0, 2**53))
-        # A single pass publishes too: without an active version it has not done its work.
-        and (mode is Mode.SEGMENTED or version.get("state") == VersionState.ACTIVE)
-    )
-    if not well_formed:
-        return None
-    assert isinstance(segments, int)
-    assert isinstance(version_id, str)
-    assert isinstance(number, int)
-    assert isinstance(plan_hash, str)
-    return PrepareResult(
-        mode=mode, segments=segments, version_id=version_id, version_number=number, plan_hash=plan_hash, chunks=chunks
-    )
 
 
 def read_chunks(payload: JsonObject) -> int | None:
     """Return the number of chunks that `publish_version` said, if it did."""
-    chunks = payload.get("chunks")
-    return chunks if _is_count(chunks, 0, 2**53) else None
-
-
-def _is_count(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    try:
+        return _CHUNKS.validate_python(payload.get("chunks"), strict=True)
+    except ValidationError:
+        return None
