@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, NewType
+from typing import Annotated, Any, Final, Literal, NewType, Self
 from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
@@ -80,6 +80,16 @@ class Model(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_enum_values=False
     )
+
+    def changed(self, **fields: Any) -> Self:
+        """Return a copy with other values. They are not validated.
+
+        Raises:
+            TypeError: there is no such field; `model_copy` drops it in silence.
+        """
+        if unknown := fields.keys() - type(self).model_fields.keys():
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        return self.model_copy(update=fields)
 
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -170,7 +170,7 @@ class _Draft:
     @property
     def job(self) -> IngestionJob:
         """The IngestionJob with the status as drafted."""
-        return self.snapshot.job.model_copy(update={"status": self.status})
+        return self.snapshot.job.changed(status=self.status)
 
     @property
     def attempt(self) -> Attempt:
@@ -189,16 +189,16 @@ class _Draft:
         return (child for child in self.snapshot.children if child.owner_uid == uid)
 
     def set(self, **fields: Any) -> None:
-        self.status = self.status.model_copy(update=fields)
+        self.status = self.status.changed(**fields)
 
     def set_attempt(self, **fields: Any) -> None:
         *earlier, last = self.status.attempts
-        self.set(attempts=[*earlier, last.model_copy(update=fields)])
+        self.set(attempts=[*earlier, last.changed(**fields)])
 
     def set_record(self, **fields: Any) -> None:
         attempt = self.status.attempts[-1]
         *earlier, last = attempt.jobs
-        self.set_attempt(jobs=[*earlier, last.model_copy(update=fields)])
+        self.set_attempt(jobs=[*earlier, last.changed(**fields)])
 
     def look_within(self, seconds: float) -> None:
         self.look_again = seconds if self.look_again is None else min(self.look_again, seconds)
@@ -295,10 +295,10 @@ def _begin(draft: _Draft) -> None:
     version = status.version or Version(id=version_id_of(job.metadata.uid))
     if stage is Stage.PREPARE:
         segments = Segments()
-        version = version.model_copy(update={"state": VersionState.PENDING})
+        version = version.changed(state=VersionState.PENDING)
     elif segments is not None:
-        version = version.model_copy(update={"state": VersionState.PROCESSING})
-        segments = segments.model_copy(update={"failed": "", "failed_count": 0})
+        version = version.changed(state=VersionState.PROCESSING)
+        segments = segments.changed(failed="", failed_count=0)
     kept, codes = _not_retried(draft, stage)
     attempt = Attempt(generation=generation, trigger=trigger, requested_by=requested_by, start_time=draft.now)
     draft.set(
@@ -645,9 +645,9 @@ def _count(draft: _Draft, child: ChildJob) -> None:
     segments, version = draft.segments, draft.status.version
     if draft.status.stage is Stage.SEGMENTS:
         done = len(IndexSet.parse(segments.completed)) + child.succeeded
-        draft.set(segments=segments.model_copy(update={"completed_count": done, "failed_count": len(child.failed)}))
+        draft.set(segments=segments.changed(completed_count=done, failed_count=len(child.failed)))
     if version is not None and version.state is VersionState.PENDING and child.active > 0:
-        draft.set(version=version.model_copy(update={"state": VersionState.PROCESSING}))
+        draft.set(version=version.changed(state=VersionState.PROCESSING))
 
 
 # ── the harvest ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -707,13 +707,11 @@ def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -
     everything = str(IndexSet.span(said.segments)) if single else ""
     draft.set(
         mode=said.mode,
-        version=version.model_copy(
-            update={
-                "id": said.version_id,
-                "number": said.version_number,
-                "plan_hash": said.plan_hash,
-                "state": VersionState.ACTIVE if single else VersionState.PROCESSING,
-            }
+        version=version.changed(
+            id=said.version_id,
+            number=said.version_number,
+            plan_hash=said.plan_hash,
+            state=VersionState.ACTIVE if single else VersionState.PROCESSING,
         ),
         segments=Segments(total=said.segments, completed=everything, completed_count=said.segments if single else 0),
         chunks=said.chunks if single else None,
@@ -762,13 +760,11 @@ def _record_segments(draft: _Draft, *, done: IndexSet, causes: dict[int, PodResu
     unfinished = IndexSet.span(segments.total) - completed
     codes = Counter(draft.status.failure_summary) + own
     draft.set(
-        segments=segments.model_copy(
-            update={
-                "completed": str(completed),
-                "completed_count": len(completed),
-                "failed": str(unfinished),
-                "failed_count": len(unfinished),
-            }
+        segments=segments.changed(
+            completed=str(completed),
+            completed_count=len(completed),
+            failed=str(unfinished),
+            failed_count=len(unfinished),
         ),
         failures=[*failures, *draft.status.failures][: names.MAX_FAILURES],
         failure_summary=dict(codes),
@@ -784,7 +780,7 @@ def _harvest_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -
         _fail_stage(draft, Stage.PUBLISH, _stage_result(draft, child, result))
         return
     draft.set(
-        version=version.model_copy(update={"state": VersionState.ACTIVE}),
+        version=version.changed(state=VersionState.ACTIVE),
         chunks=read_chunks(result.payload) if result is not None else None,
     )
     _close(draft, Reason.SUCCEEDED)
@@ -877,7 +873,7 @@ def _finish(draft: _Draft) -> None:
     phase = phase_of(draft.status)
     version = draft.status.version
     if version is not None and phase is not Phase.COMPLETED:
-        version = version.model_copy(update={"state": VersionState.FAILED})
+        version = version.changed(state=VersionState.FAILED)
     draft.set(phase=phase, version=version, completion_time=draft.now)
 
 

@@ -363,8 +363,8 @@ class Reconciler:
         metrics.STATUS_WRITES.inc()
         if raw["status"] == wanted:  # else the CRD is an older one, or a policy changed it
             # All else in the answer was so before: the patch named the resourceVersion.
-            metadata = job.metadata.model_copy(update={"resource_version": raw["metadata"]["resourceVersion"]})
-            written = job.model_copy(update={"metadata": metadata, "status": decided.status})
+            metadata = job.metadata.changed(resource_version=raw["metadata"]["resourceVersion"])
+            written = job.changed(metadata=metadata, status=decided.status)
         else:
             written = IngestionJob.model_validate(raw)
         raw, _ = kept = Kept.of(raw, written)

@@ -35,16 +35,14 @@ def summarise(
     """
     segments = status.segments
     if segments is not None:
-        segments = segments.model_copy(update={"progress": f"{segments.completed_count}/{segments.total}"})
-    status = status.model_copy(
-        update={
-            "job_id": job.job_id,
-            "observed_generation": job.metadata.generation,
-            "segments": segments,
-            "progress_percent": _percent(status, segments),
-        }
+        segments = segments.changed(progress=f"{segments.completed_count}/{segments.total}")
+    status = status.changed(
+        job_id=job.job_id,
+        observed_generation=job.metadata.generation,
+        segments=segments,
+        progress_percent=_percent(status, segments),
     )
-    return status.model_copy(update={"conditions": _conditions(job, status, blocked, held, now)})
+    return status.changed(conditions=_conditions(job, status, blocked, held, now))
 
 
 def only_counts_changed(before: Status, after: Status) -> bool:
@@ -54,14 +52,14 @@ def only_counts_changed(before: Status, after: Status) -> bool:
 
 def only_observations_changed(before: Status, after: Status) -> bool:
     """True when the two differ in running counts and conditions alone: in nothing that anything is decided from."""
-    return only_counts_changed(*(status.model_copy(update={"conditions": []}) for status in (before, after)))
+    return only_counts_changed(*(status.changed(conditions=[]) for status in (before, after)))
 
 
 def _without_counts(status: Status) -> Status:
     if status.segments is None:
         return status
-    still = status.segments.model_copy(update={"completed_count": 0, "failed_count": 0, "progress": ""})
-    return status.model_copy(update={"segments": still, "progress_percent": 0})
+    still = status.segments.changed(completed_count=0, failed_count=0, progress="")
+    return status.changed(segments=still, progress_percent=0)
 
 
 def why(status: Status) -> str:
