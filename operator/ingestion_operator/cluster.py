@@ -173,6 +173,10 @@ class KubeCluster:
         """
         return await self._client.request("GET", core_path("configmaps", namespace, name))
 
+    async def find_config_map(self, *, namespace: str, name: str) -> JsonObject | None:
+        """Return a ConfigMap, or None when there is none."""
+        return await find(self._client, core_path("configmaps", namespace, name))
+
     async def create_config_map(self, *, body: JsonObject) -> JsonObject:
         """Create a ConfigMap, and return it as it is stored.
 

@@ -304,7 +304,18 @@ class Reconciler:
                     namespace=namespace, child_uid=child.uid, failed_only=failed_only, take=results.take
                 )
             return replace(snapshot, harvest=results.harvest, harvest_truncated=more)
-        pace = self._memory.pace(key)
+        return await self._diagnose(key, snapshot, child, thorough=thorough)
+
+    async def _diagnose(self, key: str, snapshot: Snapshot, child: ChildJob, *, thorough: bool) -> Snapshot:
+        """Add why pods of the running stage's Job do not start, or do not end: asked now and then, else as before.
+
+        Args:
+            key: namespace/name.
+            snapshot: what exists.
+            child: the Job.
+            thorough: as in `_read_pods`.
+        """
+        namespace, pace = snapshot.job.metadata.namespace, self._memory.pace(key)
         if pace.diagnosis_due(child, self._memory.monotonic()):
             pace.diagnosed = self._memory.monotonic()
             pods: list[JsonObject] = []
@@ -318,20 +329,11 @@ class Reconciler:
             obstacle = read_obstacle(pods=pods, creation_failure=said, now=self._now())
             lacking = thorough and any(map(may_lack_config_map, pods))
             del pods  # a stranger may have filled them: not all looks are to hold theirs while they wait
-            gone = lacking and await self._config_map_gone(namespace, child.name)
+            gone = lacking and await self._cluster.find_config_map(namespace=namespace, name=child.name) is None
             return replace(snapshot, obstacle=obstacle, config_map_gone=gone)
         if wants_diagnosis(child) and snapshot.obstacle is None:
             return replace(snapshot, obstacle=_obstacle_before(snapshot.job))
         return snapshot
-
-    async def _config_map_gone(self, namespace: str, name: str) -> bool:
-        try:
-            await self._cluster.get_config_map(namespace=namespace, name=name)
-        except ApiError as error:
-            if error.not_found:
-                return True
-            raise
-        return False
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
 
