@@ -61,7 +61,20 @@ class EmbeddingProvider(Model):
 
 
 class Config(Model):
-    """The whole file."""
+    """The whole file. An empty list or map is none, unless it says otherwise.
+
+    Args (fields):
+        worker_image, worker_image_pull_policy: of worker pods, where a job names no image; the policy always.
+        worker_resources, worker_node_selector, worker_tolerations: of worker pods, where a job's template has none.
+        worker_allowed_images: patterns (`*`) of the images that a job may name besides `worker_image`; empty for all.
+        source_allow: hosts, addresses and networks that http(s) sources may be on although they are not public.
+        source_deny: networks that count as not public besides those that are private by their numbers.
+        store: where all buckets are.
+        tenants: the namespaces that may ingest; in any other one nothing is done.
+        embedding_providers: what jobs may name besides the built-in embedder.
+        max_source_bytes: the largest document, uploaded or read.
+        ca_config_map: beside each tenant's pods, with certificate authorities to trust (`ca.crt`); None for none.
+    """
 
     worker_image: str = Field(min_length=1)
     worker_image_pull_policy: str = "IfNotPresent"

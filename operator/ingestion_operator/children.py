@@ -325,14 +325,27 @@ class ChildJob:
     """What decisions are made from in a Kubernetes Job.
 
     Args:
+        name, uid: the Job's.
+        resource_version: 0 before it is stored; a later state of it has a greater one (KEP-5504).
         owner_uid: UID of the controlling owner, or empty.
-        completed: Job indexes that succeeded.
-        failed: Job indexes that failed for good.
-        failure_reason: the reason of condition Failed=True; None unless the Job has failed.
+        stage: as its label says; empty without one.
+        map_digest: of the attempt's file that it was made for, as its annotation says; empty without one.
         deleting: a deletion is recorded and waits for finalizers.
         queued: it was made for a queue, which suspends it and admits it.
         managed_by: who runs it in place of Kubernetes' own Job controller, as in another cluster; else empty.
-        resource_version: 0 before it is stored; a later state of it has a greater one (KEP-5504).
+        suspended: it is to have no pods now.
+        parallelism: pods at the same time at most.
+        deadline_seconds: from `start_time` on; None for no end, 0 once its attempt was cancelled.
+        active: how many pods have not ended.
+        ready: how many of them are ready.
+        succeeded: how many Job indexes have.
+        completed: Job indexes that succeeded.
+        failed: Job indexes that failed for good.
+        complete: condition Complete is True.
+        failure_reason: the reason of condition Failed=True; None unless the Job has failed.
+        failure_message: its message.
+        start_time: when it began, or was resumed; None before. Before Kubernetes 1.36 a suspended one keeps it.
+        completion_time: when it ended, well or not; None before.
     """
 
     name: str
