@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from fastapi import Request
 from ingestion_crds.config import Config
@@ -40,4 +39,5 @@ def services_of(request: Request) -> Services:
 
     For routes to call: as a dependency it would run in a thread, for each request.
     """
-    return cast(Services, request.app.state.services)
+    services: Services = request.app.state.services
+    return services

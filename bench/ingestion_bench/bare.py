@@ -9,6 +9,7 @@ from typing import Final
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import MERGE_PATCH, ingestion_path
 from ingestion_operator.actions import CreateChild
 
 from ingestion_bench.past import next_child
@@ -46,6 +47,22 @@ def retry_patch(live: JsonObject) -> JsonObject:
         },
         "spec": {"retryGeneration": generation, "retrySegments": None},
     }
+
+
+async def ask(stand: Stand, job: IngestionJob) -> JsonObject:
+    """Ask for the first retry of a job that is as it was read, and return it as it is then."""
+    live = {"metadata": {"resourceVersion": job.metadata.resource_version}, "spec": {"retryGeneration": 0}}
+    return await _patch(stand, job, live)
+
+
+async def get_and_ask(stand: Stand, job: IngestionJob) -> None:
+    """Ask for a retry of a job, whatever it is like now."""
+    await _patch(stand, job, await stand.get(job.metadata.name))
+
+
+async def _patch(stand: Stand, job: IngestionJob, live: JsonObject) -> JsonObject:
+    path = ingestion_path(stand.namespace, job.metadata.name)
+    return await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
 
 
 def _disown(metadata: JsonObject, name: str) -> None:

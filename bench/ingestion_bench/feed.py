@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Self
 
 from ingestion_crds import JsonObject
+from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import KubeClient
 
 Wish = Callable[[JsonObject], bool]
@@ -62,6 +63,11 @@ class Feed:
                 del self._waiting[future]
                 if not future.done():
                     future.set_result(time.perf_counter())
+
+
+def of(job: IngestionJob, wish: Wish) -> Wish:
+    """Return the wish for an event of this job; the other one is asked about its object."""
+    return lambda event: event["object"]["metadata"]["uid"] == job.metadata.uid and wish(event["object"])
 
 
 def counted(count: int) -> Wish:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import ChildUid, IngestionJob
 
@@ -116,14 +117,14 @@ class Intake:
             pace.on_gone()
             self._queue.add(key)
 
-    def on_child_seen(self, body: Mapping[str, Any], *, deleted: bool) -> None:
+    def on_child_seen(self, body: JsonObject, *, deleted: bool) -> None:
         """Take in a state of a Job, and queue the key of its parent, the IngestionJob that it was made for.
 
         That is at once if the Job has ended or is gone, or if it was not expected. One that runs is looked for even if
         its parent is settled. That an expected one runs on is not urgent: its parent rests between two looks.
         """
         try:
-            child = read_child(dict(body))
+            child = read_child(body)
         except Exception:
             # One broken object must not stop the watch of the others.
             log.exception("a Job that is not understood: %s", body["metadata"]["name"])

@@ -9,10 +9,10 @@ from typing import Final
 
 import httpx
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ingestion_path
+from ingestion_crds.kube import ingestion_path
 
 from ingestion_bench import many
-from ingestion_bench.bare import retry_patch
+from ingestion_bench.bare import get_and_ask
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.load import callers, per_second
@@ -104,13 +104,11 @@ async def _retries(stand: Stand, client: httpx.AsyncClient) -> Sample:
 
 
 async def _bare_retries(stand: Stand) -> Sample:
-    async def get_and_patch(_: int, job: IngestionJob) -> None:
-        path = ingestion_path(stand.namespace, job.metadata.name)
-        live = await stand.kube.request("GET", path)
-        await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+    async def retry(_: int, job: IngestionJob) -> None:
+        await get_and_ask(stand, job)
 
     jobs = await many.store(stand, count=_RETRIES, pasts=repeat(_SMALL), with_last_job=False)
-    found = await per_second(jobs, lanes=_CLIENTS, do=get_and_patch)
+    found = await per_second(jobs, lanes=_CLIENTS, do=retry)
     await many.remove(stand, jobs)
     return {_RETRY: found}
 

@@ -16,7 +16,7 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, child_path, c
 from local_cluster.control_plane import CONTROLLER_MANAGER
 
 from ingestion_bench import failed
-from ingestion_bench.bare import LABEL, bare_child, retry_patch
+from ingestion_bench.bare import LABEL, bare_child, get_and_ask
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.feed import Feed, Wish
@@ -77,10 +77,8 @@ async def _answers(stand: Stand, api: httpx.AsyncClient) -> Sample:
 async def _gets_and_patches(stand: Stand) -> Sample:
     jobs, seconds = await _failed_jobs(stand), []
     for job in jobs:
-        path = ingestion_path(stand.namespace, job.metadata.name)
         begun = time.perf_counter()
-        live = await stand.kube.request("GET", path)
-        await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+        await get_and_ask(stand, job)
         seconds.append(time.perf_counter() - begun)
     await _remove(stand, jobs)
     return _percentiles(_ANSWER, seconds)

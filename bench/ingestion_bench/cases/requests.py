@@ -10,7 +10,6 @@ from typing import Final
 import httpx
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import Phase, Stage
-from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ingestion_path
 from local_cluster.progress import say
 
@@ -18,7 +17,7 @@ from ingestion_bench import failed
 from ingestion_bench.audit import Audit, audited
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
-from ingestion_bench.feed import Feed
+from ingestion_bench.feed import Feed, of
 from ingestion_bench.past import Past
 from ingestion_bench.stand import Stand
 
@@ -55,8 +54,8 @@ class Counting:
         stand = self._stand
         job = await failed.store(stand, self._past, parallelism=self._parallelism)
         async with Feed(stand.kube, ingestion_path(stand.namespace)) as jobs:
-            recorded = jobs.expect(_seen(job, _uid_recorded))
-            completed = jobs.expect(_seen(job, lambda body: body["status"]["phase"] == Phase.COMPLETED))
+            recorded = jobs.expect(of(job, _uid_recorded))
+            completed = jobs.expect(of(job, lambda body: body["status"]["phase"] == Phase.COMPLETED))
             await self._silence()
             answer = await self._api.post(f"/ingestion-jobs/{job.job_id}/retry")
             assert answer.status_code == 202, answer.text
@@ -79,10 +78,6 @@ class Counting:
             await asyncio.sleep(_SILENT_SECONDS)
             if not self._audit.read():
                 return
-
-
-def _seen(job: IngestionJob, wish: Callable[[JsonObject], bool]) -> Callable[[JsonObject], bool]:
-    return lambda event: event["object"]["metadata"]["uid"] == job.metadata.uid and wish(event["object"])
 
 
 def _uid_recorded(body: JsonObject) -> bool:

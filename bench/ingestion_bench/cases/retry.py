@@ -18,7 +18,7 @@ from ingestion_bench import failed
 from ingestion_bench.bare import LABEL, bare_child
 from ingestion_bench.case import PAIRS, Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
-from ingestion_bench.feed import Feed, Wish, counted
+from ingestion_bench.feed import Feed, counted, of
 from ingestion_bench.past import Past
 from ingestion_bench.stand import Plane, Stand
 
@@ -66,8 +66,8 @@ class Retry:
             Feed(stand.kube, ingestion_path(stand.namespace)) as jobs,
             Feed(stand.kube, core_path("pods", stand.namespace), selector=ours) as pods,
         ):
-            created, done = pods.expect(counted(self._k)), jobs.expect(_of(job, _segments_recorded))
-            completed = jobs.expect(_of(job, lambda body: body["status"]["phase"] == Phase.COMPLETED))
+            created, done = pods.expect(counted(self._k)), jobs.expect(of(job, _segments_recorded))
+            completed = jobs.expect(of(job, lambda body: body["status"]["phase"] == Phase.COMPLETED))
             begun = time.perf_counter()
             answer = await self._api.post(f"/ingestion-jobs/{job.job_id}/retry")
             assert answer.status_code == 202, answer.text
@@ -97,10 +97,6 @@ class Retry:
         await stand.kube.request("DELETE", f"{config_maps}/{name}")
         await stand.quiet()
         return sample
-
-
-def _of(job: IngestionJob, wish: Wish) -> Wish:
-    return lambda event: event["object"]["metadata"]["uid"] == job.metadata.uid and wish(event["object"])
 
 
 def _segments_recorded(body: JsonObject) -> bool:

@@ -13,12 +13,12 @@ from ingestion_crds import JsonObject
 from ingestion_crds.constants import Phase
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ingestion_path
+from ingestion_crds.kube import ingestion_path
 from local_cluster import ports
 from local_cluster.process import Process
 
 from ingestion_bench import many
-from ingestion_bench.bare import retry_patch
+from ingestion_bench.bare import ask
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.cases.storm import dispatched
 from ingestion_bench.feed import Feed
@@ -119,9 +119,7 @@ class Running:
             return not left
 
         async def retry(_: int, job: IngestionJob) -> None:
-            live = {"metadata": {"resourceVersion": job.metadata.resource_version}, "spec": {"retryGeneration": 0}}
-            path = ingestion_path(stand.namespace, job.metadata.name)
-            await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+            await ask(stand, job)
 
         port = ports.free(count=1)[0]
         async with AsyncExitStack() as stack:

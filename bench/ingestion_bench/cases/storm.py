@@ -13,11 +13,11 @@ from typing import Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ingestion_path
+from ingestion_crds.kube import ingestion_path
 from local_cluster.control_plane import CONTROLLER_MANAGER
 
 from ingestion_bench import many
-from ingestion_bench.bare import retry_patch
+from ingestion_bench.bare import ask
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import scattered
 from ingestion_bench.feed import Feed
@@ -93,11 +93,8 @@ class Storm:
             return len(ended) == len(jobs)
 
         async def retry(_: int, job: IngestionJob) -> None:
-            uid = job.metadata.uid
-            live = {"metadata": {"resourceVersion": job.metadata.resource_version}, "spec": {"retryGeneration": 0}}
-            begun[uid] = time.perf_counter()
-            path = ingestion_path(stand.namespace, job.metadata.name)
-            answer = await stand.kube.request("PATCH", path, body=retry_patch(live), content_type=MERGE_PATCH)
+            begun[job.metadata.uid] = time.perf_counter()
+            answer = await ask(stand, job)
             asked(job, answer["metadata"]["resourceVersion"])
 
         async with Feed(stand.kube, ingestion_path(stand.namespace)) as feed:
