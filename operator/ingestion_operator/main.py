@@ -322,6 +322,22 @@ class NoDiff(kopf.DiffBaseStorage):
         """Store nothing."""
 
 
+def _configure(settings: kopf.OperatorSettings) -> None:
+    """Have kopf do no more than watch IngestionJobs, with little memory."""
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = 600
+    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = 60
+    # Where lists are not streamed, a page would be the most memory that is ever needed: tens of KB for an object,
+    # and tens of MB for one that somebody has filled.
+    settings.watching.chunk_size = _KOPF_PAGE
+    # For so long kopf keeps a task and the body of each object that it has seen: of thousands, most of the memory.
+    settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
+    settings.persistence.diffbase_storage = NoDiff()
+    settings.persistence.finalizer = _FINALIZER
+
+
 def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
     """Return the kopf handlers: they start and stop the operator, and tell it of each change of an IngestionJob."""
     registry = kopf.OperatorRegistry()
@@ -330,18 +346,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
     @kopf.on.startup(registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.watching.server_timeout = 600
-        settings.watching.connect_timeout = 10
-        settings.networking.request_timeout = 60
-        # Where lists are not streamed, a page would be the most memory that is ever needed: tens of KB for an object,
-        # and tens of MB for one that somebody has filled.
-        settings.watching.chunk_size = _KOPF_PAGE
-        # For so long kopf keeps a task and the body of each object that it has seen: of thousands, most of the memory.
-        settings.queueing.idle_timeout = _KOPF_IDLE_SECONDS
-        settings.persistence.diffbase_storage = NoDiff()
-        settings.persistence.finalizer = _FINALIZER
+        _configure(settings)
         port = int(os.environ.get("INGESTION_HEALTH_PORT", _HEALTH_PORT))
         client = await LeaderClient.connect()
         if lease is not None:
