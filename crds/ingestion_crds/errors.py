@@ -222,8 +222,8 @@ _TABLE: Final = (
         stage=ANY,
         exit_code=78,
         retryable=False,
-        meaning="A newer version of the document is already live.",
-        remedy="Nothing: the newer version stays. Ingest again for a newer one.",
+        meaning="A newer version of the document is already live, or one of a job that was made later.",
+        remedy="Nothing: what is live stays. Ingest again for a newer version.",
     ),
     ErrorCode(
         code="PipelineChanged",

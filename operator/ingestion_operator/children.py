@@ -19,7 +19,7 @@ from ingestion_crds.config import Config, EmbeddingProvider, Tenant
 from ingestion_crds.constants import Stage
 from ingestion_crds.digest import map_digest
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import ChildUid, IngestionJob, version_id_of
+from ingestion_crds.job import ChildUid, IngestionJob, format_time, version_id_of
 
 _STAGE_WORDS: Final = {Stage.PREPARE: "prepare", Stage.SEGMENTS: "segments", Stage.PUBLISH: "publish"}
 _WORKER_USER: Final = 65532
@@ -66,6 +66,7 @@ def attempt_file(*, job: IngestionJob, stage: Stage, generation: int, segments: 
             "name": job.metadata.name,
             "uid": job.metadata.uid,
             "jobID": job.job_id,
+            "created": format_time(job.metadata.creation_timestamp),
         },
         "generation": generation,
         "stage": stage.value,

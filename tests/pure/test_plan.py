@@ -92,8 +92,9 @@ class World:
                 assert not [one for one in self.children.values() if not one.finished], "invariant 1: two live Jobs"
                 self.children[child.uid] = child
                 if child.stage == Stage.SEGMENTS:
-                    text = json.loads(action.config_map["data"]["attempt.json"])["segments"]
-                    segments = list(IndexSet.parse(text))
+                    file = json.loads(action.config_map["data"]["attempt.json"])
+                    assert file["job"]["created"] == "2026-01-01T00:00:00Z"
+                    segments = list(IndexSet.parse(file["segments"]))
                     self.files[child.uid] = segments
                     generation = int(raw["metadata"]["labels"][LABEL_GENERATION])
                     self.dispatched.append((generation, segments))

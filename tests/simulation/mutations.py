@@ -682,7 +682,11 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         part="worker",
         file="history.py",
         changes=(
-            ("        _check_superseded(state=state, version_id=version.version_id, number=version.number)\n", ""),
+            (
+                "        _check_superseded(state=state, version_id=version.version_id, number=version.number,"
+                " created=created)\n",
+                "",
+            ),
         ),
     ),
     Mutation(

@@ -111,6 +111,29 @@ def test_racing_publishers_are_monotone_and_the_highest_wins(store_config: Store
     assert set(results.values()) <= {"live", "VersionSuperseded"}
 
 
+def test_no_version_is_published_over_that_of_a_job_that_was_made_later(store_config: StoreConfig) -> None:
+    store = Store(config=store_config)
+
+    def publish(number: int, created: str) -> str:
+        made = version(number=number)
+        return outcome(lambda: history.publish(store=store, knowledge_base=KB, version=made, created=created))
+
+    earlier, later = "2026-01-01T09:59:59Z", "2026-01-01T10:00:00Z"
+    assert publish(1, later) == "live"
+    fence_off(store, number=9, generation=1)
+    assert publish(2, earlier) == "VersionSuperseded"
+    assert publish(3, later) == "live"
+    # What does not say when its job was made is compared by number, whichever of the two it is.
+    assert publish(4, "") == "live"
+    assert publish(5, earlier) == "live"
+    assert publish(4, later) == "VersionSuperseded"
+
+
+def test_a_time_in_an_entry_that_is_none_is_refused() -> None:
+    with pytest.raises(WorkerError, match="DocumentUnreadable"):
+        decode_state(data=encode_state(state=State(created="yesterday")), sequence=1)
+
+
 def test_an_attempt_below_the_fence_publishes_nothing(store_config: StoreConfig) -> None:
     store = Store(config=store_config)
     fence_off(store, number=7, generation=1)

@@ -116,6 +116,7 @@ def test_a_command_for_another_stage_writes_nothing(tmp_path: Path, url: str) ->
         {"document__id": "a/b"},
         {"job__uid": "a..b"},
         {"job__namespace": None},
+        {"job__created": "yesterday"},
         {"document__source": {"uri": "s3://team-a/a", "sha256": "short"}},
         {"version": None},
         {"version": {"id": "../x"}},

@@ -324,6 +324,31 @@ def test_an_older_version_does_not_replace_a_newer_one(worker: Worker) -> None:
     ]
 
 
+def test_a_job_that_waited_does_not_replace_what_a_later_one_has_published(worker: Worker) -> None:
+    """Its pod begins last, and takes the higher number: an upload that was corrected since was live again."""
+    uri = worker.upload(data=sentences(count=100).encode(), name="a.txt")
+    early = {"document__source__uri": uri, "job__uid": "early", "job__created": "2026-01-01T10:00:00Z"}
+    late = {"document__source__uri": uri, "job__uid": "late", "job__created": "2026-01-01T10:00:01Z"}
+    corrected, waited = worker.prepare(**late), worker.prepare(**early)
+    assert (corrected["version"]["number"], waited["version"]["number"]) == (1, 2)
+    for segment in range(corrected["segments"]):
+        worker.segment(prepared=corrected, segment=segment, **late)
+    done = worker.segment(prepared=waited, segment=0, **early)
+    worker.publish(prepared=corrected, **late)
+    before = {entry.key for entry in worker.store.list(prefix="kb")}
+    worker.more["make_embedder"] = pytest.fail
+    for run in (
+        lambda: worker.prepare(**early),
+        lambda: worker.segment(prepared=waited, segment=1, **early),
+        lambda: worker.publish(prepared=waited, **early),
+        lambda: worker.publish(prepared=waited, generation=1, **early),
+    ):
+        with pytest.raises(WorkerError, match="VersionSuperseded: version 1 is live, whose job was made at"):
+            run()
+    assert worker.segment(prepared=waited, segment=0, **early) == done
+    assert {entry.key for entry in worker.store.list(prefix="kb")} == before
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "copy.parquet", "000001/0000009.parquet"])
 def test_what_lies_beside_an_output_is_not_taken_for_it(worker: Worker, name: str) -> None:
     """Somebody's own, or what a backup tool leaves: the segment is written, and found again."""

@@ -30,6 +30,8 @@ from ingestion_worker.outcome import WorkerError
 _STAGES: Final = {command: stage for stage, command in COMMANDS.items()}
 # Ids become part of object keys: nothing that could leave its folder.
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# As Kubernetes writes times.
+TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 MAX_ATTEMPT_BYTES: Final = 4 * 2**20
 _Choice = TypeVar("_Choice", Stage, Mode)
@@ -79,6 +81,8 @@ class Attempt:
     job_uid: str
     job: str
     """Namespace and name, as logs write them."""
+    created: str
+    """When the job was made; empty if the file does not say it."""
     generation: int
     stage: Stage
     knowledge_base: str
@@ -203,6 +207,9 @@ def parse_attempt(*, document: object) -> Attempt:
     sha256 = source.optional_text("sha256")
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise WorkerError("InvalidAttempt", "document.source.sha256 is not 64 hex digits")
+    created = job.optional_text("created") or ""
+    if created and not TIME.fullmatch(created):
+        raise WorkerError("InvalidAttempt", "attempt.job.created is no time such as 2026-01-31T12:00:00Z")
     stage = _choice(Stage, root.text("stage"), "stage")
     ref = root.child("version")
     version_id = ref.id("id")
@@ -213,6 +220,7 @@ def parse_attempt(*, document: object) -> Attempt:
     return Attempt(
         job_uid=job.id("uid"),
         job=f"{job.text('namespace')}/{job.text('name')}",
+        created=created,
         generation=root.number("generation", low=0),
         stage=stage,
         knowledge_base=root.id("knowledgeBase"),

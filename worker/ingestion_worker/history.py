@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, TypeVar, get_type_hints
 
 from ingestion_worker import layout
-from ingestion_worker.attempt import ID, EmbeddingSpec
+from ingestion_worker.attempt import ID, TIME, EmbeddingSpec
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import ObjectMissingError, Store
 
@@ -67,6 +67,8 @@ class State:
 
     sequence: int = 0
     live: LiveVersion | None = None
+    # When the job of the live version was made, as Kubernetes writes times; empty where nobody said.
+    created: str = ""
     fences: dict[str, int] = field(default_factory=dict)
     # The version number of each fenced job: a fence of a version that can no longer publish is dropped.
     numbers: dict[str, int] = field(default_factory=dict)
@@ -77,6 +79,7 @@ def encode_state(*, state: State) -> bytes:
     body = {
         "format": FORMAT,
         "live": asdict(state.live) if state.live else None,
+        "created": state.created or None,
         "fences": state.fences,
         "numbers": state.numbers,
         "nonce": uuid.uuid4().hex,
@@ -101,7 +104,16 @@ def decode_state(*, data: bytes, sequence: int) -> State:
         if live:
             spec = _checked(EmbeddingSpec, live.pop("embedding"))
             live = _checked(LiveVersion, live, embedding=spec)
-        return State(sequence=sequence, live=live or None, fences=dict(body["fences"]), numbers=dict(body["numbers"]))
+        created = body.get("created") or ""
+        if created and not TIME.fullmatch(created):
+            raise ValueError("created is no time")
+        return State(
+            sequence=sequence,
+            live=live or None,
+            created=created,
+            fences=dict(body["fences"]),
+            numbers=dict(body["numbers"]),
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WorkerError(
             "DocumentUnreadable", f"an entry of the document's history is none of ours: {error}"
@@ -161,6 +173,7 @@ def raise_fence(
     version_id: str,
     number: int,
     generation: int,
+    created: str = "",
 ) -> State:
     """Shut out every earlier attempt of this job, durably, before this attempt does anything.
 
@@ -174,17 +187,18 @@ def raise_fence(
         version_id: of the version that the job makes.
         number: of that version.
         generation: this attempt's.
+        created: when the job was made, if that is known.
 
     Returns:
         the state that this leaves: its live version may be the one that the job makes.
 
     Raises:
-        WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt has already shut this
-            one out; else as `read_state`.
+        WorkerError: VersionSuperseded when a newer version is live, or one of a job that was made later; Fenced when a
+            later attempt has already shut this one out; else as `read_state`.
     """
 
     def decide(state: State) -> State | None:
-        _check_superseded(state=state, version_id=version_id, number=number)
+        _check_superseded(state=state, version_id=version_id, number=number, created=created)
         fence = state.fences.get(job_uid, 0)
         if fence > generation:
             raise _fenced(job_uid=job_uid, generation=generation, fence=fence)
@@ -195,34 +209,37 @@ def raise_fence(
     return _advance(store=store, knowledge_base=knowledge_base, document_id=document_id, decide=decide)
 
 
-def check_superseded(*, store: Store, knowledge_base: str, document_id: str, version_id: str, number: int) -> None:
+def check_superseded(
+    *, store: Store, knowledge_base: str, document_id: str, version_id: str, number: int, created: str = ""
+) -> None:
     """Refuse early what `publish` would refuse in the end.
 
     Raises:
-        WorkerError: VersionSuperseded when a newer version is live.
+        WorkerError: VersionSuperseded when a newer version is live, or one of a job that was made later.
     """
     state = read_state(store=store, knowledge_base=knowledge_base, document_id=document_id)
-    _check_superseded(state=state, version_id=version_id, number=number)
+    _check_superseded(state=state, version_id=version_id, number=number, created=created)
 
 
-def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveVersion:
+def publish(*, store: Store, knowledge_base: str, version: LiveVersion, created: str = "") -> LiveVersion:
     """Make a version live, atomically, and return what is live then: `version`, or this job's own earlier publish.
 
     Args:
         store: the tenant's store.
         knowledge_base: its UUID.
         version: what is to be live; its time is set here.
+        created: when its job was made, if that is known.
 
     Raises:
-        WorkerError: VersionSuperseded when a newer version is live; Fenced when a later attempt of the job exists; else
-            as `read_state`.
+        WorkerError: VersionSuperseded when a newer version is live, or one of a job that was made later; Fenced when a
+            later attempt of the job exists; else as `read_state`.
     """
 
     def decide(state: State) -> State | None:
         live = state.live
         if live is not None and live.version_id == version.version_id:
             return None
-        _check_superseded(state=state, version_id=version.version_id, number=version.number)
+        _check_superseded(state=state, version_id=version.version_id, number=version.number, created=created)
         fence = state.fences.get(version.job_uid, 0)
         if fence > version.generation:
             raise _fenced(job_uid=version.job_uid, generation=version.generation, fence=fence)
@@ -231,6 +248,7 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
         return State(
             sequence=state.sequence,
             live=replace(version, published_at=moment),
+            created=created,
             fences={uid: state.fences[uid] for uid in kept},
             numbers=kept,
         )
@@ -241,12 +259,20 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion) -> LiveV
     return state.live
 
 
-def _check_superseded(*, state: State, version_id: str, number: int) -> None:
-    # Numbers only grow: what is superseded once stays so, and needs no fence. Jobs are not compared: one that is back
-    # from a backup has another UID, and its former self may have published the version since.
+def _check_superseded(*, state: State, version_id: str, number: int, created: str) -> None:
+    # Numbers only grow: what is superseded once stays so, and needs no fence. Which job it is does not matter: one that
+    # is back from a backup has another UID, and its former self may have published the version since.
     live = state.live
-    if live is not None and live.version_id != version_id and live.number >= number:
+    if live is None or live.version_id == version_id:
+        return
+    if live.number >= number:
         raise WorkerError("VersionSuperseded", f"version {live.number} is live, so version {number} is not published")
+    # A job can wait for long before it takes its number. Times of this form are in order as texts.
+    if created and state.created > created:
+        raise WorkerError(
+            "VersionSuperseded",
+            f"version {live.number} is live, whose job was made at {state.created}: this one was made at {created}",
+        )
 
 
 def _fenced(*, job_uid: str, generation: int, fence: int) -> WorkerError:

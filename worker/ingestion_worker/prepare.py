@@ -65,6 +65,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
         version_id=version_id,
         number=claimed,
         generation=attempt.generation,
+        created=attempt.created,
     )
     if state.live is not None and state.live.version_id == version_id:
         LOG.info("the version is live already", extra={"number": state.live.number})

@@ -34,6 +34,7 @@ def publish_version(*, context: Context) -> dict[str, Any]:
         version_id=version.id,
         number=version.number,
         generation=attempt.generation,
+        created=attempt.created,
     )
     if state.live is not None and state.live.version_id == version.id:
         LOG.info("the version is live already", extra={"number": state.live.number})
@@ -103,6 +104,7 @@ def commit(*, context: Context, version_id: str, number: int, plan_hash: str, se
             embedding=attempt.embedding,
             published_at="",
         ),
+        created=attempt.created,
     )
     fields = {"number": live.number, "chunks": live.chunks, "generation_published": live.generation}
     LOG.info("version is live", extra=fields)

@@ -45,6 +45,7 @@ def process_segment(*, context: Context, segment: int) -> dict[str, Any]:
         document_id=context.attempt.document_id,
         version_id=version.id,
         number=version.number,
+        created=context.attempt.created,
     )
     plan = read_plan(store=context.store, prefix=prefix, plan_hash=version.plan_hash)
     check_pipeline(plan=plan, attempt=context.attempt)
