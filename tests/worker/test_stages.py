@@ -470,10 +470,14 @@ def test_no_more_segments_than_the_cap(worker: Worker, monkeypatch: pytest.Monke
         worker.prepare(document__source__uri=uri)
 
 
-def test_search_uses_only_versions_of_the_same_embedding(worker: Worker) -> None:
-    worker.ingest(document__source__uri=worker.upload(data=b"The zebra.", name="a.txt"))
+def test_search_uses_only_versions_of_the_same_embedding(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(2):
+        changes = {"document__id": DOCUMENTS[number], "job__uid": f"job-{number}"}
+        worker.ingest(document__source__uri=worker.upload(data=b"The zebra.", name="a.txt"), **changes)
     hits = search_text(store=worker.store, knowledge_base=KB, text="zebra", limit=3, embedder_for=lambda _: None)
     assert hits == []
+    (line,) = [line for line in caplog.records if "left out of a search" in line.message]
+    assert (line.provider, line.model, line.documents) == (BUILTIN.provider, BUILTIN.model, 2)
     assert live_versions(store=worker.store, knowledge_base=KB)[0].embedding == BUILTIN
 
 

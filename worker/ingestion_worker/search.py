@@ -273,7 +273,7 @@ def search_text(
         knowledge_base: its UUID.
         text: the query.
         limit: hits at most; at least 1.
-        embedder_for: gives the embedder of a spec; versions of a spec without one are left out.
+        embedder_for: gives the embedder of a spec; versions of a spec without one are left out, as the log says.
         cache: keep one between calls.
         budget: of the bytes that are read at the same time; share one between searches.
         deadline: until when, in monotonic seconds; None goes on without end.
@@ -290,9 +290,11 @@ def search_text(
     hits: list[Hit] = []
     for spec in sorted({version.embedding for version in versions}, key=repr):
         embedder = embedder_for(spec)
-        if embedder is None:
-            continue
         chosen = [version for version in versions if version.embedding == spec]
+        if embedder is None:
+            fields = {"provider": spec.provider, "model": spec.model, "documents": len(chosen)}
+            LOG.warning("documents are left out of a search: their embedder is not there", extra=fields)
+            continue
         _check_time(deadline)
         vector = embedder.embed([text])[0]
         hits += _search(
