@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from ingestion_crds.config import Config
-from ingestion_crds.constants import BUILTIN_PROVIDER
+from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER
 from ingestion_crds.kube import KubeClient
 from ingestion_worker.budget import Budget
 from ingestion_worker.outcome import WorkerError
@@ -62,7 +62,7 @@ class Searches:
         self._threads = ThreadPoolExecutor(max_workers=options.searches, thread_name_prefix="search")
         self._budget = Budget(max_bytes=_READ_BYTES)
         self._caches: OrderedDict[str, SegmentCache] = OrderedDict()
-        self._builtin: dict[EmbeddingSpec, Embedder] = {}
+        self._builtin: Embedder | None = None
         self._embedders: OrderedDict[EmbeddingSpec, tuple[Embedder, str | None]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -163,7 +163,7 @@ class Searches:
         return cache
 
     def _embedder(self, spec: EmbeddingSpec, keys: dict[str, str]) -> Embedder | None:
-        """Return the embedder of a live version; None, so that it is passed over, when its provider is gone.
+        """Return the embedder of a live version; None, so that it is passed over, when its provider or model is gone.
 
         Raises:
             ProblemError: 503 when the provider's key cannot be had.
@@ -171,10 +171,11 @@ class Searches:
         from ingestion_worker.embedding import make_embedder
 
         if spec.provider == BUILTIN_PROVIDER:
+            if (spec.model, spec.dimensions) != (BUILTIN_MODEL, BUILTIN_DIMENSIONS):
+                return None  # another worker image or release has put it there
             with self._lock:
-                if spec not in self._builtin:  # there is but one: of another spec none is made
-                    self._builtin[spec] = make_embedder(spec=spec)
-                return self._builtin[spec]
+                self._builtin = self._builtin or make_embedder(spec=spec)
+                return self._builtin
         provider = self._config.provider(spec.provider)
         if provider is None:
             return None
