@@ -43,6 +43,13 @@ def test_a_cut_prefers_the_end_of_a_line(tmp_path: Path) -> None:
     assert all(data[cut.end - 1 : cut.end] == b"\n" for cut in cuts)
 
 
+def test_a_line_without_an_end_is_cut_between_words(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("harbour lighthouse " * 1000)
+    data = path.read_bytes()
+    assert all(data[cut.end - 1 : cut.end] == b" " for cut in cut_text(path=path, characters=100))
+
+
 @settings(max_examples=60, deadline=None)
 @given(words=WORDS, overlap=st.integers(0, 30), at=st.integers(0, 2000))
 def test_positions_point_at_the_content(words: list[str], overlap: int, at: int) -> None:

@@ -222,7 +222,8 @@ def _check_count(*, count: int, name: str) -> None:
 
 
 def cut_text(*, path: Path, characters: int) -> Iterator[Cut]:
-    """Cut a UTF-8 text into runs of at most `characters`, each after a line end in its second half if it has one.
+    """Cut a UTF-8 text into runs of at most `characters`, each after a line end in its second half if it has one, else
+    after a space there.
 
     Works on characters, so no cut falls into one; the cuts are in bytes.
     """
@@ -240,8 +241,11 @@ def cut_text(*, path: Path, characters: int) -> Iterator[Cut]:
             position = 0
             # Cut all but what may still grow; slicing once per fill keeps this linear.
             while len(buffer) - position > characters:
-                newline = buffer.rfind("\n", position + characters // 2, position + characters)
-                stop = newline + 1 if newline >= 0 else position + characters
+                half = (position + characters // 2, position + characters)
+                last = buffer.rfind("\n", *half)
+                if last < 0:
+                    last = buffer.rfind(" ", *half)
+                stop = last + 1 if last >= 0 else position + characters
                 size = len(buffer[position:stop].encode("utf-8"))
                 yield Cut(start=start, end=start + size, character=character)
                 start, character, position = start + size, character + stop - position, stop
