@@ -16,6 +16,7 @@ from ingestion_api.main import server_options
 from ingestion_api.options import Options
 from ingestion_api.routes.search import TakenResponse, UntilSent
 from local_cluster import ports
+from support.machine import has_ipv6
 
 from .conftest import serve
 
@@ -287,7 +288,7 @@ async def test_the_connection_is_closed_after_what_cannot_be_read(sent: bytes) -
             assert await reader.read() == b""
 
 
-async def test_it_listens_on_ipv6_too() -> None:
+async def test_it_listens_on_ipv6_too_where_there_is_any() -> None:
     """By itself: pods of some clusters have no other address."""
     (port,) = ports.free(count=1)
     server = uvicorn.Server(uvicorn.Config(FastAPI(), **server_options(Options(namespace="system", port=port))))
@@ -298,7 +299,7 @@ async def test_it_listens_on_ipv6_too() -> None:
         while not server.started:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
-        for host in ("127.0.0.1", "::1"):
+        for host in ("127.0.0.1", "::1") if has_ipv6() else ("127.0.0.1",):
             _, writer = await asyncio.open_connection(host, port)
             writer.close()
     finally:
