@@ -150,6 +150,19 @@ async def test_a_key_is_kept_by_a_retry_that_others_asked_for_although_it_begins
     assert "spec" not in cluster.sent[-1]
 
 
+async def test_the_last_20_keys_are_kept(tmp_path: Path) -> None:
+    """The oldest is forgotten: a repeat of the newest would be a second retry."""
+    digests = [key_digest(f"retry-{number}") for number in range(21)]
+    job, annotation = retryable(), "ingestion-operator.io/idempotency-keys"
+    entries = [{"key": digest, "generation": number} for number, digest in enumerate(digests[:20])]
+    job["metadata"]["annotations"] = {annotation: json.dumps(entries)}
+    cluster = RetriedJob((200, job), read=job)
+    async with services(tmp_path, cluster) as parts:
+        await parts.retries.accept(caller=CALLER, job=IngestionJob.model_validate(job), key=digests[20])
+    kept = json.loads(cluster.sent[-1]["metadata"]["annotations"][annotation])
+    assert [entry["key"] for entry in kept] == digests[1:]
+
+
 async def test_a_retry_that_the_cluster_fails_with_ends_soon_and_with_what_failed(tmp_path: Path) -> None:
     """A webhook that is away takes its whole timeout each time."""
     failed = {"kind": "Status", "reason": "InternalError", "message": 'failed calling webhook "x"'}
@@ -554,6 +567,22 @@ async def test_an_upload_that_trickles_is_given_up(tmp_path: Path) -> None:
     assert bucket(tmp_path) == []
 
 
+async def test_who_is_no_tenant_has_no_bucket(tmp_path: Path) -> None:
+    """As one that was taken out of the chart's values, and whose keys are still there."""
+    cluster, stranger = ApiServer(), Principal(key_id="k", namespace="team-z")
+    async with services(tmp_path, cluster) as parts, AsyncExitStack() as stack:
+        hits = parts.searches.best(namespace="team-z", knowledge_bases=[KB], query="q", limit=1)
+        for asked in (
+            bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), stranger),
+            stack.enter_async_context(hits),
+        ):
+            with pytest.raises(ProblemError, match="team-z has no store") as refused:
+                await asked
+            assert (refused.value.status, refused.value.error) == (400, "not_a_tenant")
+    assert cluster.made == []
+    assert not (tmp_path / "team-z").exists()
+
+
 class SlowApiServer(ApiServer):
     """Knows a key, and answers no POST before the end."""
 
@@ -773,16 +802,21 @@ async def test_a_search_of_many_knowledge_bases_takes_hardly_more_memory_than_on
 
 
 @pytest.mark.parametrize(
-    ("headers", "query", "stalls", "status"),
+    ("headers", "query", "stalls", "status", "errors"),
     [
-        ([(b"x", b"y")] * (MAX_HEADERS + 1), b"", False, 431),
-        ([], b"q" * (MAX_QUERY_BYTES + 1), False, 414),
-        ([], b"", True, 408),
-        ([], b"", False, 200),
+        ([(b"x", b"y")] * (MAX_HEADERS + 1), b"", False, 431, ["too_many_headers"]),
+        ([], b"q" * (MAX_QUERY_BYTES + 1), False, 414, ["query_too_long"]),
+        ([], b"", True, 408, ["timeout"]),
+        ([], b"", False, 200, []),
     ],
 )
 async def test_limits_on_what_a_stranger_sends(
-    monkeypatch: pytest.MonkeyPatch, headers: list[tuple[bytes, bytes]], query: bytes, stalls: bool, status: int
+    monkeypatch: pytest.MonkeyPatch,
+    headers: list[tuple[bytes, bytes]],
+    query: bytes,
+    stalls: bool,
+    status: int,
+    errors: list[str],
 ) -> None:
     monkeypatch.setattr("ingestion_api.middleware.BODY_SECONDS", 0.1)
     sent: list[dict[str, Any]] = []
@@ -802,3 +836,4 @@ async def test_limits_on_what_a_stranger_sends(
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": headers, "query_string": query, "state": {}}
     await Limits(app, upload_suffix="/ingest")(scope, receive, send)
     assert sent[0]["status"] == status
+    assert [json.loads(message["body"])["error"] for message in sent[1:]] == errors
