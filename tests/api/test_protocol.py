@@ -164,7 +164,7 @@ async def test_a_connection_without_a_request_is_closed(drip: bytes) -> None:
 async def test_an_answered_connection_stays_longer_than_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a proxy that keeps it for 90 s, as those in Go do, sends a request into one that is just being closed."""
     assert Options(namespace="system").keep_alive_seconds > 90
-    monkeypatch.setattr("ingestion_api.protocol._FIRST_HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("ingestion_api.protocol._FIRST_HEAD_SECONDS", 1.0)
     head = b"GET /healthz HTTP/1.1\r\nhost: api\r\n\r\n"
     with served(keep_alive_seconds=60) as port:
         async with client(port) as (reader, writer), client(port) as (silent, _):
