@@ -12,7 +12,7 @@ from local_cluster import archive, binaries, engine, install, leftovers
 from local_cluster.errors import LocalClusterError
 from local_cluster.kind import Kind, remove_left, target, temporary_name
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 IMAGE = "localhost/tiny:test"
 

@@ -13,7 +13,7 @@ from local_cluster.errors import LocalClusterError
 
 from .conftest import CLUSTER, RELEASE, SYSTEM, VALUES, Tenant
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 
 @pytest.mark.alone
