@@ -21,7 +21,7 @@ def control_plane() -> Iterator[ControlPlane]:
         yield plane
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def control_plane_before_1_36() -> Iterator[ControlPlane]:
     """One whose suspended Jobs keep their startTime, as in Kubernetes 1.33 to 1.35 (KEP-5440)."""
     flag = ["--feature-gates=MutableSchedulingDirectivesForSuspendedJobs=false"]
