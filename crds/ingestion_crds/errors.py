@@ -271,14 +271,14 @@ _TABLE: Final = (
         "StoreUnavailable",
         ANY,
         "The object store did not answer or refused the operation.",
-        "Check the store and its free space (an embedded one's [inodes](install.md#2-values) too), then retry.",
+        "Check the store and its free space (an embedded one's [inodes](install.md#object-store) too), then retry.",
     ),
     _transient(
         "StoreForbidden",
         ANY,
         "The object store refused access.",
         "The message has the store's own code. `RequestTimeTooSkewed` is the clock of a node; else check the tenant's"
-        " Secret, and [what its key may do](install.md#2-values), then retry.",
+        " Secret, and [what its key may do](install.md#object-store), then retry.",
     ),
     _transient(
         "EmbeddingUnavailable",
