@@ -69,7 +69,6 @@ class MultipartReader:
         self._arrived = 0
         self._events: list[tuple[str, bytes]] = []
         self._parser = MultipartParser(boundary, self._callbacks())
-        self._head = b""
 
     def _callbacks(self) -> Any:
         def data(name: str) -> Any:

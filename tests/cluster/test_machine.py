@@ -18,7 +18,7 @@ from local_cluster import binaries, debian, engine, leftovers
 from local_cluster.commands import run
 from local_cluster.go import run_go
 from local_cluster.kind import DEFAULT_NAME, Kind, remove_left, temporary_name
-from support.machine import may_mount
+from support.machine import needs_mounts
 
 # Of the release notes of the kind that versions.KIND names.
 NODE_IMAGE = "docker.io/kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed"
@@ -393,7 +393,7 @@ def test_an_archive_of_images_goes_with_who_writes_it(machine: Path, end: signal
     assert not list((machine / "cache").glob("images-*"))
 
 
-@pytest.mark.skipif(not may_mount(), reason="mounts a disk")
+@needs_mounts
 def test_a_folder_that_was_built_in_goes_without_what_is_mounted_in_it(tmp_path: Path) -> None:
     """Such as the machine's own /dev."""
     machines = tmp_path / "machines"

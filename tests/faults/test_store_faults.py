@@ -25,7 +25,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds.constants import TERMINAL_PHASES
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
-from support.machine import may_mount
+from support.machine import needs_mounts
 from support.s3_server import S3Server, serving
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
@@ -185,7 +185,7 @@ async def test_a_store_that_hangs_fails_the_attempt_and_a_retry_goes_on(stand: S
     await stand.each("store hangs", cases, invariants=INVARIANTS)
 
 
-@pytest.mark.skipif(not may_mount(), reason="mounts a disk")
+@needs_mounts
 async def test_a_full_disk_fails_the_attempt_and_a_retry_goes_on(stand: Stand, tmp_path: Path) -> None:
     """Invariants 2, 3, 5, 6, 8."""
     with small_disk(tmp_path / "disk") as disk, serving(disk) as server:

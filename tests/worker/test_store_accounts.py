@@ -24,7 +24,7 @@ import httpx
 import pytest
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import binaries
-from support.machine import may_mount
+from support.machine import needs_mounts
 from support.s3_server import free_address, started
 
 CHART = Path(__file__).parents[2] / "charts" / "ingestion-operator" / "templates" / "store.yaml"
@@ -140,7 +140,7 @@ def cut_power(folder: Path) -> None:
         os.close(where)
 
 
-@pytest.mark.skipif(not may_mount(), reason="mounts a disk")
+@needs_mounts
 @pytest.mark.parametrize("options", ["", "--disableotmp"], ids=["unnamed files", "temporary files"])
 @pytest.mark.parametrize("last", ["nothing", "put", "create", "file"])
 def test_what_was_acknowledged_is_there_after_a_power_cut(tmp_path: Path, last: str, options: str) -> None:

@@ -331,7 +331,7 @@ class Store:
             WorkerError: StoreUnavailable, when there is no such upload, and no object.
             Exception: `error`, when it is another.
         """
-        unknown = isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error)
+        unknown = _is_missing(error)
         last = _LAST.search(str(error))
         if not unknown and not last:
             raise error
@@ -395,7 +395,7 @@ def _mapped(key: str) -> Iterator[None]:
     try:
         yield
     except (obstore.exceptions.BaseError, OSError) as error:
-        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+        if _is_missing(error):
             raise ObjectMissingError(key) from error
         # A listing's refusal has no type of its own.
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or _REFUSED.search(str(error)):
@@ -405,6 +405,11 @@ def _mapped(key: str) -> Iterator[None]:
         if type(error).__name__ not in _PANICS:
             raise
         raise WorkerError("StoreUnavailable", f"the store's client failed at {key}: {_reason(error)}") from error
+
+
+def _is_missing(error: Exception) -> bool:
+    """True when the store says that there is no such object, or upload; for a bucket that is not there it is False."""
+    return isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error)
 
 
 def _reason(error: BaseException) -> str:

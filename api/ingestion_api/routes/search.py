@@ -158,20 +158,22 @@ async def search_knowledge_base(
         for knowledge_base, hit in found
     ]
     groups = _grouped(results, [hit.embedding for _, hit in found])
-    several = len(groups) > 1
     answer = SearchResponse(
         results=results,
         total_results=len(results),
-        grouped_results=groups if several else None,
-        ranking_mode="grouped_unranked" if several else "global_score",
+        grouped_results=groups,
+        ranking_mode="global_score" if groups is None else "grouped_unranked",
     )
     return TakenResponse(to_json(answer), media_type="application/json")
 
 
-def _grouped(results: list[SearchResult], embeddings: list[EmbeddingSpec]) -> list[SearchResultGroup]:
-    """Return results by their embeddings, those of the best result first."""
+def _grouped(results: list[SearchResult], embeddings: list[EmbeddingSpec]) -> list[SearchResultGroup] | None:
+    """Return results by their embeddings, those of the best result first; None where there are not several."""
+    specs = dict.fromkeys(embeddings)
+    if len(specs) < 2:
+        return None
     groups: list[SearchResultGroup] = []
-    for spec in dict.fromkeys(embeddings):
+    for spec in specs:
         own = [result for result, embedding in zip(results, embeddings, strict=True) if embedding == spec]
         groups.append(
             SearchResultGroup(
