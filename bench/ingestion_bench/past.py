@@ -74,7 +74,7 @@ def play(job: IngestionJob, past: Past, *, config: Config) -> Played:
     for generation in range(last - past.attempts + 1, last + 1):
         spec = job.spec.model_copy(update={"retry_generation": generation, "suspend": False})
         snapshot = Snapshot(job=job.model_copy(update={"spec": spec, "status": status}), config=config)
-        while status.observed_retry_generation != generation or status.completion_time is None:
+        while status.observed_retry_generation != generation or not status.completion_time or status.pods_to_remove:
             decided = plan(replace(snapshot, harvest=_harvest(snapshot, past)), now=now)
             status = decided.status
             snapshot = replace(snapshot, job=snapshot.job.model_copy(update={"status": status}))

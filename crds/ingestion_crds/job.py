@@ -446,6 +446,12 @@ class Status(Model):
     )
     start_time: Time | None = Field(None, description="When the first attempt began.")
     completion_time: Time | None = Field(None, description="When the last attempt ended; absent while one runs.")
+    pods_to_remove: ChildUid | None = Field(
+        None,
+        max_length=36,
+        pattern=NAME_PATTERN,
+        description="UID of the last attempt's last Job while its finished pods are still to be removed.",
+    )
     progress_percent: int = Field(0, ge=0, le=100, description="0 to 100; 100 only when the version is active.")
     conditions: Annotated[list[Condition], BeforeValidator(_known_conditions)] = Field(
         default_factory=list,

@@ -228,11 +228,11 @@ class Acting:
     async def _remove_pods(self, action: RemovePods, snapshot: Snapshot) -> Snapshot:
         job = snapshot.job
         try:
-            await self._cluster.remove_pods(
+            if await self._cluster.remove_pods(
                 namespace=job.metadata.namespace, child_uid=action.child_uid, keep=action.keep
-            )
+            ):
+                return snapshot
         except ApiError as error:
-            # Pods that stay take up room. An attempt that does not end because of them would cost the job.
             self._tolerate(job.key, "finished pods stay", error)
         return replace(snapshot, tidied=snapshot.tidied | {action.child_uid})
 

@@ -69,7 +69,7 @@ class PatchChild:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovePods:
-    """Remove the pods of a finished Job, but for those of the kept indexes, whose logs somebody may want."""
+    """Remove some of a finished Job's pods, but none of the kept indexes, whose logs somebody may want."""
 
     child_uid: ChildUid
     keep: tuple[int, ...]

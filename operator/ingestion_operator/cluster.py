@@ -257,21 +257,26 @@ class KubeCluster:
                 break
         return {uid: message for uid, (_, message) in newest.items()}
 
-    async def remove_pods(self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...]) -> None:
-        """Delete a Job's pods, but for those of the Job indexes to keep.
+    async def remove_pods(self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...]) -> bool:
+        """Delete some of a Job's pods, but none of the Job indexes to keep.
 
-        That is done page by page, as Kubernetes answers with the pods themselves.
+        Not all at once: Kubernetes deletes them one after the other, and answers with the pods themselves.
+
+        Args:
+            namespace: the Job's.
+            child_uid: the Job's.
+            keep: indexes whose pods stay.
+
+        Returns:
+            Whether there are more.
         """
         selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:
             selector += f",{names.LABEL_COMPLETION_INDEX} notin ({','.join(map(str, keep))})"
-        query: JsonObject = {"labelSelector": selector, "limit": PAGE, "continue": ""}
+        query = {"labelSelector": selector, "limit": PAGE}
         body = {"propagationPolicy": "Background"}
-        while True:
-            answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
-            query["continue"] = answer.get("metadata", {}).get("continue", "")
-            if not query["continue"]:
-                return
+        answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
+        return bool(answer.get("metadata", {}).get("continue"))
 
     async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
         """Create an Event about an IngestionJob.

@@ -1,7 +1,7 @@
 """How often a job is looked at, and what one look leaves to the next. To lose any of it costs requests, nothing else.
 
 A look plans from an IngestionJob and its Jobs, writes the status under the IngestionJob's resourceVersion, and acts.
-There are four kinds, and what happened decides which one it is (`Reconciler.reconcile`):
+There are five kinds, and what happened decides which one it is (`Reconciler.reconcile`):
 
     what happened                          look at    what it reads              what it may write
     ─────────────────────────────────────  ─────────  ─────────────────────────  ──────────────────────────────────
@@ -11,11 +11,13 @@ There are four kinds, and what happened decides which one it is (`Reconciler.rec
     The Job that runs has changed in what  counts     now and then, the pods     counts, and conditions that say why
     the status says of it; or its pods                that do not start          pods do not start
     are to be asked why they do not start.
+    The look before has recorded the end   pods       nothing                    all, once it has removed the pods
+    of an attempt, and left its pods.
     Anything else.                         full       IngestionJob, Jobs, pods   all
 
-The first three take the IngestionJob, and two of them the Job, as the watch has shown it or the look before has left
-it. That may be outdated, and then the API server refuses the write. Where such a look has nothing to write, or wants
-to do more than it may, a full look is taken in its place.
+All but the last take the IngestionJob, and three of them the Job, as the watch has shown it or the look before has
+left it. That may be outdated, and then the API server refuses the write. Where one of the first three has nothing to
+write, or wants to do more than it may, a full look is taken in its place.
 
 "Anything else" is: the watch has shown a state of the IngestionJob that was neither read nor written here, such as a
 cancellation; one of its Jobs is gone, or there is one that nobody recorded; the look before failed or left nothing; or
@@ -88,11 +90,11 @@ class Kept(NamedTuple):
 
 
 class LastLook(NamedTuple):
-    """What a look leaves to the next one while a Job runs.
+    """What a look leaves to the next one while a Job runs, or while the pods of one that has ended are to be removed.
 
     Args:
         kept: the IngestionJob, as it was last read or written.
-        child: the Job that runs, as the look took it.
+        child: the Job, as the look took it.
         unwritten: its counts are not written yet, as they came too soon after the last ones.
     """
 
@@ -133,7 +135,7 @@ class Pace:
         confirmed: when the last of them was read or written.
         listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
         made_in_vain: when a Job was last made that the cluster has changed, so that it was of no use; None if none was.
-        last: what the last look left; None during a look, and while no Job runs.
+        last: what the last look left; None during a look, and if it left nothing.
         heard: what the watch has shown since the last look began.
     """
 
@@ -197,7 +199,7 @@ class Pace:
         """Begin a look.
 
         Returns:
-            What a look at counts, or at an end, is taken from: the IngestionJob as the last look left it, and the Job
+            What a look at counts, an end or pods is taken from: the IngestionJob as the last look left it, and the Job
             as the watch has shown it since, or else as it was left. None when a full look is due.
         """
         fresh = now - self.confirmed < max(_CONFIRM_EVERY_SECONDS, _CONFIRM_RESTS * self.rest)
@@ -215,7 +217,7 @@ class Pace:
         self.confirmed = now
 
     def end_look(self, last: LastLook | None) -> None:
-        """End a look, and take what it leaves: None unless a Job runs."""
+        """End a look, and take what it leaves, if anything."""
         self.last = last
         child = self.heard.child
         if child is not None and (last is None or not _is_later(child, last.child)):
@@ -288,7 +290,7 @@ class Pace:
 
     @property
     def _child_ended(self) -> bool:
-        return self.heard.child is not None and self.heard.child.finished
+        return self._child is not None and self._child.finished
 
     @property
     def _full_look_due(self) -> bool:

@@ -7,7 +7,7 @@ changes nothing. How an attempt goes:
     begin ──► dispatch: record the intent, create ConfigMap and Job ──► follow: record the UID, count
       ▲            ▲                                                        │ Job Complete, Failed or gone
       │            └───────────── next stage ◄── harvest: record all it did ┘
-      └── retryGeneration raised ◄── finish ◄── close: remove pods ◄┘ nothing left, or failed
+      └── retryGeneration raised ◄── remove pods ◄── close: record ◄┘ nothing left, or failed
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Snapshot:
         rejection: the API server's words when it refused a child, or that one be changed or deleted.
         answer_refused: it refused what answers an annotation.
         answered: the token of the annotation that this look has answered; empty if it has answered none.
-        tidied: UIDs of Jobs whose pods have just been removed.
+        tidied: UIDs of Jobs whose pods have just been removed, all of them.
     """
 
     job: IngestionJob
@@ -275,6 +275,8 @@ def _advance(draft: _Draft) -> None:
     draft.set(phase=phase_of(draft.status), observed_retry_generation=attempt.generation)
     if attempt.completion_time is None:
         _follow(draft)
+    else:
+        _remove_pods(draft)
 
 
 def _begin(draft: _Draft) -> None:
@@ -501,6 +503,7 @@ def _follow_intent(draft: _Draft, record: AttemptJob, child: ChildJob | None) ->
     owned = child is not None and child.owner_uid == draft.job.metadata.uid
     if child is not None and owned and child.map_digest == record.map_digest:
         draft.set_record(uid=child.uid)
+        draft.set(pods_to_remove=None)  # they go with the Job before it
         _follow_child(draft, child)
     elif draft.cancelled:
         draft.set_record(completion_time=draft.now)
@@ -843,17 +846,15 @@ def _failure(generation: int, stage: Stage, result: PodResult, segment: int | No
 
 
 def _close(draft: _Draft, reason: Reason) -> None:
-    """Record how the attempt ended. It is over only when its pods are gone, which `_finish` sees to."""
+    """Record how the attempt ended. It is over only when none of its Jobs can go on, which `_finish` sees to."""
     draft.set_attempt(reason=reason)
     _finish(draft)
 
 
 def _finish(draft: _Draft) -> None:
-    attempt, job = draft.attempt, draft.snapshot.job
     # The last Job that was made, if only for the stage before: nothing else tidies up after it.
-    made = last_made(attempt.jobs)
+    made = last_made(draft.attempt.jobs)
     uid = made.uid if made is not None else None
-    durable = bool(job.status.attempts) and job.status.attempts[-1].reason is not None
     child = next((child for child in draft.snapshot.children if child.uid == uid), None)
     if child is not None and not child.finished:
         # It was given up, and must not be resumed.
@@ -862,19 +863,34 @@ def _finish(draft: _Draft) -> None:
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the Job to be gone")
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
-    if uid is not None and uid not in draft.snapshot.tidied:
-        # Only once the harvest is durable: pods are the only place where it can be read again.
-        kept = tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
-        draft.actions.append(RemovePods(child_uid=uid, keep=kept))
-        return
-    if not durable or any(_is_stale(draft, child) for child in draft.owned):
+    if any(_is_stale(draft, child) for child in draft.owned):
         return  # the next round, in a moment
     draft.set_attempt(completion_time=draft.now)
     phase = phase_of(draft.status)
     version = draft.status.version
     if version is not None and phase is not Phase.COMPLETED:
         version = version.changed(state=VersionState.FAILED)
-    draft.set(phase=phase, version=version, completion_time=draft.now)
+    # What no Job has been made for leaves the pods that an attempt before it may have left.
+    left = uid if uid is not None else draft.status.pods_to_remove
+    draft.set(phase=phase, version=version, completion_time=draft.now, pods_to_remove=left)
+    _remove_pods(draft)
+
+
+def _remove_pods(draft: _Draft) -> None:
+    """Remove the pods of an attempt that is over, but for some whose logs somebody may want.
+
+    Only once the harvest is durable: pods are the only place where it can be read again. And only once the end is: many
+    pods take their time, and nobody is to wait for that. So the status says that it is still to be done.
+    """
+    uid = draft.status.pods_to_remove
+    if uid is None or draft.snapshot.config.tenant(draft.snapshot.job.metadata.namespace) is None:
+        return
+    if uid in draft.snapshot.tidied:
+        draft.set(pods_to_remove=None)
+        return
+    child = next((child for child in draft.snapshot.children if child.uid == uid), None)
+    kept = tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
+    draft.actions.append(RemovePods(child_uid=uid, keep=kept))
 
 
 # ── leftovers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -895,8 +911,12 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
 
 
 def _clean_up(draft: _Draft) -> None:
+    with_pods = {record.uid for attempt in draft.status.attempts[-1:] for record in attempt.jobs}
     for child in draft.owned:
         if _is_stale(draft, child):
+            if child.finished and child.uid in with_pods:
+                # Not left to the garbage collector, which needs two requests for each pod.
+                draft.actions.append(RemovePods(child_uid=child.uid, keep=()))
             _delete(draft, child)
 
 
@@ -910,7 +930,7 @@ def _expire(draft: _Draft) -> None:
     ttl, ended = draft.snapshot.job.spec.ttl_seconds_after_finished, draft.status.completion_time
     # Decided by what is recorded already: a status that is still to be written may be refused.
     phases = {draft.snapshot.job.status.phase, draft.status.phase}
-    if ttl is None or ended is None or phases != {Phase.COMPLETED}:
+    if ttl is None or ended is None or phases != {Phase.COMPLETED} or draft.status.pods_to_remove is not None:
         return
     left = (ended + timedelta(seconds=ttl) - draft.now).total_seconds()
     if left > 0:

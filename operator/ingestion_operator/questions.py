@@ -27,6 +27,7 @@ def settled(job: IngestionJob) -> bool:
         and not job.retry_pending
         and status.observed_generation == job.metadata.generation
         and (not token or token == status.last_handled_retry_request)
+        and status.pods_to_remove is None
         and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
     )
 
@@ -77,9 +78,12 @@ def ended(job: IngestionJob) -> ChildJob | None:
     """Return the last Job of a job at rest, as far as its record tells, or None if it was not seen to end.
 
     A Job that has ended does not change any more. One that was found gone was not seen to end: its record has no start.
+    Nor does the record tell which of its pods are to be kept where they are still to be removed.
     """
     last = last_made(child_records(job.status))
     if not at_rest(job) or last is None or last.uid is None or last.start_time is None or last.completion_time is None:
+        return None
+    if job.status.pods_to_remove is not None:
         return None
     return ChildJob(
         name=last.name,

@@ -56,6 +56,7 @@ class WorkQueue:
         self._due: dict[str, float] = {}
         self._working: dict[str, bool] = {}  # key → whether it was merely due
         self._again: set[str] = set()
+        self._due_again: set[str] = set()
         self._later: list[tuple[float, int, str]] = []
         self._times: dict[str, float] = {}
         self._errors: dict[str, int] = {}
@@ -97,7 +98,7 @@ class WorkQueue:
 
     def _fall_due(self, key: str) -> None:
         if key in self._working:
-            self._again.add(key)
+            self._due_again.add(key)
         elif key not in self._added and key not in self._due:
             self._due[key] = self._clock()
             self._ready.release()
@@ -137,10 +138,11 @@ class WorkQueue:
         """Give a key back."""
         if self._working.pop(key) and self._due:
             self._ready.release()
-        if key in self._again:
-            self._again.discard(key)
-            if not self._done_with(key):
-                self.add(key)
+        again, due = key in self._again, key in self._due_again
+        self._again.discard(key)
+        self._due_again.discard(key)
+        if (again or due) and not self._done_with(key):
+            (self.add if again else self._fall_due)(key)
 
     def _set_timer(self) -> None:
         """Set the timer for the key that is due first."""

@@ -97,6 +97,8 @@ class Reconciler:
             if known is None or listing:
                 return await self._full_look(key)
             kept, child = known
+            if at_rest(kept.job):
+                return await self._look_at_pods(key, kept, child)
             if child.finished:
                 return await self._look_at_end(key, kept, child)
             return await self._look_at_counts(key, kept, child)
@@ -156,6 +158,13 @@ class Reconciler:
         snapshot = Snapshot(job=kept.job, config=self._config, children=(child,))
         return await self._act(key, kept.raw, snapshot, proven=False)
 
+    async def _look_at_pods(self, key: str, kept: Kept, child: ChildJob) -> float | None:
+        """Remove the pods that an attempt has left, as the look that recorded its end has put off.
+
+        That needs no proof: the status said so, and what is done after it is done by a write under the resourceVersion.
+        """
+        return await self._act(key, kept.raw, Snapshot(job=kept.job, config=self._config, children=(child,)))
+
     async def _act(self, key: str, raw: JsonObject, snapshot: Snapshot, *, proven: bool = True) -> float | None:
         """Plan, write and act until nothing is left to do at once; return the delay.
 
@@ -177,11 +186,14 @@ class Reconciler:
             snapshot = replace(snapshot, job=job)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
-            for action in decided.actions:
-                raw, snapshot = await self._acting.apply(action, raw, snapshot)
+            if not (written and _only_removes_left_pods(decided, job)):
+                for action in decided.actions:
+                    raw, snapshot = await self._acting.apply(action, raw, snapshot)
             await self._acting.tell(raw, decided.events)
             if settled(snapshot.job):
                 return self._memory.forget(key)
+            if _only_removes_left_pods(decided, snapshot.job) and job.status.pods_to_remove not in snapshot.tidied:
+                return self._put_off(key, raw, snapshot)
             if not written and not _moves_on(decided.actions) and snapshot.rejection == rejection:
                 return self._keep(key, raw, snapshot, decided.look_again)
         return 1.0  # long, but each round was durable: give other jobs their turn
@@ -229,6 +241,18 @@ class Reconciler:
             return wait
         idle = pace.idle(self._memory.monotonic())
         return idle if pace.child_has_news else max(wait, idle)
+
+    def _put_off(self, key: str, raw: JsonObject, snapshot: Snapshot) -> float:
+        """Leave pods that are to be removed, or more of them, until nothing else waits.
+
+        A Job's pods are deleted one by one. Neither ends of other jobs nor the next retry of this one wait for that.
+        """
+        uid = snapshot.job.status.pods_to_remove
+        child = next((child for child in snapshot.children if child.uid == uid), None)
+        left = LastLook(Kept(raw, snapshot.job), child) if child is not None and child.finished else None
+        self._memory.pace(key).end_look(left)
+        self._memory.join(key, None)
+        return 0.0
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -391,6 +415,13 @@ def _point(child: ChildJob | None) -> Point:
     if child is None:
         return Point.BLOCKED
     return Point.RUNNING if child.ready or child.succeeded or child.failed else Point.STARTING
+
+
+def _only_removes_left_pods(decided: Plan, job: IngestionJob) -> bool:
+    """True when the plan is to remove the pods of an attempt that is over, and nothing else."""
+    return [isinstance(action, RemovePods) for action in decided.actions] == [True] and (
+        job.status.pods_to_remove is not None
+    )
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

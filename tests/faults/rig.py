@@ -113,11 +113,12 @@ class Run:
         return job
 
     async def settled(self, phase: str, *, generation: int = 0, name: str = NAME) -> JsonObject:
-        """Wait for a terminal phase of a generation and check which one it is."""
+        """Wait for a terminal phase of a generation, and until all is done that follows; check which phase it is."""
 
         def wish(job: JsonObject) -> bool:
             status = job["status"]
-            return status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+            ended = status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+            return ended and "podsToRemove" not in status
 
         job = await self.until(wish, name=name)
         assert job["status"]["phase"] == phase, f"{json.dumps(job['status'], indent=1)}\n{self.log_end()}"

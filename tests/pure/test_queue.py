@@ -80,6 +80,16 @@ async def test_a_key_that_is_due_when_something_happens_to_it_is_handed_out_once
         await asyncio.wait_for(queue.get(), timeout=0.05)
 
 
+async def test_a_key_that_is_due_again_when_its_work_ends_goes_behind_news() -> None:
+    queue = WorkQueue()
+    queue.add("team-a/ended")
+    assert await queue.get() == "team-a/ended"
+    queue.add_after("team-a/ended", 0)
+    queue.add("team-a/happened")
+    queue.done("team-a/ended")
+    assert [await queue.get(), await queue.get()] == ["team-a/happened", "team-a/ended"]
+
+
 async def test_keys_that_are_due_leave_workers_for_news() -> None:
     queue = WorkQueue(most_due=2)
     at_work: set[str] = set()

