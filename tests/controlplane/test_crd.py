@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from ingestion_crds import JsonObject
+from ingestion_crds.constants import ANNOTATION_RETRY_REQUESTED, RETRYABLE_PHASES, Phase
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
 from ingestion_crds.schema import custom_resource_definition
+from local_cluster import binaries
+from local_cluster.control_plane import ControlPlane
 from pydantic import ValidationError
 from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 
@@ -271,3 +277,29 @@ async def test_the_biggest_status_fits(kube: KubeClient, namespace: str) -> None
         segments={"total": 100_000, "completed": completed, "failed": failed},
     )
     assert len(orjson.dumps(job)) < 2**20
+
+
+async def test_the_page_s_commands_ask_for_a_retry_of_all_that_failed_and_nothing_else(
+    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path
+) -> None:
+    """docs/operate.md, with the kubectl of its readers."""
+    for phase in Phase:
+        name = phase.replace("_", "-")
+        await kube.request("POST", ingestion_path(namespace), body=ingestion_job(name=name, namespace=namespace))
+        path = ingestion_path(namespace, name, "status")
+        await kube.request("PATCH", path, body={"status": {"phase": phase.value}}, content_type=MERGE_PATCH)
+    page = (Path(__file__).parents[2] / "docs" / "operate.md").read_text()
+    commands = re.findall(r"^    (kubectl -n team-a annotate .*)$", page, re.MULTILINE)
+    assert len(commands) == len(RETRYABLE_PHASES)
+    environment = {
+        "PATH": f"{binaries.ensure(names=['kubectl'])}{os.pathsep}{os.environ['PATH']}",
+        "KUBECONFIG": str(control_plane.kubeconfig),
+        "HOME": str(tmp_path),  # where kubectl keeps what it has discovered
+    }
+    script = "\n".join(commands).replace("team-a", namespace)
+    await asyncio.to_thread(subprocess.run, ["bash", "-euc", script], env=environment, check=True)
+    jobs = (await kube.request("GET", ingestion_path(namespace)))["items"]
+    asked = {
+        job["status"]["phase"] for job in jobs if ANNOTATION_RETRY_REQUESTED in job["metadata"].get("annotations", {})
+    }
+    assert asked == RETRYABLE_PHASES
