@@ -19,6 +19,21 @@ ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
 SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
 
 
+def tenant_of(config: Config, *, namespace: str) -> Tenant:
+    """Return the tenant that a namespace is.
+
+    Raises:
+        ProblemError: 400 when it is none, as one that was taken out of the chart's values.
+    """
+    tenant = config.tenant(namespace)
+    if tenant is None:
+        raise bad_request(
+            f"namespace {namespace} has no store: it is not among the tenants of this installation",
+            error="not_a_tenant",
+        )
+    return tenant
+
+
 class TenantStores:
     """Opens the bucket of a namespace, if the configuration makes it a tenant.
 
@@ -45,12 +60,7 @@ class TenantStores:
             ProblemError: 400 when the namespace is no tenant; 503 when its credentials cannot be had.
             ApiError: the API server does not say.
         """
-        tenant = self._config.tenant(namespace)
-        if tenant is None:
-            raise bad_request(
-                f"namespace {namespace} has no store: it is not among the tenants of this installation",
-                error="not_a_tenant",
-            )
+        tenant = tenant_of(self._config, namespace=namespace)
         read_at, store = self._open.get(namespace, (0.0, None))
         if store is not None and not refresh and time.monotonic() - read_at <= FRESH_SECONDS:
             return store

@@ -28,9 +28,10 @@ from ingestion_api.jobs import JobUnknownError
 from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import MAX_HEADERS, MAX_QUERY_BYTES, Limits
 from ingestion_api.options import Options
-from ingestion_api.problems import ProblemError, busy, install, unavailable
+from ingestion_api.problems import ProblemError, busy, from_api_error, install, unavailable
 from ingestion_api.retry import key_digest
 from ingestion_api.routes.ingest import bulk_ingest
+from ingestion_api.routes.jobs import retry_ingestion_job
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
@@ -209,6 +210,24 @@ async def test_what_a_policy_denies_is_told_in_its_words(tmp_path: Path, message
             await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
         assert (refused.value.error, refused.value.retry_after) == ("invalid_job", None)
     assert bucket(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("namespace", "status", "error"), [("team-z", 400, "not_a_tenant"), ("team-a", 503, "unavailable")]
+)
+async def test_a_job_whose_namespace_is_no_tenant_any_more_is_not_retried(
+    tmp_path: Path, namespace: str, status: int, error: str
+) -> None:
+    """The API may write in tenants' namespaces alone. Where it may not in one of those, that is no client's fault."""
+    job = retryable(namespace=namespace)
+    forbidden = {"kind": "Status", "reason": "Forbidden", "message": 'ingestionjobs "handbook" is forbidden'}
+    async with services(tmp_path, RetriedJob((403, forbidden), read=job)) as parts:
+        parts.index.put(job)
+        stranger = Principal(key_id="k", namespace=namespace)
+        with pytest.raises((ProblemError, ApiError)) as refused:
+            await retry_ingestion_job(request(parts), uuid.UUID(job["metadata"]["uid"]), stranger)
+    problem = refused.value if isinstance(refused.value, ProblemError) else from_api_error(refused.value)
+    assert (problem.status, problem.error) == (status, error)
 
 
 async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) -> None:

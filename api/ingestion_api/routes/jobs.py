@@ -10,6 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from ingestion_crds.constants import Phase
 from ingestion_crds.job import IngestionJob
+from ingestion_crds.kube import ApiError
 
 from ingestion_api.auth import Caller, Principal
 from ingestion_api.job_index import Place
@@ -17,6 +18,7 @@ from ingestion_api.problems import bad_request, still_listing
 from ingestion_api.retry import key_digest
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
 from ingestion_api.services import services_of
+from ingestion_api.stores import tenant_of
 from ingestion_api.views import (
     CursorPage,
     IngestionJobResponse,
@@ -48,11 +50,21 @@ async def retry_ingestion_job(
     job_id: UUID,
     caller: Caller,
 ) -> dict[str, str]:
-    """Record a retry."""
+    """Record a retry.
+
+    Raises:
+        ProblemError: 400 in a namespace that is no tenant any more, else as `Retries.accept`.
+    """
     # Read here, not declared: the operation's parameters are those of the API that it is compatible with.
     key = key_digest(request.headers.get("idempotency-key"))
     job = await _find(request, caller, job_id)
-    await services_of(request).retries.accept(caller=caller, job=job, key=key)
+    parts = services_of(request)
+    try:
+        await parts.retries.accept(caller=caller, job=job, key=key)
+    except ApiError as error:
+        if error.status == 403:  # the API may write in tenants' namespaces alone
+            tenant_of(parts.config, namespace=caller.namespace)
+        raise
     return {"job_id": str(job_id)}
 
 
