@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from typing import Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from ingestion_crds.constants import TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
-from ingestion_crds.job import Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
+from ingestion_crds.job import Attempt, Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -74,9 +74,23 @@ class NarrowJob(Model):
         return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
 
 
+class _NarrowAttempt(Model):
+    # Trigger and reason as plain text, too. Its Jobs are not shown.
+    generation: int
+    trigger: str
+    requested_by: str | None = None
+    segments: int = 0
+    completed: int = 0
+    failed: int = 0
+    codes: dict[str, int] | None = None
+    reason: str | None = None
+    start_time: datetime
+    completion_time: datetime | None = None
+
+
 class _ShownStatus(Status):
     conditions: list[_NarrowCondition] = Field(default_factory=list)  # type: ignore[assignment]
-    attempts: list[Any] = Field(default_factory=list)  # are not shown
+    attempts: list[_NarrowAttempt] = Field(default_factory=list)  # type: ignore[assignment]
 
 
 class ShownJob(IngestionJob):
@@ -116,6 +130,37 @@ class FailureView(BaseModel):
     def of(cls, failure: Failure) -> Self:
         """Return the view of one entry of status.failures."""
         return cls(**failure.model_dump())
+
+
+class AttemptView(BaseModel):
+    """What one retry generation ran, and how it ended."""
+
+    generation: int = Field(description="The retry generation; 0 is the first run.")
+    trigger: str = Field(description="Initial, REST, Annotation or Patch.")
+    requested_by: str | None = Field(None, description="The key's id, for a retry by REST.")
+    segments: int = Field(0, description="Segments that were run.")
+    completed: int = Field(0, description="Of these, completed.")
+    failed: int = Field(0, description="Of these, failed.")
+    failure_summary: dict[str, int] = Field(default_factory=dict, description="Failures by code.")
+    reason: str | None = Field(None, description="How it ended; null while it runs.")
+    started_at: datetime
+    completed_at: datetime | None = None
+
+    @classmethod
+    def of(cls, attempt: Attempt | _NarrowAttempt) -> Self:
+        """Return the view of one entry of status.attempts."""
+        return cls(
+            generation=attempt.generation,
+            trigger=attempt.trigger,
+            requested_by=attempt.requested_by,
+            segments=attempt.segments,
+            completed=attempt.completed,
+            failed=attempt.failed,
+            failure_summary=attempt.codes or {},
+            reason=attempt.reason,
+            started_at=attempt.start_time,
+            completed_at=attempt.completion_time,
+        )
 
 
 class IngestionJobSummaryResponse(BaseModel):
@@ -173,6 +218,10 @@ class IngestionJobResponse(BaseModel):
     failure_summary: dict[str, int] = Field(default_factory=dict, description="Failures by code, over all segments.")
     failures: list[FailureView] = Field(default_factory=list, description="The first 100 failures.")
     retry_generation: int = Field(0, description="How often a retry was accepted.")
+    attempts: list[AttemptView] = Field(
+        default_factory=list, description="The last 20 attempts, oldest first: what failed before a retry, too."
+    )
+    document_id: UUID | None = Field(None, description="To be sent with an ingest that makes a new version of it.")
 
 
 class IngestResultItem(BaseModel):
@@ -252,6 +301,8 @@ def progress(job: IngestionJob) -> IngestionJobResponse:
         failure_summary={} if waiting else status.failure_summary,
         failures=[] if waiting else [FailureView.of(failure) for failure in status.failures],
         retry_generation=job.spec.retry_generation,
+        attempts=[AttemptView.of(attempt) for attempt in status.attempts],
+        document_id=UUID(job.spec.document.id),
     )
 
 

@@ -36,7 +36,7 @@ from ingestion_api.routes.search import SearchRequest, SearchResponse, search_kn
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
 from ingestion_api.upload import MAX_FIELD_BYTES, MAX_FIELDS
-from ingestion_api.views import NarrowJob, page_json, progress, summary
+from ingestion_api.views import NarrowJob, ShownJob, page_json, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
@@ -45,7 +45,7 @@ from ingestion_worker.embedding import EmbeddingSpec
 from ingestion_worker.search import Hit
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import ports
-from support.builders import KNOWLEDGE_BASE, ingestion_job
+from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 from support.kubeconfig import kubeconfig
 from support.worker_builders import BUILTIN, KB, Worker, answer, http_server
 
@@ -82,6 +82,35 @@ def test_progress_says_what_failed_and_why() -> None:
         (3, "PageUnreadable", "page 4", 74)
     ]
     assert shown.error_message == "1 of 9 failed"
+
+
+def test_what_was_run_and_what_failed_is_told_after_a_retry() -> None:
+    """`failures` are of the attempt that counts; those before it are not to be lost to who has no kubectl."""
+    body = stored(uid="11111111-1111-4111-8111-111111111111")
+    began, ended, again = (f"2026-01-01T0{hour}:00:00Z" for hour in (1, 2, 3))
+    codes = {"EmbeddingRejected": 2}
+    body["spec"]["retryGeneration"] = 2
+    body["status"] = {
+        "phase": "failed",
+        "observedRetryGeneration": 1,
+        "failureSummary": codes,
+        "attempts": [
+            {
+                **{"generation": 0, "trigger": "Initial", "segments": 6, "completed": 4, "failed": 2, "codes": codes},
+                **{"reason": "SegmentsFailed", "startTime": began, "completionTime": ended},
+            },
+            {"generation": 1, "trigger": "REST", "requestedBy": "key:abcd", "segments": 2, "startTime": again},
+        ],
+    }
+    shown = progress(ShownJob.model_validate(body))
+    assert shown.failure_summary == {}, "a retry waits"
+    assert str(shown.document_id) == DOCUMENT
+    first, second = (json.loads(attempt.model_dump_json()) for attempt in shown.attempts)
+    assert first == {
+        **{"generation": 0, "trigger": "Initial", "requested_by": None, "segments": 6, "completed": 4, "failed": 2},
+        **{"failure_summary": codes, "reason": "SegmentsFailed", "started_at": began, "completed_at": ended},
+    }
+    assert (second["requested_by"], second["reason"], second["completed_at"]) == ("key:abcd", None, None)
 
 
 @pytest.mark.parametrize(("phase", "told"), [("queued", "no such provider"), ("failed", None)])
@@ -252,6 +281,7 @@ async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) ->
         job = await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=1))
         shown = progress(job)
         assert (shown.status, shown.error_message) == ("failed", "look")
+        assert [(attempt.trigger, attempt.reason) for attempt in shown.attempts] == [("BrandNew", "BrandNew")]
         await parts.retries.accept(caller=CALLER, job=job, key=None)
     assert commands == ["GET", "PATCH"]
 
