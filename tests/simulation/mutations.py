@@ -31,6 +31,7 @@ SUITES: Final = {
         "tests/simulation/test_safeguards.py",
         "tests/simulation/test_regressions.py",
         "tests/simulation/test_looks.py",
+        "tests/simulation/test_left_pods.py",
         "tests/simulation/test_unrecorded_jobs.py",
         "tests/simulation/test_wishes.py",
         "tests/simulation/test_refusals.py",

@@ -64,11 +64,11 @@ def test_who_starts_next_removes_the_pods_of_a_job_at_rest(cluster: SimulatedClu
 
 
 def test_a_retry_that_runs_nothing_leaves_the_pods_that_are_kept(cluster: SimulatedCluster) -> None:
-    """Whoever takes over begins it from what the watch shows, which does not say which pods those are."""
+    """Whoever has just taken over begins it from what the watch shows, which does not say which pods those are."""
     end_before_its_pods(cluster)
     cluster.kill(cluster.operators[0])
+    cluster.lead(cluster.start_operator(stands_by=True))
     patch(cluster, retryGeneration=1, cancelGeneration=1)
-    cluster.start_operator()
     reach(cluster, "failed", 1)
     assert cluster.pass_until(lambda: "podsToRemove" not in live(cluster)["status"], seconds=5)
     assert pods(cluster) == 1
