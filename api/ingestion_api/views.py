@@ -246,7 +246,7 @@ def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     """Return a job's entry in a list."""
     status, waiting = job.status, job.retry_pending
     phase = shown_phase(job)
-    reset = waiting and status.mode is Mode.SINGLE_PASS
+    reset = waiting and status.mode is not Mode.SEGMENTED
     return IngestionJobSummaryResponse(
         id=UUID(job.job_id),
         job_type=JOB_TYPE,
@@ -274,8 +274,8 @@ def progress(job: IngestionJob) -> IngestionJobResponse:
     """Return a job's progress."""
     status, waiting = job.status, job.retry_pending
     phase = shown_phase(job)
-    # A single pass starts over; a segmented job keeps what is done.
-    reset = waiting and status.mode is Mode.SINGLE_PASS
+    # What failed before it had segments starts over; a segmented job keeps what is done.
+    reset = waiting and status.mode is not Mode.SEGMENTED
     segments = None if reset else status.segments
     return IngestionJobResponse(
         id=UUID(job.job_id),

@@ -444,7 +444,7 @@ class Status(Model):
     attempts: Annotated[list[Attempt], BeforeValidator(_known_attempts)] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS, description="The last 20 attempts, oldest first."
     )
-    start_time: Time | None = Field(None, description="When the first attempt began.")
+    start_time: Time | None = Field(None, description="When the last attempt began that prepared the document.")
     completion_time: Time | None = Field(None, description="When the last attempt ended; absent while one runs.")
     pods_to_remove: ChildUid | None = Field(
         None,

@@ -314,7 +314,7 @@ def _begin(draft: _Draft) -> None:
         failures=kept,
         failure_summary=dict(codes),
         attempts=[*status.attempts, attempt][-names.MAX_ATTEMPTS :],
-        start_time=status.start_time or draft.now,
+        start_time=draft.now if stage is Stage.PREPARE else status.start_time or draft.now,
         completion_time=None,
     )
     _dispatch(draft)

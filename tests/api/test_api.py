@@ -73,14 +73,20 @@ async def test_an_idempotency_key_is_good_for_one_retry(api: Api) -> None:
     assert "Idempotency-Key" in bad.json()["message"]
 
 
-async def test_a_single_pass_retry_shows_a_reset(api: Api) -> None:
+@pytest.mark.parametrize(("mode", "kept"), [(None, False), ("Segmented", True)])
+async def test_a_retry_that_prepares_anew_shows_a_reset(api: Api, mode: str | None, kept: bool) -> None:
+    """A single pass fails before its mode is known."""
     version = {"id": UNKNOWN, "number": 1, "state": "failed"}
-    segments = {"total": 1, "completedCount": 1}
-    job_id = await api.failed(phase="failed", mode="SinglePass", version=version, segments=segments)
-    assert (await api.get(job_id)).json()["version"]["state"] == "failed"
+    segments = {"total": 4, "completed": "0-2", "completedCount": 3} if kept else {}
+    status = {"mode": mode, "version": version, "segments": segments, "progressPercent": 70 * kept}
+    job_id = await api.failed(phase="failed", startTime="2026-01-01T00:00:00Z", **status)
+    shown = (await api.get(job_id)).json()
+    assert (shown["version"]["state"], shown["started_at"]) == ("failed", "2026-01-01T00:00:00Z")
     await api.retry(job_id)
     shown = (await api.get(job_id)).json()
-    assert (shown["status"], shown["version"]["state"], shown["processed_segments"]) == ("queued", "pending", 0)
+    assert (shown["status"], shown["version"]["state"]) == ("queued", "pending")
+    assert (shown["started_at"] is not None) == kept
+    assert (shown["processed_segments"], shown["progress_pct"]) == ((3, 70.0) if kept else (0, 0.0))
 
 
 async def test_another_tenants_job_is_not_there(api: Api, capsys: Any) -> None:

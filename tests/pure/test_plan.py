@@ -237,6 +237,25 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
     assert len(world.children) <= 1
 
 
+@pytest.mark.parametrize(("prepared_before", "begins_anew"), [(False, True), (True, False)])
+def test_a_job_that_is_prepared_anew_begins_anew(prepared_before: bool, begins_anew: bool) -> None:
+    """What a retry of a single pass resets: its errors and times."""
+    world = World()
+    world.rest()
+    began = world.job.status.start_time
+    if prepared_before:
+        world.end(good={0})
+        world.rest()
+    world.end(good=set())
+    world.rest()
+    assert world.job.status.phase is Phase.FAILED
+    world.edit(retry_generation=1)
+    world.rest()
+    assert (world.job.status.start_time != began) == begins_anew
+    assert world.job.status.start_time == world.job.status.attempts[1 if begins_anew else 0].start_time
+    assert not world.job.status.failures
+
+
 def test_a_crash_between_intent_and_create_makes_the_same_children() -> None:
     world = World()
     world.step(crash_after=1)  # the status is written, nothing is created
