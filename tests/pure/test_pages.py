@@ -17,6 +17,7 @@ from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import Spec
 from ingestion_crds.schema import custom_resource_definition, structural
 from ingestion_operator import main, metrics
+from ingestion_operator.leader import LEASE_SECONDS, RETRY_SECONDS
 from ingestion_worker import search
 from ingestion_worker.output import column_types
 from ingestion_worker.store import PIECE_BYTES
@@ -84,6 +85,12 @@ def test_counters_whose_labels_are_known_begin_at_0() -> None:
 
 def test_the_alert_of_the_leader_fires_without_any_operator() -> None:
     assert "absent(ingestion_leader)" in alerts()["IngestionLeader"]["expr"]
+
+
+def test_the_alert_of_the_leader_does_not_fire_when_another_takes_over() -> None:
+    """Of a pod that is gone Prometheus has the last value for 2.1 scrapes, each minute by default (3.16, scrape.go)."""
+    [minutes] = re.findall(r"^(\d+)m$", alerts()["IngestionLeader"]["for"])
+    assert 60 * int(minutes) > 2.1 * 60 + LEASE_SECONDS + RETRY_SECONDS
 
 
 def test_the_alert_of_the_queue_fires_before_the_operator_ends_itself() -> None:
