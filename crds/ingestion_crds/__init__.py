@@ -1,9 +1,10 @@
-"""What operator, API and worker share: the IngestionJob and what belongs to it, and how processes reach a cluster.
+"""What operator, API and worker share: the resources and what belongs to them, and how processes reach a cluster.
 
-The IngestionJob, as data:
+IngestionJob and IngestionBatch, as data:
 
-    job        the resource, as pydantic models
-    schema     its CustomResourceDefinition, made from them
+    job        the IngestionJob, as pydantic models
+    batch      the IngestionBatch, a list of documents with an IngestionJob for each
+    schema     their CustomResourceDefinitions, made from the models
     retry      the rule that admits a retry
     indexset   sets of segments, as a Job writes its indexes
     errors     the table of error codes

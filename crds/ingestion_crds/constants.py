@@ -16,6 +16,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "IngestionJob"
 PLURAL: Final = "ingestionjobs"
+BATCH_KIND: Final = "IngestionBatch"
+BATCH_PLURAL: Final = "ingestionbatches"
 
 # Labels on every child (Job, ConfigMap, pod).
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
@@ -30,12 +32,15 @@ LABEL_COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 # Labels on an IngestionJob made through REST, to be listed by.
 LABEL_KNOWLEDGE_BASE: Final = f"{GROUP}/knowledge-base"
 LABEL_DOCUMENT: Final = f"{GROUP}/document"
+# Labels on an IngestionJob that an IngestionBatch has made: whose it is, and which of its documents it ingests.
+LABEL_BATCH_UID: Final = f"{GROUP}/batch-uid"
+LABEL_BATCH_INDEX: Final = f"{GROUP}/batch-index"
 
 # Annotations on children.
 ANNOTATION_MAP_DIGEST: Final = f"{GROUP}/map-digest"
 ANNOTATION_JOB_NAME: Final = f"{GROUP}/ingestion-job"
 
-# Annotations on an IngestionJob.
+# Annotations on an IngestionJob, or an IngestionBatch.
 ANNOTATION_RETRY_REQUESTED: Final = f"{GROUP}/retry-requested-at"
 ANNOTATION_RETRY_HANDLED: Final = f"{GROUP}/retry-handled"
 ANNOTATION_RETRY_ORIGIN: Final = f"{GROUP}/retry-origin"
@@ -86,6 +91,7 @@ MAX_ATTEMPTS: Final = 20
 MAX_FAILURE_MESSAGE_BYTES: Final = 200
 MAX_IDEMPOTENCY_KEYS: Final = 20
 MAX_SEGMENTS: Final = 100_000
+MAX_DOCUMENTS: Final = 1_000
 MAX_SOURCE_BYTES: Final = 2**30
 """The largest document, uploaded or read, unless the chart's `sources.maxBytes` says otherwise."""
 MAX_TERMINATION_MESSAGE_BYTES: Final = 4096
@@ -149,6 +155,7 @@ class Trigger(StrEnum):
     REST = "REST"
     ANNOTATION = "Annotation"
     PATCH = "Patch"
+    BATCH = "Batch"
 
 
 class ConditionType(StrEnum):
@@ -175,6 +182,7 @@ class Reason(StrEnum):
     PREPARING = "Preparing"
     PROCESSING_SEGMENTS = "ProcessingSegments"
     PUBLISHING = "Publishing"
+    PROCESSING_DOCUMENTS = "ProcessingDocuments"
     SUSPENDED = "Suspended"
     CANCELLING = "Cancelling"
     CANCELLED = "Cancelled"
@@ -182,6 +190,7 @@ class Reason(StrEnum):
     PREPARE_FAILED = "PrepareFailed"
     SEGMENTS_FAILED = "SegmentsFailed"
     PUBLISH_FAILED = "PublishFailed"
+    DOCUMENTS_FAILED = "DocumentsFailed"
     ACTIVE = "VersionActive"
     NOT_ACTIVE = "VersionNotActive"
     NO_STORE = "NoStore"

@@ -6,19 +6,19 @@ import sys
 from pathlib import Path
 
 from ingestion_crds import errors, schema
+from ingestion_crds.constants import BATCH_PLURAL, PLURAL
 
 _ROOT = Path(__file__).parent.parent.parent
 
 
 def generated() -> dict[Path, str]:
     """Return the content of each generated file by its path."""
-    crd = schema.render()
-    return {
-        _ROOT / "crds" / "ingestionjobs.yaml": crd,
-        # Helm installs what lies in a chart's crds folder, and never deletes it.
-        _ROOT / "charts" / "ingestion-operator" / "crds" / "ingestionjobs.yaml": crd,
-        _ROOT / "docs" / "error-codes.md": errors.markdown(),
-    }
+    files = {_ROOT / "docs" / "error-codes.md": errors.markdown()}
+    # Helm installs what lies in a chart's crds folder, and never deletes it.
+    for folder in (_ROOT / "crds", _ROOT / "charts" / "ingestion-operator" / "crds"):
+        files[folder / f"{PLURAL}.yaml"] = schema.render(schema.custom_resource_definition())
+        files[folder / f"{BATCH_PLURAL}.yaml"] = schema.render(schema.batch_resource_definition())
+    return files
 
 
 def main() -> None:

@@ -286,6 +286,13 @@ class Spec(Model):
     ttl_seconds_after_finished: TimeToLive | None = Field(
         None, description="Seconds after which a completed job is deleted; never when absent."
     )
+    parent_generation: int | None = Field(
+        None,
+        ge=0,
+        le=INT32_MAX,
+        description="Of a job that an IngestionBatch has made: the batch's retryGeneration that it was last made or"
+        " retried for. Never lowered.",
+    )
 
 
 # ── status ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -361,7 +368,7 @@ class Attempt(Model):
     """What one retry generation dispatched, and how it ended."""
 
     generation: int = Field(ge=0, description="The retry generation; 0 is the first run.")
-    trigger: Trigger = Field(description="Initial, REST, Annotation or Patch.")
+    trigger: Trigger = Field(description="Initial, REST, Annotation, Patch or Batch.")
     requested_by: str | None = Field(None, max_length=128, description="The key's id, for a retry by REST.")
     segments: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments dispatched by this attempt.")
     completed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, completed.")
@@ -390,7 +397,7 @@ _TRIGGERS: Final = frozenset(Trigger)
 _ENDS: Final = {Phase.COMPLETED: Reason.SUCCEEDED, Phase.PARTIAL_FAILURE: Reason.SEGMENTS_FAILED}
 
 
-def _known_conditions(value: Any) -> Any:
+def known_conditions(value: Any) -> Any:
     """Leave out what only a newer release can say: after a rollback, all conditions are worked out anew."""
     if not isinstance(value, list):
         return value
@@ -453,7 +460,7 @@ class Status(Model):
         description="UID of the last attempt's last Job while its finished pods are still to be removed.",
     )
     progress_percent: int = Field(0, ge=0, le=100, description="0 to 100; 100 only when the version is active.")
-    conditions: Annotated[list[Condition], BeforeValidator(_known_conditions)] = Field(
+    conditions: Annotated[list[Condition], BeforeValidator(known_conditions)] = Field(
         default_factory=list,
         max_length=16,
         description="Conditions, kstatus's Ready, Reconciling and Stalled among them.",
@@ -536,6 +543,6 @@ def version_id_of(uid: str) -> str:
     return str(uuid5(NAMESPACE_OID, f"{GROUP}/{uid}"))
 
 
-def dump_status(status: Status) -> JsonObject:
-    """Return the status as it is stored: camel case, absent fields left out."""
+def dump_status(status: Model) -> JsonObject:
+    """Return a status as it is stored: camel case, absent fields left out."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)

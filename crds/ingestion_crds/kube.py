@@ -24,7 +24,7 @@ from yarl import URL
 
 from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
-from ingestion_crds.constants import GROUP, PLURAL, VERSION
+from ingestion_crds.constants import BATCH_PLURAL, GROUP, PLURAL, VERSION
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -136,7 +136,16 @@ def ingestion_path(namespace: str = "", name: str = "", subresource: str = "") -
         name: of one job; empty for all.
         subresource: `status`, or empty for the job itself.
     """
-    path = _join(f"/apis/{GROUP}/{VERSION}/{_scope(namespace)}{PLURAL}", name)
+    return _resource_path(PLURAL, namespace, name, subresource)
+
+
+def batch_path(namespace: str = "", name: str = "", subresource: str = "") -> str:
+    """Return the path of IngestionBatches; the arguments are those of `ingestion_path`."""
+    return _resource_path(BATCH_PLURAL, namespace, name, subresource)
+
+
+def _resource_path(plural: str, namespace: str, name: str, subresource: str) -> str:
+    path = _join(f"/apis/{GROUP}/{VERSION}/{_scope(namespace)}{plural}", name)
     return f"{path}/{subresource}" if subresource else path
 
 

@@ -512,6 +512,7 @@ CHANGED = {
     "retrySegments": "",
     "cancelGeneration": 1,
     "ttlSecondsAfterFinished": 1,
+    "parentGeneration": 1,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.constants import API_VERSION, KIND, Stage
+from ingestion_crds.constants import API_VERSION, BATCH_KIND, KIND, Stage
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
 from ingestion_operator.children import Dispatch, build_child
@@ -25,6 +25,27 @@ def ingestion_job(*, name: str = "handbook", namespace: str = "team-a", **spec: 
         "spec": {
             "knowledgeBase": KNOWLEDGE_BASE,
             "document": {"id": DOCUMENT, "title": "Handbook", "source": {"uri": f"s3://{namespace}/handbook.pdf"}},
+            **spec,
+        },
+    }
+
+
+def ingestion_batch(*, documents: int = 3, name: str = "manuals", namespace: str = "team-a", **spec: Any) -> JsonObject:
+    """Return an IngestionBatch of so many documents as a user writes it; keyword arguments go into spec."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": BATCH_KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "knowledgeBase": KNOWLEDGE_BASE,
+            "documents": [
+                {
+                    "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name}/{index}")),
+                    "title": f"Manual {index}",
+                    "source": {"uri": f"s3://{namespace}/manual-{index}.pdf"},
+                }
+                for index in range(documents)
+            ],
             **spec,
         },
     }

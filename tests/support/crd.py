@@ -1,4 +1,4 @@
-"""The CRD on a fresh control plane."""
+"""The CRDs on a fresh control plane."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import asyncio
 from pathlib import Path
 
 import yaml
-from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_crds.constants import BATCH_PLURAL, PLURAL
+from ingestion_crds.kube import ApiError, KubeClient, batch_path, ingestion_path
 
-CRD = Path(__file__).parent.parent.parent / "crds" / "ingestionjobs.yaml"
+CRDS = Path(__file__).parent.parent.parent / "crds"
 
 
 async def install_crd(kubeconfig: Path) -> None:
-    """Install the CRD and wait until the API server serves it."""
+    """Install the CRDs and wait until the API server serves them."""
     async with await KubeClient.connect(kubeconfig=str(kubeconfig)) as client:
-        body = yaml.safe_load(CRD.read_text())
-        await client.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body=body)
-        for _ in range(200):
-            try:
-                await client.request("GET", "/apis/ingestion-operator.io/v1alpha1/ingestionjobs")
-                return
-            except ApiError:
-                await asyncio.sleep(0.05)
-        raise AssertionError("the API server does not serve the CRD")
+        # The batches first: whoever waits for the jobs alone finds both.
+        for plural, path in ((BATCH_PLURAL, batch_path()), (PLURAL, ingestion_path())):
+            body = yaml.safe_load((CRDS / f"{plural}.yaml").read_text())
+            await client.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body=body)
+            await _served(client, path)
+
+
+async def _served(client: KubeClient, path: str) -> None:
+    for _ in range(200):
+        try:
+            await client.request("GET", path)
+            return
+        except ApiError:
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"the API server does not serve {path}")
