@@ -19,7 +19,7 @@ from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, Store, Tenant
-from ingestion_crds.kube import ApiError, KubeClient, core_path, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, batch_path, core_path, ingestion_path
 from local_cluster import ports
 from local_cluster.control_plane import ControlPlane
 from local_cluster.process import Process
@@ -28,7 +28,7 @@ NAMESPACE: Final = "bench"
 OPERATOR_USER: Final = "bench:operator"
 API_USER: Final = "bench:api"
 PATIENCE_SECONDS: Final = 3600.0
-_CRD: Final = Path(__file__).parents[2] / "crds" / "ingestionjobs.yaml"
+_CRDS: Final = Path(__file__).parents[2] / "crds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ async def answering(process: Process, url: str) -> None:
 
 @asynccontextmanager
 async def standing(plane: Plane, *, folder: Path) -> AsyncIterator[Stand]:
-    """Start a control plane with the CRD and the tenant's namespace, and stop it at the end."""
+    """Start a control plane with the CRDs and the tenant's namespace, and stop it at the end."""
     for name, content in plane.files.items():
         (folder / name).write_text(content)
     flags = {component: [flag.format(folder=folder) for flag in given] for component, given in plane.flags.items()}
@@ -196,8 +196,9 @@ async def standing(plane: Plane, *, folder: Path) -> AsyncIterator[Stand]:
 
 
 async def _install(kube: KubeClient) -> None:
-    crd = yaml.safe_load(_CRD.read_text())
-    await kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body=crd)
+    for file in _CRDS.glob("*.yaml"):
+        crd = yaml.safe_load(file.read_text())
+        await kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body=crd)
     await kube.request("POST", "/api/v1/namespaces", body={"metadata": {"name": NAMESPACE}})
     for account in ("default", names.WORKER_SERVICE_ACCOUNT):
         body = {"metadata": {"name": account}}
@@ -209,9 +210,10 @@ async def _install(kube: KubeClient) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
+            await kube.request("GET", batch_path())
             await kube.request("GET", ingestion_path())
         except ApiError:
-            assert time.monotonic() < deadline, "the API server does not serve the CRD"
+            assert time.monotonic() < deadline, "the API server does not serve the CRDs"
             await asyncio.sleep(0.05)
         else:
             return

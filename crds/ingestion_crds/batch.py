@@ -168,6 +168,11 @@ class BatchStatus(Model):
         description="The retryGeneration that all documents' jobs have been given that it is for. Less than"
         " observedRetryGeneration while a retry is being passed on.",
     )
+    ended_generation: int | None = Field(
+        None,
+        ge=0,
+        description="The last retryGeneration whose attempt has ended; of that, nothing is cancelled any more.",
+    )
     passed_on_suspend: bool = Field(
         False, description="The value of spec.suspend that all unfinished jobs have been given."
     )

@@ -26,6 +26,9 @@ from ingestion_crds import JsonObject
 from ingestion_crds.config import ConfigError
 from ingestion_crds.constants import BATCH_PLURAL, GROUP, PLURAL, VERSION
 
+TABLE: Final = "application/json;as=Table;g=meta.k8s.io;v=v1"
+"""What a list answers with as kubectl prints it."""
+_JSON: Final = "application/json"
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
@@ -223,7 +226,8 @@ class KubeClient:
         *,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
         timeout: float = REQUEST_TIMEOUT_SECONDS,
     ) -> JsonObject:
         """Send one request and return the answer's JSON.
@@ -234,6 +238,7 @@ class KubeClient:
             query: query parameters.
             body: what to send as JSON.
             content_type: the body's type; a PATCH must name its kind.
+            accept: the answer's type, such as `TABLE`.
             timeout: seconds for the whole request.
 
         Raises:
@@ -241,7 +246,8 @@ class KubeClient:
                 more than 16 MiB; and for a list of which fewer objects may be asked for (`limit`), where it would take
                 too much memory, or no parser takes it.
         """
-        response = await self._send(method, path, query, body, content_type, aiohttp.ClientTimeout(total=timeout))
+        limit = aiohttp.ClientTimeout(total=timeout)
+        response = await self._send(method, path, query, body, content_type, limit, accept)
         try:
             raw = await _read(response.response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -271,12 +277,12 @@ class KubeClient:
             "timeoutSeconds": WATCH_SECONDS,
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + _WATCH_GRACE_SECONDS)
-        response = await self._send("GET", path, parameters, None, "application/json", timeout)
+        response = await self._send("GET", path, parameters, None, _JSON, timeout)
         stream: aiohttp.ClientResponse = response.response
         try:
             if response.status >= 400:
                 raise _api_error(response.status, await response.read())
-            if stream.content_type != "application/json":  # asked first: no line may follow for long
+            if stream.content_type != _JSON:  # asked first: no line may follow for long
                 raise no_answer(f"{stream.content_type} is no stream of events")
             buffer = bytearray()
             async for block in stream.content.iter_any():
@@ -301,11 +307,12 @@ class KubeClient:
         body: Any,
         content_type: str,
         timeout: aiohttp.ClientTimeout,
+        accept: str = _JSON,
     ) -> Any:
         url = self._api.configuration.host + path
         if query:
             url += "?" + urlencode(query)
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "ingestion-operator"}
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "ingestion-operator"}
         try:
             await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             return await self._api.call_api(method, url, headers, body, _request_timeout=timeout)

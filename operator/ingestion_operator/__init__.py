@@ -26,4 +26,8 @@ What decides, and sends nothing:
     children           Jobs and ConfigMaps: built, and read back
     results            how pods ended, and what they said
     obstacles          why pods do not start, or do not end
+    retry_requests     how an annotation that asks for a retry is answered
+
+The same for batches: batch_intake, batch_memory, batch_reconcile and batch_cluster do the work, batch_plan with
+batch_actions decides, and document_jobs has the IngestionJobs of a batch.
 """

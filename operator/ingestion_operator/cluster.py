@@ -278,22 +278,25 @@ class KubeCluster:
         answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
         return bool(answer.get("metadata", {}).get("continue"))
 
-    async def create_event(self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
-        """Create an Event about an IngestionJob.
+    async def create_event(
+        self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str, kind: str = names.KIND
+    ) -> None:
+        """Create an Event about an IngestionJob, or an object of another kind.
 
         Args:
-            job: the IngestionJob.
+            job: the object.
             reason: in one word.
             message: for people; what goes beyond 1,000 characters is cut off.
             warning: of type Warning; else Normal.
             now: the time, as Kubernetes writes it.
+            kind: the object's.
         """
         metadata = job["metadata"]
         body = {
             "metadata": {"generateName": f"{metadata['name'][:200]}.", "namespace": metadata["namespace"]},
             "involvedObject": {
                 "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
+                "kind": kind,
                 "namespace": metadata["namespace"],
                 "name": metadata["name"],
                 "uid": metadata["uid"],

@@ -11,6 +11,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import ChildUid, IngestionJob
 
+from ingestion_operator.batch_intake import BatchIntake
 from ingestion_operator.children import read_child
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
@@ -32,17 +33,20 @@ class Intake:
     Args:
         memory: what looks have left, and where it is noted for the next ones.
         queue: of the keys of jobs to be looked at.
+        batches: takes in the same of the batches that some of the IngestionJobs belong to.
     """
 
-    def __init__(self, *, memory: Memory, queue: WorkQueue) -> None:
+    def __init__(self, *, memory: Memory, queue: WorkQueue, batches: BatchIntake) -> None:
         self._memory = memory
         self._queue = queue
+        self._batches = batches
         self._unfinished: dict[ChildUid, str] = {}  # while standing by: UIDs of Jobs that run → keys of their parents
         self.leading = False
 
     def begin(self) -> None:
         """Take in from now on what is shown: this replica leads."""
         self.leading = True
+        self._batches.begin()
         for key in self._unfinished.values():
             # The list passes over settled parents, and one of them may have a Job that came too late.
             self._memory.to_list.add(key)
@@ -59,6 +63,7 @@ class Intake:
         """
         if not self.leading:
             return True
+        self._batches.on_job_seen(body)  # the states that looks know too: most are what they have written
         key, resource_version = _key(body, body["metadata"]["name"]), body["metadata"]["resourceVersion"]
         pace = self._memory.of(key)
         if pace is None:
@@ -112,6 +117,7 @@ class Intake:
         """Take in that an IngestionJob is gone: the next look finds that out, and forgets it."""
         key = _key(body, body["metadata"]["name"])
         self._memory.open.discard(key)
+        self._batches.on_job_seen(body, deleted=True)
         pace = self._memory.of(key)
         if pace is not None:
             pace.on_gone()

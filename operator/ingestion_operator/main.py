@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
@@ -25,10 +25,14 @@ from ingestion_crds import JsonObject, logs
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, ConfigError
 from ingestion_crds.follow import follow
-from ingestion_crds.kube import ApiError, KubeClient, child_path, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, batch_path, child_path, ingestion_path
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import ConflictError
+from ingestion_operator.batch_cluster import BatchCluster
+from ingestion_operator.batch_intake import BatchIntake
+from ingestion_operator.batch_memory import BatchMemory
+from ingestion_operator.batch_reconcile import BatchReconciler
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.intake import Intake
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
@@ -40,6 +44,8 @@ from ingestion_operator.reconcile import Reconciler, utc_now
 WORKERS: Final = 64
 # So many of them may look at what is merely due: else all of them might wait for a slow API server with that.
 _MOST_DUE: Final = 16
+# Batches have workers of their own: their looks are long, and are not to hold up those at jobs.
+_BATCH_WORKERS: Final = 4
 _RESYNC_SECONDS: Final = 120.0
 # With more than 2,400 jobs the pause is longer: a full list of 10,000 takes one or two seconds of processor time, and
 # all lists together are to take less than half a percent of a core.
@@ -101,7 +107,14 @@ class Operator:
             most_due=_MOST_DUE,
             done_with=self.memory.up_to_date,
         )
-        self.intake = Intake(memory=self.memory, queue=self.queue)
+        self._batch_cluster = BatchCluster(client)
+        self.batch_queue = WorkQueue(most_due=_BATCH_WORKERS)
+        batch_memory = BatchMemory(monotonic=monotonic)
+        self.batch_intake = BatchIntake(memory=batch_memory, queue=self.batch_queue)
+        self._batch_reconciler = BatchReconciler(
+            cluster=self._batch_cluster, config=config, memory=batch_memory, now=now
+        )
+        self.intake = Intake(memory=self.memory, queue=self.queue, batches=self.batch_intake)
         self._reconciler = Reconciler(cluster=self._cluster, config=config, memory=self.memory, now=now)
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
@@ -122,7 +135,10 @@ class Operator:
             self.begin()
         else:
             self._election = [self._start(self._lead(self._leadership), "lead")]
-        self._watch = [self._start(self._watch_children(), "watch Jobs")]
+        self._watch = [
+            self._start(self._watch_children(), "watch Jobs"),
+            self._start(self._watch_batches(), "watch IngestionBatches"),
+        ]
 
     async def stop(self) -> None:
         """Stop everything; what is half done is continued at the next start."""
@@ -180,6 +196,7 @@ class Operator:
         self.intake.begin()
         self._work = [
             self._start(self.queue.work(self._handle, workers=WORKERS), "work"),
+            self._start(self.batch_queue.work(self._handle_batch, workers=_BATCH_WORKERS), "work on batches"),
             self._start(self._resync(), "resync"),
         ]
 
@@ -215,25 +232,33 @@ class Operator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _handle(self, key: str) -> None:
+        await self._look(key, self._reconciler.reconcile, self.queue)
+
+    async def _handle_batch(self, key: str) -> None:
+        await self._look(key, self._batch_reconciler.reconcile, self.batch_queue)
+
+    @staticmethod
+    async def _look(key: str, reconcile: Callable[[str], Awaitable[float | None]], queue: WorkQueue) -> None:
+        """Look at a job, or a batch, and say when to do so again."""
         begun = time.monotonic()
         try:
-            wait = await self._reconciler.reconcile(key)
+            wait = await reconcile(key)
         except ConflictError as error:
             # After ever longer delays: what looks like a conflict may be a patch that is refused for good.
-            delay = self.queue.retry(key)
+            delay = queue.retry(key)
             log.info("changed meanwhile, look again in %.1f s: %s", delay, error, extra={"job": key})
         except ApiError as error:
             metrics.RECONCILE_ERRORS.labels(reason=error.reason).inc()
-            delay = self.queue.retry(key)
+            delay = queue.retry(key)
             log.warning("look again in %.1f s: %s", delay, error, extra={"job": key})
         except Exception:
             # One broken object must not stop the others; it is looked at again after ever longer delays.
             metrics.RECONCILE_ERRORS.labels(reason="Internal").inc()
-            log.exception("look again in %.1f s", self.queue.retry(key), extra={"job": key})
+            log.exception("look again in %.1f s", queue.retry(key), extra={"job": key})
         else:
-            self.queue.forget(key)
+            queue.forget(key)
             if wait is not None:
-                self.queue.add_after(key, wait)
+                queue.add_after(key, wait)
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - begun)
 
     async def _resync(self) -> None:
@@ -252,6 +277,8 @@ class Operator:
                 async for item in self._cluster.list_ingestion_jobs():
                     listed += 1
                     self.intake.on_job_seen(item, listed=True)
+                async for item in self._batch_cluster.list_batches():
+                    self.batch_intake.on_listed(item)
             except ApiError as error:
                 pause, again = again, min(again * 2, _RESYNC_SECONDS)
                 log.warning("resync failed, again in %.0f s: %s", pause, error)
@@ -277,11 +304,25 @@ class Operator:
         query = {"labelSelector": f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"}
         await follow(self._client, child_path(), query=query, take=take, failed=failed)
 
+    async def _watch_batches(self) -> None:
+        """Watch all IngestionBatches. Not through kopf, which would have them wait until both CRDs are there."""
+        events = metrics.WATCH_EVENTS.labels(kind=names.BATCH_KIND)
+
+        def take(body: JsonObject, deleted: bool) -> None:
+            events.inc()
+            self.batch_intake.on_batch_seen(body, deleted=deleted)
+
+        def failed(error: ApiError, pause: float) -> None:
+            log.warning("the watch of IngestionBatches ended, it begins again in %.1f s: %s", pause, error)
+
+        await follow(self._client, batch_path(), take=take, failed=failed)
+
     @property
     def _healthy(self) -> bool:
         """True while the tasks run and the queue moves; a replica that stands by has nothing to move."""
         dead = any(task.done() for task in (*self._watch, *self._election, *self._work))
-        return not dead and self.queue.oldest_age < _UNHEALTHY_AGE_SECONDS
+        oldest = max(self.queue.oldest_age, self.batch_queue.oldest_age)
+        return not dead and oldest < _UNHEALTHY_AGE_SECONDS
 
     async def _healthz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
         healthy = self._healthy

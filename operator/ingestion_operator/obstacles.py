@@ -38,6 +38,13 @@ class Waiting:
     message: str
 
 
+def no_store(namespace: str) -> Waiting:
+    """Return what there is to say of a namespace that is no tenant's."""
+    # Who reads this may be nobody's tenant, and is not to learn who the others are.
+    text = f"namespace {namespace} has no object store: it has to be added to `tenants` in the chart's values.yaml"
+    return Waiting(reason=Reason.NO_STORE, message=text)
+
+
 def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, now: datetime) -> Waiting | None:
     """Return why a Job's pods do not start, or do not end, or None when nothing says so.
 

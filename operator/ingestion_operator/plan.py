@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
-from ingestion_crds import JsonObject, retry
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Mode, Phase, Reason, Stage, Trigger, VersionState
@@ -53,7 +53,7 @@ from ingestion_operator.actions import (
     RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map
-from ingestion_operator.obstacles import Waiting
+from ingestion_operator.obstacles import Waiting, no_store
 from ingestion_operator.questions import (
     TOKEN_LENGTH,
     cancelled,
@@ -69,6 +69,7 @@ from ingestion_operator.questions import (
     wants_harvest,
 )
 from ingestion_operator.results import Harvest, PodResult, failed, read_chunks, read_prepare, shorten
+from ingestion_operator.retry_requests import answer
 
 _KEPT_FAILED_PODS: Final = 20
 # The words of the API server where there are as many Jobs, or ConfigMaps, as a ResourceQuota allows.
@@ -238,26 +239,7 @@ def _answer_annotation(draft: _Draft) -> None:
     if draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
         return
-    mark = {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_HANDLED), "value": token}
-    why_not = retry.why_not(job)
-    if why_not is not None:
-        told = Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {why_not}", warning=True)
-        draft.actions.append(PatchIngestionJob(token=token, operations=(mark,), told=told))
-        return
-    generation = job.spec.retry_generation
-    origin = json.dumps({"generation": generation + 1, "trigger": Trigger.ANNOTATION.value})
-    operations: list[JsonObject] = [
-        mark,
-        {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_ORIGIN), "value": origin},
-        {"op": "replace", "path": "/spec/retryGeneration", "value": generation + 1},
-    ]
-    if job.spec.retry_segments is not None:
-        operations.append({"op": "remove", "path": "/spec/retrySegments"})
-    draft.actions.append(PatchIngestionJob(token=token, operations=tuple(operations)))
-
-
-def _annotation_path(name: str) -> str:
-    return "/metadata/annotations/" + name.replace("~", "~0").replace("/", "~1")
+    draft.actions.append(PatchIngestionJob(token=token, **answer(job, token)))
 
 
 # ── the course of an attempt ──────────────────────────────────────────────────────────────────────────────────
@@ -418,9 +400,8 @@ def _no_tenant(draft: _Draft) -> bool:
     namespace, config = draft.snapshot.job.metadata.namespace, draft.snapshot.config
     if config.tenant(namespace) is not None:
         return False
-    # Who reads this may be nobody's tenant, and is not to learn who the others are.
-    text = f"namespace {namespace} has no object store: it has to be added to `tenants` in the chart's values.yaml"
-    draft.block(Reason.NO_STORE, text)
+    waiting = no_store(namespace)
+    draft.block(waiting.reason, waiting.message)
     return True
 
 

@@ -110,7 +110,8 @@ def _conditions(
         (ConditionType.PUBLISHED, published, Reason.ACTIVE if published else Reason.NOT_ACTIVE, ""),
     ]
     before = {condition.type: condition for condition in job.status.conditions}
-    return [_condition(job, before.get(kind), kind, value, why_, text, now) for kind, value, why_, text in values]
+    generation = job.metadata.generation
+    return [condition(before.get(kind), kind, value, why_, text, now, generation) for kind, value, why_, text in values]
 
 
 def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tuple[Reason, str]:
@@ -129,18 +130,28 @@ def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tu
     return _RUNNING[status.stage]
 
 
-def _condition(
-    job: IngestionJob,
+def condition(
     before: Condition | None,
     kind: ConditionType,
     value: bool | None,
     reason: Reason,
     message: str,
     now: datetime,
+    generation: int,
 ) -> Condition:
+    """Return a condition; the one before where nothing has changed, and its time where its status has not.
+
+    Args:
+        before: as it is stored; None when there is none.
+        kind: its type.
+        value: its status; None for Unknown.
+        reason: in one word.
+        message: for people; what goes beyond 1,000 bytes is cut off.
+        now: the time of a status that changes.
+        generation: metadata.generation of what it is about.
+    """
     status: Literal["True", "False", "Unknown"] = "Unknown" if value is None else "True" if value else "False"
     message = message.encode()[:1000].decode(errors="ignore")
-    generation = job.metadata.generation
     since = now
     if before is not None and before.status == status and before.last_transition_time is not None:
         if (before.reason, before.message, before.observed_generation) == (reason, message, generation):

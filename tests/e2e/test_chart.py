@@ -22,6 +22,7 @@ from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason
 from ingestion_crds.job import Resources
 from ingestion_crds.kube import KubeClient
+from ingestion_operator.batch_cluster import BatchCluster
 from ingestion_operator.cluster import KubeCluster
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
@@ -241,7 +242,10 @@ def test_who_may_edit_or_view_a_namespace_may_do_so_with_its_jobs(tmp_path: Path
             label for label, value in labels.items() if "aggregate" in label and value == "true"
         }
         (rule,) = roles[name]["rules"]
-        assert (rule["apiGroups"], rule["resources"]) == (["ingestion-operator.io"], ["ingestionjobs"])
+        assert (rule["apiGroups"], rule["resources"]) == (
+            ["ingestion-operator.io"],
+            ["ingestionjobs", "ingestionbatches"],
+        )
         assert set(rule["verbs"]) == verbs
 
 
@@ -256,15 +260,21 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
             resource, name, part = named.groups(default="")
             verbs = {"GET": "get", "PATCH": "patch"} if name else {"GET": "list", "DELETE": "deletecollection"}
             asked.add((resource + part, {"POST": "create", "DELETE": "delete", **verbs}[method]))
-            return {"items": [], "metadata": {}}
+            return {"items": [], "metadata": {}, "kind": "Table"}
 
-    cluster = KubeCluster(cast(KubeClient, Client()))
+    client = cast(KubeClient, Client())
     body = {"metadata": {"namespace": "a", "name": "n", "uid": "u"}}
-    about = {"namespace": "a", "name": "n", "uid": "u", "job_uid": "u", "child_uid": "u", "job": body, "body": body}
+    about = {"namespace": "a", "name": "n", "uid": "u", "job_uid": "u", "child_uid": "u", "batch_uid": "u"}
+    about |= {"job": body, "batch": body, "body": body}
     change = {"operations": [], "resource_version": "1", "status": {}, "spec": {}, "keep": ()}
     told = {"reason": Reason.QUEUED, "message": "", "warning": False, "now": "", "failed_only": True, "since": None}
-    given = about | change | told | {"take": lambda _: None}
-    for name, method in inspect.getmembers(cluster, inspect.ismethod):
+    given = about | change | told | {"take": lambda _: None, "kind": "IngestionJob", "fields": ""}
+    methods = [
+        each
+        for cluster in (KubeCluster, BatchCluster)
+        for each in inspect.getmembers(cluster(client), inspect.ismethod)
+    ]
+    for name, method in methods:
         if not name.startswith("_"):
             made = method(**{each: given[each] for each in inspect.signature(method).parameters})
             if inspect.isasyncgen(made):
@@ -274,8 +284,10 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
     roles = [each for each in render(VALUES, folder=tmp_path) if each["kind"] in ("Role", "ClusterRole")]
     rules = [rule for role in roles if role["metadata"]["name"] == "i-operator" for rule in role["rules"]]
     granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
-    watched = {(resource, "watch") for resource in ("ingestionjobs", "jobs")}
-    assert {each for each in granted if each[0] != "leases"} == asked | watched
+    watched = {(resource, "watch") for resource in ("ingestionjobs", "ingestionbatches", "jobs")}
+    # What the API server's admission asks of who makes an object that its owner is not to be deleted before.
+    implied = {("ingestionbatches/finalizers", "update")}
+    assert {each for each in granted if each[0] != "leases"} == asked | watched | implied
 
 
 def test_the_operator_finds_the_jobs_of_a_namespace_that_is_no_tenant_any_more(tmp_path: Path) -> None:
@@ -615,8 +627,9 @@ def test_what_helm_keeps_argo_cd_keeps_too(tmp_path: Path) -> None:
         "PersistentVolumeClaim": {"i-store"},
         "Secret": {"ingestion-api-keys", "ingestion-store", "i-store-accounts", "i-store-root"},
     }
-    crd = yaml.safe_load((install.CHART / "crds" / "ingestionjobs.yaml").read_text())
-    assert crd["metadata"]["annotations"]["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
+    for plural in ("ingestionjobs", "ingestionbatches"):
+        crd = yaml.safe_load((install.CHART / "crds" / f"{plural}.yaml").read_text())
+        assert crd["metadata"]["annotations"]["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
 
 
 def test_a_tenant_keeps_its_credentials_with_its_bucket_and_no_other(tmp_path: Path) -> None:

@@ -553,7 +553,8 @@ def test_uninstall_and_install_again(tenant: Tenant, installer: str, folder: Pat
     left = kubectl("get", "customresourcedefinitions,namespaces,clusterroles,clusterrolebindings", "--output", "name")
     names = {name.split("/")[1] for name in left.split()}
     roles = {f"{RELEASE}-{name}" for name in ("operator", "api", "edit", "view")}
-    gone = {"ingestionjobs.ingestion-operator.io", SYSTEM, tenant.namespace} | roles
+    crds = {f"{plural}.ingestion-operator.io" for plural in ("ingestionjobs", "ingestionbatches")}
+    gone = crds | {SYSTEM, tenant.namespace} | roles
     assert not names & gone
 
     install.prepare_store_volume(cluster=CLUSTER, namespace=SYSTEM, release=RELEASE)

@@ -22,7 +22,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-_SCOPED = ("ingestionjobs", "jobs")
+_SCOPED = ("ingestionjobs", "ingestionbatches", "jobs")
 _LONGEST_LINE = 64 * 2**20
 _DROPPED_HEADERS = {"host", "accept-encoding", "connection", "content-length", "transfer-encoding"}
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds.job import IngestionJob
+from ingestion_operator.batch_intake import BatchIntake
+from ingestion_operator.batch_memory import BatchMemory
 from ingestion_operator.intake import Intake
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
@@ -67,7 +69,8 @@ def intake(*, leading: bool, before: str, is_open: bool) -> tuple[Intake, Memory
         memory.forget(KEY)
     if is_open:
         memory.open.add(KEY)
-    made = Intake(memory=memory, queue=queue)  # type: ignore[arg-type]
+    batches = BatchIntake(memory=BatchMemory(), queue=queue)  # type: ignore[arg-type]
+    made = Intake(memory=memory, queue=queue, batches=batches)  # type: ignore[arg-type]
     made.leading = leading
     return made, memory, queue
 

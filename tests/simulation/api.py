@@ -23,22 +23,28 @@ import jsonpointer
 import orjson
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
+from ingestion_crds.batch import IngestionBatch
 from ingestion_crds.job import IngestionJob, format_time
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError
-from ingestion_crds.schema import custom_resource_definition
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, TABLE, ApiError
+from ingestion_crds.schema import batch_resource_definition, custom_resource_definition
 from pydantic import ValidationError
 
 Json = TypeVar("Json")
 Key = tuple[str, str, str]  # resource, namespace, name
 
 INGESTION_JOBS: Final = names.PLURAL
+BATCHES: Final = names.BATCH_PLURAL
 POD_GRACE_SECONDS: Final = 30
 JOB_TRACKING: Final = "batch.kubernetes.io/job-tracking"
 FOREGROUND: Final = "foregroundDeletion"
 ORPHAN: Final = "orphan"
-SCHEMA: Final[JsonObject] = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+_VERSIONS: Final[dict[str, JsonObject]] = {
+    INGESTION_JOBS: custom_resource_definition()["spec"]["versions"][0],
+    BATCHES: batch_resource_definition()["spec"]["versions"][0],
+}
 KINDS: Final = {
     INGESTION_JOBS: (names.API_VERSION, names.KIND),
+    BATCHES: (names.API_VERSION, names.BATCH_KIND),
     "jobs": ("batch/v1", "Job"),
     "configmaps": ("v1", "ConfigMap"),
     "pods": ("v1", "Pod"),
@@ -166,6 +172,7 @@ class ApiServer:
         query: Mapping[str, Any] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         by: str = "kubectl",
     ) -> JsonObject:
         """Answer one request.
@@ -182,7 +189,8 @@ class ApiServer:
             case "GET", True:
                 return self._read((resource, namespace, name))
             case "GET", False:
-                return self._list(resource, namespace, query or {})
+                listed = self._list(resource, namespace, query or {})
+                return _table(resource, listed["items"]) if accept == TABLE else listed
             case "POST", False:
                 return self.create(resource, namespace, body, by=by)
             case "PATCH", True:
@@ -212,7 +220,7 @@ class ApiServer:
         if len(items) > limit:
             metadata["continue"] = "/".join(key_of(resource, items[limit - 1]))
         page = copied(items[:limit])
-        if resource != INGESTION_JOBS:  # the items of a list have no kind of their own, but for custom resources
+        if resource not in _VERSIONS:  # the items of a list have no kind of their own, but for custom resources
             page = [{key: value for key, value in item.items() if key not in ("apiVersion", "kind")} for item in page]
         return {"metadata": metadata, "items": page}
 
@@ -246,9 +254,9 @@ class ApiServer:
         metadata.pop("resourceVersion", None)
         body["apiVersion"], body["kind"] = KINDS[resource]
         body.pop("status", None)
-        if resource == INGESTION_JOBS:
-            body = with_defaults(SCHEMA, body)
-            _check_ingestion_job(None, body)
+        if resource in _VERSIONS:
+            body = with_defaults(_VERSIONS[resource]["schema"]["openAPIV3Schema"], body)
+            _check_resource(resource, None, body)
         elif resource == "jobs":
             _default_job(body)
         elif resource == "pods":
@@ -291,9 +299,9 @@ class ApiServer:
             after["metadata"] = {**new, **{name: old[name] for name in _FIXED_METADATA if name in old}}
             if "status" in before:
                 after["status"] = before["status"]
-        if key[0] == INGESTION_JOBS:
-            after = with_defaults(SCHEMA, after)
-            _check_ingestion_job(before, after)
+        if key[0] in _VERSIONS:
+            after = with_defaults(_VERSIONS[key[0]]["schema"]["openAPIV3Schema"], after)
+            _check_resource(key[0], before, after)
         elif key[0] == "jobs":
             _check_job(before, after)
         elif key[0] == "configmaps" and before.get("immutable") and before.get("data") != after.get("data"):
@@ -408,7 +416,7 @@ class _Fields(Mapping[str, str]):
         value: Any = self._body
         for part in path.split("."):
             value = value.get(part, {}) if isinstance(value, dict) else {}
-        return "" if value == {} else str(value)
+        return "" if value == {} else str(value).lower() if isinstance(value, bool) else str(value)
 
     def __iter__(self) -> Iterator[str]:
         raise NotImplementedError
@@ -436,10 +444,32 @@ def _invalid(message: str) -> ApiError:
     return ApiError(status=422, reason="Invalid", message=message)
 
 
-def _check_ingestion_job(before: JsonObject | None, after: JsonObject) -> None:
+def _table(resource: str, items: list[JsonObject]) -> JsonObject:
+    """Return objects as kubectl prints them, by the CRD's columns."""
+    columns = _VERSIONS[resource]["additionalPrinterColumns"]
+    paths = [column["jsonPath"] for column in columns]
+    rows = [{"cells": [item["metadata"]["name"], *(_cell(item, path) for path in paths)]} for item in items]
+    definitions = [{"name": "Name"}, *({"name": column["name"]} for column in columns)]
+    return {"kind": "Table", "metadata": {}, "columnDefinitions": definitions, "rows": rows}
+
+
+def _cell(item: JsonObject, path: str) -> Any:
+    """Return what a column's JSONPath finds: fields, an item of a list, or the condition Ready."""
+    value: Any = item
+    for part in re.findall(r"[^.\[\]]+|\[[^\]]*\]", path):
+        if part == "[0]":
+            value = value[0] if value else None
+        elif part.startswith("["):
+            value = next((each for each in value or () if each["type"] == "Ready"), None)
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _check_resource(resource: str, before: JsonObject | None, after: JsonObject) -> None:
     """The CRD's bounds, and those of its rules that people run into (crds/ingestion_crds/schema.py)."""
     try:
-        IngestionJob.model_validate(after)
+        (IngestionJob if resource == INGESTION_JOBS else IngestionBatch).model_validate(after)
     except ValidationError as error:
         raise _invalid(str(error)) from error
     new = after["spec"]
@@ -448,12 +478,14 @@ def _check_ingestion_job(before: JsonObject | None, after: JsonObject) -> None:
     if before is None:
         return
     old, status = before["spec"], before.get("status", {})
-    for field in ("knowledgeBase", "document", "pipeline", "mode", "segmentation"):
+    for field in ("knowledgeBase", "document", "documents", "pipeline", "mode", "segmentation"):
         if old.get(field) != new.get(field):
             raise _invalid(f"spec.{field} is immutable")
     raised = new["retryGeneration"] > old["retryGeneration"]
     if old.get("retrySegments", "") != new.get("retrySegments", "") and not raised:
         raise _invalid("spec.retrySegments can only change together with retryGeneration")
+    if new.get("parentGeneration", 0) < old.get("parentGeneration", 0):
+        raise _invalid("spec.parentGeneration cannot be lowered")
     if new["retryGeneration"] == old["retryGeneration"]:
         return
     admitted = (

@@ -22,7 +22,7 @@ from ingestion_crds.config import Config, Tenant
 from ingestion_crds.kube import ApiError
 from ingestion_operator.main import Operator
 
-from simulation.api import INGESTION_JOBS, ApiServer, Change, copied
+from simulation.api import BATCHES, INGESTION_JOBS, ApiServer, Change, copied
 from simulation.controllers import GOOD, GarbageCollector, JobController, Kubelet, Step, Store, Verdict
 from simulation.loop import SimulatedLoop
 
@@ -92,11 +92,12 @@ class SimulatedClient:
         query: Mapping[str, Any] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         timeout: float = 30.0,
     ) -> JsonObject:
         """Wait until the simulation has decided, then answer as `KubeClient.request` does."""
         answer: asyncio.Future[JsonObject] = asyncio.get_running_loop().create_future()
-        arguments = {"query": query, "body": copied(body), "content_type": content_type}
+        arguments = {"query": query, "body": copied(body), "content_type": content_type, "accept": accept}
         call = Call(
             by=self.name, method=method, path=path, arguments=arguments, answer=answer, sent=self._cluster.seconds
         )
@@ -219,7 +220,7 @@ class SimulatedCluster:
         self.operators.append(running)
         if not stands_by:
             self.lead(running)
-        for resource in (INGESTION_JOBS, "jobs"):
+        for resource in (BATCHES, INGESTION_JOBS, "jobs"):
             running.seen[resource] = len(self.api.changes)
             for body in self.api.all(resource):
                 self._deliver(running, Change(kind="ADDED", resource=resource, before=None, after=body, by=""))
@@ -335,14 +336,24 @@ class SimulatedCluster:
         metadata = change.after["metadata"]
         intake = running.operator.intake
         if change.resource == INGESTION_JOBS:
-            if change.kind == "MODIFIED" and intake.passes_over(copied(change.after)):
-                return
-            take = intake.on_job_deleted if change.kind == "DELETED" else intake.on_job_seen
-            self.loop.call_soon(take, copied(change.after))
+            self.loop.call_soon(self._deliver_job, running, change)
+            return
+        if change.resource == BATCHES:
+            deleted = change.kind == "DELETED"
+            seen = partial(running.operator.batch_intake.on_batch_seen, copied(change.after), deleted=deleted)
+            self.loop.call_soon(seen)
             return
         if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
             seen = partial(intake.on_child_seen, copied(change.after), deleted=change.kind == "DELETED")
             self.loop.call_soon(seen)
+
+    @staticmethod
+    def _deliver_job(running: RunningOperator, change: Change) -> None:
+        intake = running.operator.intake
+        if change.kind == "MODIFIED" and intake.passes_over(copied(change.after)):
+            return
+        take = intake.on_job_deleted if change.kind == "DELETED" else intake.on_job_seen
+        take(copied(change.after))
 
     # ── what may happen next ──────────────────────────────────────────────────────────────────────────────────
 
@@ -355,7 +366,7 @@ class SimulatedCluster:
             if not held(call):
                 yield partial(self.settle, call)
         for running in self.operators:
-            for resource in (INGESTION_JOBS, "jobs"):
+            for resource in (INGESTION_JOBS, "jobs", BATCHES):
                 if self.undelivered(running, resource) is not None:
                     yield partial(self.deliver, running, resource)
         for part in (self.jobs, self.kubelet, self.garbage):

@@ -611,6 +611,7 @@ class Kubelet:
         self._effects: dict[str, JsonObject] = {}  # pod UID → what it has committed and will say
         self.started: list[tuple[str, int, int | None]] = []
         self.silent = False  # its node is lost: pods stay as they are
+        self.missing: set[str] = set()  # titles of documents that are not where they should be
 
     def steps(self) -> Iterator[Step]:
         """Yield what can be done now."""
@@ -698,7 +699,7 @@ class Kubelet:
         self.started.append((uid, generation, segment))
         if stage != Stage.SEGMENTS and generation > 0:
             self._store.raise_fence(uid, generation)
-        code = self._verdict(stage, segment).code
+        code = "SourceNotFound" if attempt["document"]["title"] in self.missing else self._verdict(stage, segment).code
         if code:
             says: JsonObject = {"code": code, "message": f"{stage} {segment}", "retryable": True}
         else:

@@ -1,0 +1,94 @@
+"""What is remembered of batches from one look to the next, by key. To lose any of it costs requests, nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from ingestion_crds.constants import Phase
+
+from ingestion_operator.obstacles import Waiting
+
+# A look reads a row for each document: so many in a second, of all batches that are not at rest.
+_ROWS_A_SECOND: Final = 200
+_SHORTEST_REST_SECONDS: Final = 1.0
+_LONGEST_REST_SECONDS: Final = 60.0
+# Kubernetes starts some ten pods a second with its usual limits, and each document needs at least one. More would only
+# wait in the cluster, and keep operator and API server from those jobs that are to end or to be retried.
+_STARTS_A_SECOND: Final = 10
+_RESOURCE_VERSIONS: Final = 12
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchPace:
+    """What is remembered of one batch that is not settled.
+
+    Args:
+        looked: when the last look began, in seconds of a monotonic clock.
+        documents: how many it has.
+        resource_versions: of it, those that were last read or written. The watch may lag several writes behind.
+        phases: of its jobs, by their names, as the last look has read them.
+        told: places of documents, and generations of their jobs, that have been told to stop.
+        rejection: what the API server has refused of the last look.
+        answered: the token of the annotation that the last look has answered.
+        answer_refused: what answers the annotation was refused.
+        stirred: a job of it is no longer at rest, or was heard of for the first time.
+    """
+
+    looked: float
+    documents: int = 0
+    resource_versions: deque[str] = field(default_factory=lambda: deque(maxlen=_RESOURCE_VERSIONS))
+    phases: dict[str, Phase] = field(default_factory=dict)
+    told: set[tuple[int, int]] = field(default_factory=set)
+    rejection: Waiting | None = None
+    answered: str = ""
+    answer_refused: bool = False
+    stirred: bool = False
+
+
+class BatchMemory:
+    """What is remembered of batches. All keys are namespace/name.
+
+    Args:
+        monotonic: the clock for pacing, in seconds.
+    """
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._paces: dict[str, BatchPace] = {}
+
+    def of(self, key: str) -> BatchPace | None:
+        """Return what looks have left of a batch; None of one that is settled, or was not looked at yet."""
+        return self._paces.get(key)
+
+    def pace(self, key: str) -> BatchPace:
+        """Return the same of a batch that is to be looked at, which may be the first time."""
+        return self._paces.setdefault(key, BatchPace(looked=self._monotonic() - _LONGEST_REST_SECONDS))
+
+    def begin_look(self, key: str) -> BatchPace:
+        """Take in that a look begins."""
+        pace = self.pace(key)
+        pace.looked = self._monotonic()
+        return pace
+
+    def forget(self, key: str) -> None:
+        """Forget a batch that is settled or gone."""
+        self._paces.pop(key, None)
+
+    @property
+    def rest(self) -> float:
+        """For how many seconds each batch rests after a look; longer, the more documents all of them have."""
+        rows = sum(pace.documents for pace in self._paces.values())
+        return min(_LONGEST_REST_SECONDS, max(_SHORTEST_REST_SECONDS, rows / _ROWS_A_SECOND))
+
+    def remaining_rest(self, key: str) -> float:
+        """Return for how many seconds a batch still rests."""
+        return max(0.0, self.pace(key).looked + self.rest - self._monotonic())
+
+    @property
+    def starts(self) -> int:
+        """How many jobs one look may make, or retry: those of all batches together are bounded by the second."""
+        return max(1, int(_STARTS_A_SECOND * self.rest / max(1, len(self._paces))))

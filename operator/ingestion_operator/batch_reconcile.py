@@ -1,0 +1,300 @@
+"""The work on one batch: read a snapshot, plan, write the status, act. What was begun goes on with the next look."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from ingestion_crds import JsonObject, retry
+from ingestion_crds.batch import BatchStatus, IngestionBatch
+from ingestion_crds.config import Config
+from ingestion_crds.constants import Phase, Reason
+from ingestion_crds.job import IngestionJob, dump_status, format_time
+from ingestion_crds.kube import ApiError
+
+from ingestion_operator import metrics
+from ingestion_operator.acting import ConflictError
+from ingestion_operator.actions import Event
+from ingestion_operator.batch_actions import (
+    BatchAction,
+    CreateDocumentJob,
+    DeleteBatch,
+    PatchBatch,
+    PatchDocumentJob,
+)
+from ingestion_operator.batch_cluster import BatchCluster
+from ingestion_operator.batch_memory import BatchMemory, BatchPace
+from ingestion_operator.batch_plan import (
+    BatchPlan,
+    BatchSnapshot,
+    passes_on_generation,
+    passes_on_suspend,
+    plan,
+    settled,
+)
+from ingestion_operator.cluster import merge_diff
+from ingestion_operator.document_jobs import DocumentJob, is_owned, read_table
+from ingestion_operator.obstacles import LONGEST_MESSAGE, Waiting
+from ingestion_operator.results import shorten
+
+# By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
+_REFUSALS: Final = (400, 403, 422)
+
+log = logging.getLogger(__name__)
+
+
+class BatchReconciler:
+    """Brings one IngestionBatch at a time to what its spec says.
+
+    Args:
+        cluster: the API server.
+        config: the installation's configuration.
+        memory: what is remembered of each batch.
+        now: the wall clock, for times that are recorded.
+    """
+
+    def __init__(
+        self, *, cluster: BatchCluster, config: Config, memory: BatchMemory, now: Callable[[], datetime]
+    ) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._memory = memory
+        self._now = now
+
+    async def reconcile(self, key: str) -> float | None:
+        """Look at one batch.
+
+        Args:
+            key: namespace/name.
+
+        Returns:
+            Seconds after which to look again although nothing happened, or None.
+
+        Raises:
+            ApiError: when the API server cannot be worked with; look again later.
+            ConflictError: when something changed meanwhile; look again.
+        """
+        namespace, _, name = key.partition("/")
+        pace = self._memory.begin_look(key)
+        raw = await self._cluster.find_batch(namespace=namespace, name=name)
+        if raw is None:
+            self._memory.forget(key)
+            return None
+        batch = IngestionBatch.model_validate(raw)
+        if settled(batch) and not pace.stirred:
+            self._memory.forget(key)
+            return None
+        pace.stirred = False
+        pace.documents = len(batch.spec.documents)
+        pace.resource_versions.append(batch.metadata.resource_version)
+        snapshot = await self._read(batch, pace)
+        decided = plan(snapshot, now=self._now())
+        raw, batch = await self._write(raw, batch, decided, pace)
+        if await self._act(decided.actions, raw, snapshot, pace):
+            # What was refused is said at once: the next look is some time away.
+            snapshot = replace(
+                snapshot, batch=batch, rejection=pace.rejection, answer_refused=pace.answer_refused, starts=0
+            )
+            decided = plan(snapshot, now=self._now())
+            raw, batch = await self._write(raw, batch, decided, pace)
+        if settled(batch) and not pace.stirred:
+            self._memory.forget(key)
+            return None
+        if pace.stirred:
+            return self._memory.rest
+        return None if decided.look_again is None else max(decided.look_again, self._memory.rest)
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read(self, batch: IngestionBatch, pace: BatchPace) -> BatchSnapshot:
+        """Read the jobs; those that something is to be passed on to first, as after that they may have ended."""
+        snapshot = BatchSnapshot(
+            batch=batch,
+            config=self._config,
+            told=frozenset(pace.told),
+            starts=self._memory.starts,
+            rejection=pace.rejection,
+            answered=pace.answered,
+            answer_refused=pace.answer_refused,
+        )
+        if self._config.tenant(batch.metadata.namespace) is None:
+            return snapshot  # nothing is decided there, and nothing is read
+        behind: frozenset[int] = frozenset()
+        unlike: frozenset[int] = frozenset()
+        if passes_on_generation(batch):
+            behind = await self._unfinished(batch, f"spec.parentGeneration!={batch.spec.retry_generation}")
+        if passes_on_suspend(batch):
+            unlike = await self._unfinished(batch, f"spec.suspend!={str(batch.spec.suspend).lower()}")
+        jobs = await self._jobs(batch)
+        pace.phases = {job.name: job.phase for job in jobs.values()}
+        return replace(snapshot, jobs=jobs, behind=behind, unlike=unlike)
+
+    async def _jobs(self, batch: IngestionBatch) -> dict[int, DocumentJob]:
+        table = await self._cluster.list_jobs(namespace=batch.metadata.namespace, batch_uid=batch.metadata.uid)
+        return read_table(table, batch=batch)
+
+    async def _unfinished(self, batch: IngestionBatch, fields: str) -> frozenset[int]:
+        """Return the documents whose jobs are not completed, and fit a field selector."""
+        table = await self._cluster.list_jobs(
+            namespace=batch.metadata.namespace,
+            batch_uid=batch.metadata.uid,
+            fields=f"status.phase!={Phase.COMPLETED.value},{fields}",
+        )
+        return frozenset(read_table(table, batch=batch))
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _write(
+        self, raw: JsonObject, batch: IngestionBatch, decided: BatchPlan, pace: BatchPace
+    ) -> tuple[JsonObject, IngestionBatch]:
+        """Write the status if it differs, and then send the events; return the batch as it is now."""
+        patch = merge_diff(raw.get("status", {}), dump_status(decided.status)) if decided.status != batch.status else {}
+        if not patch:
+            return raw, batch
+        try:
+            raw = await self._cluster.patch_status(
+                namespace=batch.metadata.namespace,
+                name=batch.metadata.name,
+                resource_version=batch.metadata.resource_version,
+                status=patch,
+            )
+        except ApiError as error:
+            if error.conflict or error.not_found:
+                metrics.CONFLICTS.inc()
+                raise ConflictError(str(error)) from error
+            raise
+        metrics.STATUS_WRITES.inc()
+        metadata = batch.metadata.changed(resource_version=raw["metadata"]["resourceVersion"])
+        pace.resource_versions.append(metadata.resource_version)
+        if decided.status.documents is not None and batch.status.phase is not decided.status.phase:
+            log.info("%s", decided.status.phase.value, extra={"job": batch.key})
+        for event in decided.events:
+            await self._tell(raw, event)
+        # Read back as it is stored: a policy may have changed it.
+        return raw, batch.changed(metadata=metadata, status=BatchStatus.model_validate(raw.get("status", {})))
+
+    async def _tell(self, raw: JsonObject, event: Event) -> None:
+        """Send an event. They are for people: one that cannot be sent is logged, and holds nothing up."""
+        fields = {"job": f"{raw['metadata']['namespace']}/{raw['metadata']['name']}", "reason": event.reason.value}
+        log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
+        try:
+            await self._cluster.create_event(
+                batch=raw,
+                reason=event.reason,
+                message=event.message,
+                warning=event.warning,
+                now=format_time(self._now()),
+            )
+        except ApiError as error:
+            log.warning("event not sent: %s", error, extra=fields)
+
+    # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _act(
+        self, actions: tuple[BatchAction, ...], raw: JsonObject, snapshot: BatchSnapshot, pace: BatchPace
+    ) -> bool:
+        """Take the actions, up to the first that is refused; return whether there is news of what is refused."""
+        before = pace.rejection, pace.answer_refused
+        pace.rejection, pace.answer_refused = None, False
+        for action in actions:
+            match action:
+                case CreateDocumentJob():
+                    pace.rejection = await self._create(action, snapshot.batch)
+                case PatchDocumentJob():
+                    pace.rejection = await self._patch(action, snapshot.batch)
+                    if pace.rejection is None and action.cancels is not None:
+                        pace.told.add((action.index, action.cancels))
+                case PatchBatch():
+                    await self._answer(action, raw, snapshot.batch, pace)
+                case DeleteBatch():
+                    pace.rejection = await self._delete(action, snapshot.batch)
+            if pace.rejection is not None:
+                break
+        return (pace.rejection, pace.answer_refused) != before
+
+    async def _create(self, action: CreateDocumentJob, batch: IngestionBatch) -> Waiting | None:
+        """Create a document's job. One that exists is ours if we own it: an earlier request has come through."""
+        name, namespace = action.body["metadata"]["name"], batch.metadata.namespace
+        try:
+            await self._cluster.create_job(body=action.body)
+        except ApiError as error:
+            if not error.already_exists:
+                return _refusal(name, error)
+            found = await self._cluster.find_job(namespace=namespace, name=name)
+            if found is not None and not is_owned(found, batch=batch):
+                text = f"the IngestionJob {name} exists and is not this batch's: delete it"
+                return Waiting(reason=Reason.NAME_CONFLICT, message=text)
+        return None
+
+    async def _patch(self, action: PatchDocumentJob, batch: IngestionBatch) -> Waiting | None:
+        """Patch a document's job. One that has changed since it was read is looked at again."""
+        namespace, body = batch.metadata.namespace, action.body
+        if action.retries is not None:
+            found = await self._cluster.find_job(namespace=namespace, name=action.name)
+            if found is None or not is_owned(found, batch=batch) or _has_moved_on(found, action.retries):
+                return None
+            body = _exactly(body, found)
+        try:
+            await self._cluster.patch_job(namespace=namespace, name=action.name, body=body)
+        except ApiError as error:
+            return None if error.not_found or error.conflict else _refusal(action.name, error)
+        return None
+
+    async def _answer(self, action: PatchBatch, raw: JsonObject, batch: IngestionBatch, pace: BatchPace) -> None:
+        """Answer an annotation. The batch is read anew after that, as its spec has changed."""
+        namespace, name = batch.metadata.namespace, batch.metadata.name
+        version = pace.resource_versions[-1]
+        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
+        try:
+            await self._cluster.patch_batch(namespace=namespace, name=name, operations=(unchanged, *action.operations))
+        except ApiError as error:
+            if error.conflict or error.not_found:
+                raise ConflictError(str(error)) from error
+            _refusal(name, error)
+            # A failed `test` is 422 Invalid: the object is not what the plan was made from.
+            live = await self._cluster.find_batch(namespace=namespace, name=name)
+            if live is None or live["metadata"]["resourceVersion"] != version:
+                raise ConflictError(str(error)) from error
+            log.warning("an annotation is not answered: %s", error, extra={"job": batch.key})
+            pace.answer_refused = True
+            return
+        pace.answered = action.token
+        pace.stirred = True
+        if action.told is not None:
+            await self._tell(raw, action.told)
+
+    async def _delete(self, action: DeleteBatch, batch: IngestionBatch) -> Waiting | None:
+        try:
+            await self._cluster.delete_batch(
+                namespace=batch.metadata.namespace, name=batch.metadata.name, uid=action.uid
+            )
+        except ApiError as error:
+            return _refusal(batch.metadata.name, error)
+        return None
+
+
+def _refusal(name: str, error: ApiError) -> Waiting:
+    """Return what the API server has refused; raises any other error."""
+    if error.status not in _REFUSALS:
+        raise error
+    text = shorten(f"{name}: {error.message}", limit=LONGEST_MESSAGE)
+    return Waiting(reason=Reason.REJECTED_BY_CLUSTER, message=text)
+
+
+def _has_moved_on(job: JsonObject, generation: int) -> bool:
+    """Return whether a job is not what a retry from this generation was decided on."""
+    found = IngestionJob.model_validate(job)
+    return found.spec.retry_generation != generation or retry.why_not(found) is not None
+
+
+def _exactly(body: JsonObject, job: JsonObject) -> JsonObject:
+    """Return a patch by which the fields of the spec are as given, and not what was there and is given together.
+
+    It is for the job as it was read: one that arrives late is refused.
+    """
+    wanted = {name: value for name, value in {**job["spec"], **body["spec"]}.items() if value is not None}
+    metadata = {**body.get("metadata", {}), "resourceVersion": job["metadata"]["resourceVersion"]}
+    return {"metadata": metadata, "spec": merge_diff(job["spec"], wanted)}
