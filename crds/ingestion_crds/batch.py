@@ -173,8 +173,10 @@ class BatchStatus(Model):
         ge=0,
         description="The last retryGeneration whose attempt has ended; of that, nothing is cancelled any more.",
     )
-    passed_on_suspend: bool = Field(
-        False, description="The value of spec.suspend that all unfinished jobs have been given."
+    passed_on_suspend: bool | None = Field(
+        None,
+        description="The value of spec.suspend that all unfinished jobs have been given; absent while it is being"
+        " passed on.",
     )
     last_handled_retry_request: str | None = Field(
         None, max_length=256, description="The last value of the annotation retry-requested-at that was dealt with."

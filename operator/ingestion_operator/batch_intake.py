@@ -49,6 +49,7 @@ class BatchIntake:
         pace = self._memory.of(key)
         if deleted:
             if pace is not None:
+                pace.stirred = True
                 self._queue.add(key)  # the look finds that out, and forgets it
             return
         if pace is not None and metadata["resourceVersion"] in pace.resource_versions:
@@ -58,8 +59,10 @@ class BatchIntake:
         except ValueError:
             log.exception("an object that the models do not understand", extra={"job": key})
             return
-        if pace is not None or not settled(batch):
-            self._queue.add(key)
+        if pace is None and settled(batch):
+            return
+        self._memory.pace(key).heard = metadata["resourceVersion"]
+        self._queue.add(key)
 
     def on_listed(self, body: Mapping[str, Any]) -> None:
         """Take in an IngestionBatch of the full list, which is there for lost events: for those of its jobs too."""

@@ -30,6 +30,7 @@ class BatchPace:
         looked: when the last look began, in seconds of a monotonic clock.
         documents: how many it has.
         resource_versions: of it, those that were last read or written. The watch may lag several writes behind.
+        heard: the newest that the watch has shown and that was neither read nor written before; else empty.
         phases: of its jobs, by their names, as the last look has read them.
         told: places of documents, and generations of their jobs, that have been told to stop.
         rejection: what the API server has refused of the last look.
@@ -41,6 +42,7 @@ class BatchPace:
     looked: float
     documents: int = 0
     resource_versions: deque[str] = field(default_factory=lambda: deque(maxlen=_RESOURCE_VERSIONS))
+    heard: str = ""
     phases: dict[str, Phase] = field(default_factory=dict)
     told: set[tuple[int, int]] = field(default_factory=set)
     rejection: Waiting | None = None
@@ -73,6 +75,14 @@ class BatchMemory:
         pace = self.pace(key)
         pace.looked = self._monotonic()
         return pace
+
+    def up_to_date(self, key: str) -> bool:
+        """Return whether another look would find nothing new: what was heard is what the last one wrote.
+
+        The watch may show a write before the answer to it has arrived.
+        """
+        pace = self._paces.get(key)
+        return pace is None or (not pace.stirred and (not pace.heard or pace.heard in pace.resource_versions))
 
     def forget(self, key: str) -> None:
         """Forget a batch that is settled or gone."""

@@ -124,7 +124,8 @@ def passes_on_generation(batch: IngestionBatch) -> bool:
 
 def passes_on_suspend(batch: IngestionBatch) -> bool:
     """True while the jobs of documents that are not completed are to be suspended, or to go on."""
-    return batch.status.passed_on_suspend != batch.spec.suspend
+    begun = batch.status.observed_retry_generation is not None
+    return begun and batch.status.passed_on_suspend is not batch.spec.suspend
 
 
 def settled(batch: IngestionBatch) -> bool:
@@ -277,6 +278,7 @@ def _begin(draft: _Draft) -> None:
         observed_retry_generation=generation,
         # What is made anew is made for this generation: there is nothing to pass on.
         passed_on_generation=generation if first else status.passed_on_generation,
+        passed_on_suspend=draft.batch.spec.suspend if first else status.passed_on_suspend,
         # A job that was deleted since is made again, unless its document is completed.
         documents=draft.documents.changed(made=str(jobs | completed)),
         start_time=status.start_time or draft.now,
@@ -297,8 +299,8 @@ def _pass_on(draft: _Draft) -> None:
         elif not batch.spec.suspend:
             _retry(draft, behind)
     if passes_on_suspend(batch):
-        if not snapshot.unlike:
-            draft.set(passed_on_suspend=batch.spec.suspend)
+        # Nothing, from before the first job is told: who changes his mind meanwhile has all of them told once more.
+        draft.set(passed_on_suspend=None if snapshot.unlike else batch.spec.suspend)
         most = _MOST_STOPS if batch.spec.suspend else snapshot.starts
         for index in islice(sorted(snapshot.unlike), most):
             body = {"spec": {"suspend": batch.spec.suspend}}

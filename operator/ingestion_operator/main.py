@@ -108,8 +108,8 @@ class Operator:
             done_with=self.memory.up_to_date,
         )
         self._batch_cluster = BatchCluster(client)
-        self.batch_queue = WorkQueue(most_due=_BATCH_WORKERS)
         batch_memory = BatchMemory(monotonic=monotonic)
+        self.batch_queue = WorkQueue(most_due=_BATCH_WORKERS, done_with=batch_memory.up_to_date)
         self.batch_intake = BatchIntake(memory=batch_memory, queue=self.batch_queue)
         self._batch_reconciler = BatchReconciler(
             cluster=self._batch_cluster, config=config, memory=batch_memory, now=now

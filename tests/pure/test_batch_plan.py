@@ -489,6 +489,17 @@ def test_a_suspended_batch_stops_all_jobs_and_goes_on_where_it_stopped() -> None
     assert not any(job.suspend for job in world.jobs.values())
 
 
+def test_who_resumes_a_batch_before_it_is_suspended_has_all_jobs_go_on() -> None:
+    world = World()
+    world.rest()
+    world.edit(suspend=True)
+    world.step()
+    assert all(job.suspend for job in world.jobs.values())
+    world.edit(suspend=False)
+    world.rest()
+    assert not any(job.suspend for job in world.jobs.values())
+
+
 def test_a_job_that_is_suspended_by_itself_stays_so() -> None:
     world = World()
     world.rest()
