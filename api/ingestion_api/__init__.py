@@ -19,6 +19,8 @@ What the operations work with (`services` holds what is connected):
     views         what a client sees of one
     retry         one new generation, however many ask for it
     upload        the body of an ingest, read as it arrives
+    forms         what its fields say of the documents
+    idempotency   the header by which a request is sent again
     searching     searches, in threads of their own
     stores        the tenants' buckets
     slots         how many uploads or searches go on at the same time

@@ -1,4 +1,4 @@
-"""All IngestionJobs in memory, fed by one list and one watch: job ids to names, and lists, without a request each.
+"""All IngestionJobs and IngestionBatches in memory, fed by one list and one watch of each: ids to names, and lists.
 
 It is a view that may be a moment old; whatever decides something reads the job live.
 
@@ -7,6 +7,7 @@ Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-d
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from bisect import bisect_left, insort
@@ -15,18 +16,22 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from ingestion_crds import JsonObject
-from ingestion_crds.constants import Phase
+from ingestion_crds.constants import BATCH_KIND, KIND, Phase
 from ingestion_crds.follow import follow
-from ingestion_crds.kube import ApiError, KubeClient, ingestion_path
+from ingestion_crds.kube import ApiError, KubeClient, batch_path, ingestion_path
 
 from ingestion_api.metrics import Metrics
-from ingestion_api.views import NarrowJob, shown_phase, summary
+from ingestion_api.views import NarrowBatch, NarrowJob, shown_phase, summary
 
 LOG: Final = logging.getLogger("ingestion_api.job_index")
 _TOMBSTONES: Final = 4096
 
+_PATHS: Final = {KIND: ingestion_path(), BATCH_KIND: batch_path()}
+
 Place = tuple[float, str]
 """Where a job stands in its list: creation time in epoch seconds, then UID."""
+Named = tuple[str, str]
+"""A resource's kind and its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +39,9 @@ class IndexedJob:
     """What is kept of a job: what it is found by, and its entry in a list as JSON. As models that took 8 times as much.
 
     Args:
-        namespace, name: the resource's.
+        kind, namespace, name: the resource's.
         job_id: in this API.
-        knowledge_base: UUID.
+        knowledge_base: UUID; None of a batch's own job, which is in no list.
         resource_version: comparable as a number since Kubernetes 1.35 (KEP-5504), and in fact ever since
             etcd 3.
         place: in its list.
@@ -44,29 +49,32 @@ class IndexedJob:
         entry: JSON.
     """
 
+    kind: str
     namespace: str
     name: str
     job_id: str
-    knowledge_base: str
+    knowledge_base: str | None
     resource_version: int
     place: Place
     phase: Phase
     entry: bytes
 
     @classmethod
-    def of(cls, job: NarrowJob) -> Self:
+    def of(cls, job: NarrowJob | NarrowBatch) -> Self:
         """Return what is kept of a job."""
         metadata = job.metadata
+        batch = isinstance(job, NarrowBatch)
         return cls(
+            kind=BATCH_KIND if batch else KIND,
             # Each job was read from JSON of its own: those with the same text are to share one copy of it.
             namespace=sys.intern(metadata.namespace),
             name=metadata.name,
             job_id=job.job_id,
-            knowledge_base=sys.intern(job.spec.knowledge_base),
+            knowledge_base=None if metadata.of_batch else sys.intern(job.spec.knowledge_base),
             resource_version=int(metadata.resource_version or 0),
             place=(metadata.creation_timestamp.timestamp(), metadata.uid),
             phase=shown_phase(job),
-            entry=summary(job).model_dump_json().encode(),
+            entry=(b"" if metadata.of_batch else summary(job).model_dump_json().encode()),
         )
 
 
@@ -85,28 +93,43 @@ class JobIndex:
         self._names: dict[tuple[str, str], str] = {}
         self._lists: dict[tuple[str, str], list[Place]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._listed: set[str] = set()
+        self._failing: set[str] = set()
         self.synced = False
-        """True once the first list is in."""
+        """True once the first lists are in."""
         self.ended = False
         """True once it is no longer kept up to date."""
-        self.failing = False
+
+    @property
+    def failing(self) -> bool:
         """True from the failure of a list or watch to the next list that is in."""
+        return bool(self._failing)
 
     async def run(self) -> None:
         """Keep the index up to date until cancelled."""
-        take, listed, failed = self._take, self._take_list, self._take_failure
         try:
-            await follow(self._kube, ingestion_path(), take=take, listed=listed, failed=failed)
+            async with asyncio.TaskGroup() as group:
+                for kind in _PATHS:
+                    group.create_task(self._follow(kind))
         except Exception:
             # Nobody waits for this task. The probe reports its end, and the cluster starts the process anew.
             LOG.exception("the jobs are no longer followed")
         finally:
             self.ended = True
 
-    def name_of(self, *, namespace: str, job_id: str) -> str | None:
-        """Return the name of the job with this id in this namespace, None when the index has none."""
+    async def _follow(self, kind: str) -> None:
+        def listed(uids: frozenset[str], resource_version: int) -> None:
+            self._take_list(kind, uids, resource_version)
+
+        def failed(error: ApiError, pause: float) -> None:
+            self._take_failure(kind, error, pause)
+
+        await follow(self._kube, _PATHS[kind], take=self._take, listed=listed, failed=failed)
+
+    def named(self, *, namespace: str, job_id: str) -> Named | None:
+        """Return what has this id in this namespace, None when the index has nothing."""
         uid = self._names.get((namespace, job_id))
-        return self._jobs[uid].name if uid else None
+        return (self._jobs[uid].kind, self._jobs[uid].name) if uid else None
 
     def page(
         self, *, namespace: str, knowledge_base: str, phase: Phase | None, limit: int, before: Place | None
@@ -141,7 +164,8 @@ class JobIndex:
     def put(self, body: JsonObject) -> None:
         """Take in a job as the API server has just answered it; an older state than the known one is ignored."""
         try:
-            job = IndexedJob.of(NarrowJob.model_validate(body))
+            model = NarrowBatch if body.get("kind") == BATCH_KIND else NarrowJob
+            job = IndexedJob.of(model.model_validate(body))
         except ValueError as error:
             metadata = body.get("metadata", {})
             name = f"{metadata.get('namespace')}/{metadata.get('name')}"
@@ -154,7 +178,8 @@ class JobIndex:
         self._forget(uid)
         self._jobs[uid] = job
         self._names[job.namespace, job.job_id] = uid
-        insort(self._lists.setdefault((job.namespace, job.knowledge_base), []), job.place)
+        if job.knowledge_base is not None:
+            insort(self._lists.setdefault((job.namespace, job.knowledge_base), []), job.place)
         self._metrics.indexed_jobs.set(len(self._jobs))
 
     def _take(self, body: JsonObject, deleted: bool) -> None:
@@ -163,20 +188,23 @@ class JobIndex:
         else:
             self.put(body)
 
-    def _take_list(self, uids: frozenset[str], resource_version: int) -> None:
+    def _take_list(self, kind: str, uids: frozenset[str], resource_version: int) -> None:
         """Drop what a full list does not have."""
         for uid, job in list(self._jobs.items()):
             # A job made while the list was under way is newer than the list.
-            if uid not in uids and job.resource_version <= resource_version:
+            if job.kind == kind and uid not in uids and job.resource_version <= resource_version:
                 self._forget(uid)
         self._metrics.indexed_jobs.set(len(self._jobs))
         self._metrics.index_lists.inc()
-        self.synced, self.failing = True, False
+        self._listed.add(kind)
+        self._failing.discard(kind)
+        if self._listed == _PATHS.keys():
+            self.synced = True
 
-    def _take_failure(self, error: ApiError, pause: float) -> None:
+    def _take_failure(self, kind: str, error: ApiError, pause: float) -> None:
         self._metrics.index_failures.inc()
-        self.failing = True
-        LOG.warning("the watch of jobs ended", extra={"error": str(error), "pause": pause})
+        self._failing.add(kind)
+        LOG.warning("the watch of jobs ended", extra={"kind": kind, "error": str(error), "pause": pause})
 
     def _delete(self, uid: str) -> None:
         self._forget(uid)
@@ -192,6 +220,8 @@ class JobIndex:
             return
         if self._names.get((job.namespace, job.job_id)) == uid:
             del self._names[job.namespace, job.job_id]
+        if job.knowledge_base is None:
+            return
         key = (job.namespace, job.knowledge_base)
         places = self._lists[key]
         places.pop(bisect_left(places, job.place))

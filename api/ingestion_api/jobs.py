@@ -1,28 +1,62 @@
-"""IngestionJobs by their id in this API, read live, and made from an upload."""
+"""IngestionJobs and IngestionBatches by their id in this API, read live, and made from an upload."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
 
 from ingestion_crds import JsonObject
-from ingestion_crds.constants import API_VERSION, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
-from ingestion_crds.job import IngestionJob, Spec
-from ingestion_crds.kube import ApiError, KubeClient, find, ingestion_path
+from ingestion_crds.batch import BatchSpec, IngestionBatch
+from ingestion_crds.constants import API_VERSION, BATCH_KIND, GROUP, KIND, LABEL_DOCUMENT, LABEL_KNOWLEDGE_BASE
+from ingestion_crds.job import Document, Spec
+from ingestion_crds.kube import ApiError, KubeClient, batch_path, find, ingestion_path
+from ingestion_crds.retry import Retryable
 
+from ingestion_api.idempotency import KeyDigest
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
-from ingestion_api.views import ShownJob
+from ingestion_api.views import ShownBatch, ShownJob
 
 # How often a job is sent to an API server that does not answer, and how long that may take.
 _PAUSES_SECONDS: Final = (0.0, 0.2, 1.0, 3.0)
 _TRY_SECONDS: Final = 10.0
 _TRY_AGAIN: Final = frozenset({408, 429})
+_PATHS: Final = {KIND: ingestion_path, BATCH_KIND: batch_path}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """What is about to be made.
+
+    Args:
+        namespace: the tenant's.
+        knowledge_base: UUID.
+        name: the resource's, and its id in this API.
+    """
+
+    namespace: str
+    knowledge_base: str
+    name: str
+
+    @classmethod
+    def of(cls, *, namespace: str, knowledge_base: str, key: KeyDigest | None) -> Self:
+        """Return what a request makes: by an Idempotency-Key the same each time, else something new.
+
+        Args:
+            namespace: the tenant's.
+            knowledge_base: UUID.
+            key: the request's Idempotency-Key.
+        """
+        told = f"{GROUP}/ingest/{namespace}/{knowledge_base}/{key}"
+        identity = uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, told)
+        return cls(namespace=namespace, knowledge_base=knowledge_base, name=str(identity))
 
 
 class Jobs:
-    """The jobs of the cluster.
+    """The jobs and the batches of the cluster.
 
     Args:
         kube: the cluster.
@@ -33,66 +67,99 @@ class Jobs:
         self._kube = kube
         self._index = index
 
-    async def find(self, *, namespace: str, wanted: uuid.UUID) -> IngestionJob:
-        """Return a job as it is now: by the name that the index has for the id, else by the id as its name.
+    async def find(self, *, namespace: str, wanted: uuid.UUID) -> Retryable:
+        """Return a job, or a batch, as it is now: by what the index has for the id, else by the id as its name.
 
         Raises:
-            ProblemError: 404 when this namespace has no such job; 503 when that is not known yet.
+            ProblemError: 404 when this namespace has nothing of this id; 503 when that is not known yet.
             ApiError: the API server does not answer.
         """
         text = str(wanted)
         # Asked before the look-up, which does not know what is listed while the reads are under way.
         synced = self._index.synced
-        indexed = self._index.name_of(namespace=namespace, job_id=text)
+        indexed = self._index.named(namespace=namespace, job_id=text)
         # The index may be a moment old, and the name another job's by now.
-        for name in dict.fromkeys((indexed or text, text)):
-            job = await self.read(namespace=namespace, name=name)
+        for kind, name in dict.fromkeys((indexed or (KIND, text), (KIND, text), (BATCH_KIND, text))):
+            job = await self._read(kind, namespace, name)
             if job is not None and job.job_id == text:
                 return job
         if not synced:
             raise still_listing()
         raise not_found(f"there is no ingestion job {text}")
 
-    async def read(self, *, namespace: str, name: str) -> IngestionJob | None:
-        """Return the job of this name as it is now, None when there is none.
+    async def again(self, job: Retryable) -> Retryable:
+        """Return a job, or a batch, as it is now.
+
+        Raises:
+            ProblemError: 404 when it is gone.
+            ApiError: the API server does not answer, or refuses.
+        """
+        kind = BATCH_KIND if isinstance(job, IngestionBatch) else KIND
+        live = await self._read(kind, job.metadata.namespace, job.metadata.name)
+        if live is None or live.metadata.uid != job.metadata.uid:
+            raise not_found(f"the ingestion job {job.job_id} was deleted")
+        return live
+
+    async def _read(self, kind: str, namespace: str, name: str) -> Retryable | None:
+        """Return what has this name as it is now, None when there is nothing."""
+        body = await find(self._kube, _PATHS[kind](namespace, name))
+        if body is None:
+            return None
+        self._index.put(body)
+        return ShownBatch.model_validate(body) if kind == BATCH_KIND else ShownJob.model_validate(body)
+
+    async def made(self, making: Making) -> list[Document] | None:
+        """Return the documents of what an earlier request with the same name has made, None when there is nothing.
 
         Raises:
             ApiError: the API server does not answer, or refuses.
         """
-        body = await find(self._kube, ingestion_path(namespace, name))
-        if body is None:
-            return None
-        self._index.put(body)
-        return ShownJob.model_validate(body)
+        for kind in _PATHS:
+            made = await self._read(kind, making.namespace, making.name)
+            if made is not None:
+                return made.spec.documents if isinstance(made, IngestionBatch) else [made.spec.document]
+        return None
 
-    async def create(self, *, namespace: str, spec: Spec) -> uuid.UUID:
-        """Create a job and return its id, which is its name.
+    async def create(self, making: Making, documents: Sequence[Document], chosen: JsonObject) -> None:
+        """Create a job for one document, or a batch for several.
+
+        Args:
+            making: its name, and where it belongs.
+            documents: what it ingests.
+            chosen: the other fields of its spec.
 
         Raises:
+            ValidationError: a spec with these fields is none.
             ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
                 the namespace, or its quota, cannot take it now.
             JobUnknownError: the API server does not say whether it has the job, or has not before the shutdown.
             ApiError: it refuses the job for another reason.
         """
-        identity = uuid.uuid4()
-        body: dict[str, Any] = {
+        kind = KIND if len(documents) == 1 else BATCH_KIND
+        told = [document.model_dump(mode="json", by_alias=True, exclude_none=True) for document in documents]
+        labels = {LABEL_KNOWLEDGE_BASE: making.knowledge_base}
+        fields = {"knowledgeBase": making.knowledge_base, **chosen}
+        spec: Spec | BatchSpec
+        if kind == BATCH_KIND:
+            spec = BatchSpec.model_validate({**fields, "documents": told})
+        else:
+            spec = Spec.model_validate({**fields, "document": told[0]})
+            labels[LABEL_DOCUMENT] = documents[0].id
+        body: JsonObject = {
             "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {
-                "name": str(identity),
-                "labels": {LABEL_KNOWLEDGE_BASE: spec.knowledge_base, LABEL_DOCUMENT: spec.document.id},
-            },
+            "kind": kind,
+            "metadata": {"name": making.name, "labels": labels},
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
         }
         try:
-            await self._create(namespace, str(identity), body)
+            await self._create(making.namespace, body)
         except asyncio.CancelledError as error:
-            raise JobUnknownError(str(identity)) from error
-        return identity
+            raise JobUnknownError(making.name) from error
 
-    async def _create(self, namespace: str, name: str, body: JsonObject) -> None:
+    async def _create(self, namespace: str, body: JsonObject) -> None:
         """Send a job until the API server says that it has it, or that it will not have it."""
-        path = ingestion_path(namespace)
+        path_of, name = _PATHS[body["kind"]], body["metadata"]["name"]
+        path = path_of(namespace)
         refused: ApiError | None = None
         for pause in _PAUSES_SECONDS:
             await asyncio.sleep(pause)
@@ -110,13 +177,19 @@ class Jobs:
             else:
                 return
         # An earlier POST may have come through all the same: the quota may be used up by this very job.
-        path = ingestion_path(namespace, name)
+        path = path_of(namespace, name)
         try:
             self._index.put(await self._kube.request("GET", path, timeout=_TRY_SECONDS))
         except ApiError as error:
             if refused is not None and error.not_found:
                 raise _refusal(namespace, refused) from error
             raise JobUnknownError(name) from error
+
+
+def path_of(job: Retryable) -> str:
+    """Return the path of a job, or a batch."""
+    path = _PATHS[BATCH_KIND if isinstance(job, IngestionBatch) else KIND]
+    return path(job.metadata.namespace, job.metadata.name)
 
 
 def _refusal(namespace: str, error: ApiError) -> Exception:

@@ -7,28 +7,27 @@ write carries the resourceVersion that the decision was made on.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import random
-import re
 from dataclasses import dataclass
-from typing import Any, Final, NewType
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
+from ingestion_crds.batch import IngestionBatch
 from ingestion_crds.constants import (
     ANNOTATION_IDEMPOTENCY_KEYS,
     ANNOTATION_RETRY_ORIGIN,
     MAX_IDEMPOTENCY_KEYS,
     Trigger,
 )
-from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
-from ingestion_crds.retry import why_not, wrong_phase
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient
+from ingestion_crds.retry import Retryable, why_not, wrong_phase
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ingestion_api.auth import Principal
+from ingestion_api.idempotency import KeyDigest
 from ingestion_api.job_index import JobIndex
-from ingestion_api.jobs import Jobs
+from ingestion_api.jobs import Jobs, path_of
 from ingestion_api.metrics import Metrics
 from ingestion_api.problems import bad_request, not_found, unavailable
 
@@ -36,10 +35,6 @@ MAX_TRIES: Final = 8
 # Of a write that the API server fails with: a webhook that is away holds each up for its whole timeout.
 _MAX_FAILURES: Final = 2
 _TRY_SECONDS: Final = 10.0
-_KEY_TEXT: Final = re.compile(r"^[\x21-\x7e]{1,255}$")
-_DIGEST_CHARACTERS: Final = 32
-
-KeyDigest = NewType("KeyDigest", str)
 
 
 class KeptKey(BaseModel):
@@ -62,19 +57,6 @@ class _Write:
     bump: bool
 
 
-def key_digest(text: str | None) -> KeyDigest | None:
-    """Return what is kept of an Idempotency-Key.
-
-    Raises:
-        ProblemError: 400 when it is not 1 to 255 printable ASCII characters without spaces.
-    """
-    if text is None:
-        return None
-    if not _KEY_TEXT.match(text):
-        raise bad_request("Idempotency-Key: 1 to 255 printable ASCII characters without spaces")
-    return KeyDigest(hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS])
-
-
 class Retries:
     """Accepts retries.
 
@@ -92,7 +74,7 @@ class Retries:
         self._metrics = metrics
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def accept(self, *, caller: Principal, job: IngestionJob, key: KeyDigest | None) -> None:
+    async def accept(self, *, caller: Principal, job: Retryable, key: KeyDigest | None) -> None:
         """Return once the retry is recorded in the cluster.
 
         Args:
@@ -113,14 +95,14 @@ class Retries:
         lock = self._locks.setdefault(job.metadata.uid, asyncio.Lock())
         contended = lock.locked()
         async with lock:
-            await self._reach(caller, await self._again(job) if contended else job, target, key)
+            await self._reach(caller, await self._jobs.again(job) if contended else job, target, key)
 
-    async def _reach(self, caller: Principal, job: IngestionJob, target: int, key: KeyDigest | None) -> None:
+    async def _reach(self, caller: Principal, job: Retryable, target: int, key: KeyDigest | None) -> None:
         failures = 0
         for tries in range(MAX_TRIES):
             if tries:
                 await asyncio.sleep(0.02 * tries * random.random())  # noqa: S311 - spreads rivals, guards nothing
-                job = await self._again(job)
+                job = await self._jobs.again(job)
             write = self._decide(job, target, key)
             if write is None:
                 return
@@ -142,7 +124,7 @@ class Retries:
                 return
         raise unavailable("the job keeps changing; try again")
 
-    def _decide(self, job: IngestionJob, target: int, key: KeyDigest | None) -> _Write | None:
+    def _decide(self, job: Retryable, target: int, key: KeyDigest | None) -> _Write | None:
         """Return what to write, None when the retry is recorded already.
 
         Raises:
@@ -154,7 +136,7 @@ class Retries:
             return None
         if job.metadata.deletion_timestamp is not None:
             self._metrics.retries.labels(outcome="refused").inc()
-            raise bad_request("the job is being deleted", error="not_retryable")
+            raise bad_request(why_not(job) or "", error="not_retryable")
         if live >= target or job.retry_pending:
             if key is None:
                 self._metrics.retries.labels(outcome="joined").inc()
@@ -168,7 +150,7 @@ class Retries:
             raise bad_request(wrong_phase(job) or reason, error="not_retryable")
         return _Write(generation=live + 1, bump=True)
 
-    async def _patch(self, job: IngestionJob, write: _Write, caller: Principal, key: KeyDigest | None) -> None:
+    async def _patch(self, job: Retryable, write: _Write, caller: Principal, key: KeyDigest | None) -> None:
         annotations: dict[str, str] = {}
         body: dict[str, Any] = {
             "metadata": {"resourceVersion": job.metadata.resource_version, "annotations": annotations}
@@ -180,20 +162,16 @@ class Retries:
             annotations[ANNOTATION_RETRY_ORIGIN] = json.dumps(
                 {"generation": write.generation, "trigger": Trigger.REST.value, "requestedBy": f"key:{caller.key_id}"}
             )
-            # An earlier retry may have been cut to a subset; this one must not be.
-            body["spec"] = {"retryGeneration": write.generation, "retrySegments": None}
-        path = ingestion_path(job.metadata.namespace, job.metadata.name)
+            body["spec"] = {"retryGeneration": write.generation}
+            if not isinstance(job, IngestionBatch):
+                # An earlier retry may have been cut to a subset; this one must not be.
+                body["spec"]["retrySegments"] = None
+        path = path_of(job)
         answer = await self._kube.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=_TRY_SECONDS)
         self._index.put(answer)
 
-    async def _again(self, job: IngestionJob) -> IngestionJob:
-        live = await self._jobs.read(namespace=job.metadata.namespace, name=job.metadata.name)
-        if live is None or live.metadata.uid != job.metadata.uid:
-            raise not_found(f"the ingestion job {job.job_id} was deleted")
-        return live
 
-
-def kept_keys(job: IngestionJob) -> list[KeptKey]:
+def kept_keys(job: Retryable) -> list[KeptKey]:
     """Return the Idempotency-Keys kept on a job; an annotation that somebody has spoilt counts as none."""
     text = job.metadata.annotations.get(ANNOTATION_IDEMPOTENCY_KEYS)
     if not text:

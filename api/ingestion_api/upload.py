@@ -22,6 +22,9 @@ from ingestion_api.problems import ProblemError, bad_request
 
 MAX_FIELDS: Final = 16
 MAX_FIELD_BYTES: Final = 16 * 1024
+MANIFEST: Final = "manifest"
+"""The one field that grows with the number of files."""
+MAX_MANIFEST_BYTES: Final = 512 * 1024
 MAX_PART_HEADER_BYTES: Final = 4096
 # A client that is slower, or keeps its upload open with a byte now and then, loses its place to another.
 _LEAST_BYTES: Final = 64 * 1024
@@ -164,10 +167,11 @@ class MultipartReader:
         if len(self.fields) == MAX_FIELDS:
             raise bad_request(f"at most {MAX_FIELDS} fields are read")
         value = bytearray()
+        most = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_FIELD_BYTES
         while (event := await self._next())[0] == "data":
             value += event[1]
-            if len(value) > MAX_FIELD_BYTES:
-                raise bad_request(f"{name[:64]}: more than {MAX_FIELD_BYTES} bytes")
+            if len(value) > most:
+                raise bad_request(f"{name[:64]}: more than {most} bytes")
         if name in self.fields:
             raise bad_request(f"{name[:64]}: given twice")
         try:

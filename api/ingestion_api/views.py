@@ -1,4 +1,4 @@
-"""What a client sees of a job: the resource's state in the API's field names.
+"""What a client sees of a job, or a batch: the resource's state in the API's field names.
 
 A retry that is recorded but not taken up yet shows as `queued`, so that no GET after the 202 shows the state before.
 """
@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final, Generic, Literal, Self, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from ingestion_crds.constants import TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
+from ingestion_crds.batch import BatchStatus, DocumentFailure, Documents, IngestionBatch
+from ingestion_crds.constants import BATCH_KIND, TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
 from ingestion_crds.job import Attempt, Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 JOB_TYPE: Final = "document"
+BATCH_TYPE: Final = "batch"
 Item = TypeVar("Item")
+
+
+class _NarrowOwner(Model):
+    kind: str = ""
+    controller: bool = False
 
 
 class _NarrowMetadata(Model):
@@ -26,6 +33,12 @@ class _NarrowMetadata(Model):
     uid: str
     resource_version: str
     creation_timestamp: datetime
+    owner_references: list[_NarrowOwner] = Field(default_factory=list)
+
+    @property
+    def of_batch(self) -> bool:
+        """True of a job that a batch has made. By its owner, not its label, which may be anybody's."""
+        return any(owner.controller and owner.kind == BATCH_KIND for owner in self.owner_references)
 
 
 class _NarrowDocument(Model):
@@ -74,6 +87,38 @@ class NarrowJob(Model):
         return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
 
 
+class _NarrowBatchSpec(Model):
+    knowledge_base: str = ""
+    documents: list[Any] = Field(default_factory=list)
+    retry_generation: int = 0
+
+
+class _NarrowDocuments(Model):
+    completed_count: int = 0
+
+
+class _NarrowBatchStatus(_NarrowStatus):
+    documents: _NarrowDocuments | None = None
+
+
+class NarrowBatch(Model):
+    """The part of an IngestionBatch that lists show."""
+
+    metadata: _NarrowMetadata
+    spec: _NarrowBatchSpec = Field(default_factory=_NarrowBatchSpec)
+    status: _NarrowBatchStatus = Field(default_factory=_NarrowBatchStatus)
+
+    @property
+    def job_id(self) -> str:
+        """As an IngestionBatch's."""
+        return job_id_of(self.metadata.name, self.metadata.uid)
+
+    @property
+    def retry_pending(self) -> bool:
+        """As an IngestionBatch's."""
+        return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
+
+
 class _NarrowAttempt(Model):
     # Trigger and reason as plain text, too. Its Jobs are not shown.
     generation: int
@@ -99,7 +144,17 @@ class ShownJob(IngestionJob):
     status: _ShownStatus = Field(default_factory=_ShownStatus)
 
 
-AnyJob = NarrowJob | IngestionJob
+class _ShownBatchStatus(BatchStatus):
+    conditions: list[_NarrowCondition] = Field(default_factory=list)  # type: ignore[assignment]
+
+
+class ShownBatch(IngestionBatch):
+    """An IngestionBatch to be shown or retried."""
+
+    status: _ShownBatchStatus = Field(default_factory=_ShownBatchStatus)
+
+
+AnyJob = NarrowJob | IngestionJob | NarrowBatch | IngestionBatch
 
 
 def shown_phase(job: AnyJob) -> Phase:
@@ -130,6 +185,16 @@ class FailureView(BaseModel):
     def of(cls, failure: Failure) -> Self:
         """Return the view of one entry of status.failures."""
         return cls(**failure.model_dump())
+
+
+class DocumentFailureView(BaseModel):
+    """Why a document of a batch failed."""
+
+    manifest_index: int = Field(description="The document's place among the files of its ingest, from 0.")
+    document_id: UUID
+    title: str | None = None
+    code: str
+    message: str = ""
 
 
 class AttemptView(BaseModel):
@@ -215,8 +280,13 @@ class IngestionJobResponse(BaseModel):
         None, description="The version that the job makes; searches see the newest active one."
     )
     error_message: str | None = Field(None, description="Why the job failed, or what it waits for.")
-    failure_summary: dict[str, int] = Field(default_factory=dict, description="Failures by code, over all segments.")
+    failure_summary: dict[str, int] = Field(
+        default_factory=dict, description="Failures by code, over all segments; of a batch, over all documents."
+    )
     failures: list[FailureView] = Field(default_factory=list, description="The first 100 failures.")
+    document_failures: list[DocumentFailureView] = Field(
+        default_factory=list, description="Of a batch: the first 100 documents that failed."
+    )
     retry_generation: int = Field(0, description="How often a retry was accepted.")
     attempts: list[AttemptView] = Field(
         default_factory=list, description="The last 20 attempts, oldest first: what failed before a retry, too."
@@ -242,8 +312,30 @@ class IngestResponse(BaseModel):
     items: list[IngestResultItem]
 
 
-def summary(job: NarrowJob) -> IngestionJobSummaryResponse:
-    """Return a job's entry in a list."""
+def summary(job: NarrowJob | NarrowBatch) -> IngestionJobSummaryResponse:
+    """Return the entry in a list of a job, or a batch."""
+    return _batch_summary(job) if isinstance(job, NarrowBatch) else _job_summary(job)
+
+
+def _batch_summary(batch: NarrowBatch) -> IngestionJobSummaryResponse:
+    status = batch.status
+    return IngestionJobSummaryResponse(
+        id=UUID(batch.job_id),
+        job_type=BATCH_TYPE,
+        status=shown_phase(batch).value,
+        knowledge_base_id=UUID(batch.spec.knowledge_base),
+        total_documents=len(batch.spec.documents),
+        processed_count=status.documents.completed_count if status.documents else 0,
+        error_message=_complaint(batch),
+        progress_pct=float(status.progress_percent),
+        created_at=batch.metadata.creation_timestamp,
+        updated_at=_updated(batch),
+        started_at=status.start_time,
+        completed_at=None if batch.retry_pending else status.completion_time,
+    )
+
+
+def _job_summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     status, waiting = job.status, job.retry_pending
     phase = shown_phase(job)
     reset = waiting and status.mode is not Mode.SEGMENTED
@@ -270,8 +362,51 @@ def page_json(entries: Iterable[bytes], *, next_cursor: str | None) -> bytes:
     return b'{"items":[' + b",".join(entries) + b'],"next_cursor":' + cursor + b',"has_more":' + more + b"}"
 
 
-def progress(job: IngestionJob) -> IngestionJobResponse:
-    """Return a job's progress."""
+def progress(job: IngestionJob | IngestionBatch) -> IngestionJobResponse:
+    """Return the progress of a job, or a batch."""
+    return _batch_progress(job) if isinstance(job, IngestionBatch) else _job_progress(job)
+
+
+def _batch_progress(batch: IngestionBatch) -> IngestionJobResponse:
+    status, waiting, total = batch.status, batch.retry_pending, len(batch.spec.documents)
+    done = status.documents or Documents()
+    # Those that a retry is for wait.
+    failed, partial = (0, 0) if waiting else (done.failed_count, done.partial_failure_count)
+    return IngestionJobResponse(
+        id=UUID(batch.job_id),
+        job_type=BATCH_TYPE,
+        status=shown_phase(batch).value,
+        knowledge_base_id=UUID(batch.spec.knowledge_base),
+        total_documents=total,
+        completed=done.completed_count,
+        failed=failed,
+        partial_failure=partial,
+        processing=done.processing_count,
+        queued=max(0, total - done.completed_count - failed - partial - done.processing_count),
+        progress_pct=float(status.progress_percent),
+        created_at=batch.metadata.creation_timestamp,
+        updated_at=_updated(batch),
+        started_at=status.start_time,
+        completed_at=None if waiting else status.completion_time,
+        error_message=_complaint(batch),
+        failure_summary={} if waiting else status.failure_summary,
+        document_failures=[] if waiting else [_document_failure(batch, failure) for failure in status.failures],
+        retry_generation=batch.spec.retry_generation,
+    )
+
+
+def _document_failure(batch: IngestionBatch, failure: DocumentFailure) -> DocumentFailureView:
+    document = batch.spec.documents[failure.index]
+    return DocumentFailureView(
+        manifest_index=failure.index,
+        document_id=UUID(document.id),
+        title=document.title or None,
+        code=failure.code,
+        message=failure.message,
+    )
+
+
+def _job_progress(job: IngestionJob) -> IngestionJobResponse:
     status, waiting = job.status, job.retry_pending
     phase = shown_phase(job)
     # What failed before it had segments starts over; a segmented job keeps what is done.

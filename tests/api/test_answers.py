@@ -23,13 +23,13 @@ import pytest
 from fastapi import Body, FastAPI, Request
 from ingestion_api.app import connect, create_app
 from ingestion_api.auth import KeyEntry, Principal, encode_entry, hash_key, new_key
+from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import JobUnknownError
 from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import MAX_HEADERS, MAX_QUERY_BYTES, Limits
 from ingestion_api.options import Options
 from ingestion_api.problems import ProblemError, busy, from_api_error, install, unavailable
-from ingestion_api.retry import key_digest
 from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.jobs import retry_ingestion_job
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
@@ -506,7 +506,7 @@ async def test_an_upload_becomes_a_job_as_its_fields_say(tmp_path: Path, before:
         (field("title", "Notes"), "title: given twice"),
         (b"".join(field(f"x{number}", "") for number in range(MAX_FIELDS)), f"at most {MAX_FIELDS} fields"),
         (field("options", "x" * (MAX_FIELD_BYTES + 1)), f"options: more than {MAX_FIELD_BYTES} bytes"),
-        (FILE + b"\r\n", "one document for each request"),
+        (FILE + b"\r\n", "title: the form has several files"),
     ],
     ids=["wrong", "twice", "too many", "too long", "another file"],
 )

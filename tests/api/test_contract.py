@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from ingestion_api.app import create_app
+from ingestion_api.forms import IngestOptions
 from ingestion_api.options import Options
-from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.config import Config
 from ingestion_crds.job import Spec
 from openapi_spec_validator import validate

@@ -1,85 +1,42 @@
-"""Uploads: a document streams into the tenant's bucket, then a job is made for it."""
+"""Uploads: documents stream into the tenant's bucket, then a job is made for one, or a batch for several."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from ingestion_crds.constants import Mode
-from ingestion_crds.job import (
-    BackoffLimit,
-    Count,
-    Deadline,
-    Document,
-    Model,
-    Parallelism,
-    Pipeline,
-    Segmentation,
-    Source,
-    Spec,
-    TimeToLive,
-)
+from ingestion_crds.batch import MAX_DOCUMENTS_TEXT_BYTES
+from ingestion_crds.constants import MAX_DOCUMENTS, Mode
+from ingestion_crds.job import Document, Source
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.store import put_upload
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
+from ingestion_worker.store import Store, Upload, put_upload
+from pydantic import ValidationError
 
 from ingestion_api.auth import Caller
-from ingestion_api.jobs import JobUnknownError
+from ingestion_api.forms import MAX_TITLE, DocumentFields, IngestForm, document_of, read_form, words
+from ingestion_api.idempotency import key_digest
+from ingestion_api.jobs import JobUnknownError, Making
 from ingestion_api.middleware import content_length
 from ingestion_api.problems import bad_request, too_large
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
-from ingestion_api.services import services_of
+from ingestion_api.services import Services, services_of
 from ingestion_api.stores import from_worker_error
 from ingestion_api.upload import FilePart, MultipartReader
 from ingestion_api.views import IngestResponse, IngestResultItem
 
-# Boundaries, part headers and fields around the file.
-_FORM_BYTES: Final = 1024 * 1024
+# Boundaries, part headers and fields around the files.
+_FORM_BYTES: Final = 5 * 1024 * 1024
+TOTAL_FACTOR: Final = 4
+"""All files of one request are so many times as large as one may be: it is one connection, which a roll-out of the API
+or a bad line cuts, and 4 GiB take six minutes at 100 Mbit/s."""
+_DELETES: Final = 16
 router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
-
-
-class IngestOptions(Model):
-    """What a client may choose of a job: the field `options`, a JSON object. Names and bounds are those of `Spec`.
-
-    As in a resource, null is the default. The pod template is left out: who has an API key must not choose what runs in
-    the cluster.
-    """
-
-    mode: Mode | None = None
-    segmentation: Segmentation | None = None
-    pipeline: Pipeline | None = None
-    parallelism: Parallelism | None = None
-    segment_backoff_limit: BackoffLimit | None = None
-    max_failed_segments: Count | None = None
-    active_deadline_seconds: Deadline | None = None
-    ttl_seconds_after_finished: TimeToLive | None = None
-
-    @field_validator("pipeline")
-    @classmethod
-    def overlap_is_smaller(cls, pipeline: Pipeline | None) -> Pipeline | None:
-        """Refuse, before a file is sent, what the CRD's own rule refuses after it."""
-        if pipeline is not None and pipeline.chunk_overlap >= pipeline.chunk_size:
-            told = f"chunkOverlap ({pipeline.chunk_overlap}) must be less than chunkSize ({pipeline.chunk_size})"
-            raise PydanticCustomError("overlap", told)
-        return pipeline
-
-
-class IngestForm(BaseModel):
-    """The fields of the form."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    title: str | None = Field(None, max_length=512)
-    document_id: UUID | None = None
-    mode: Mode | None = None
-    options: str | None = None
-
 
 _BODY: Final[dict[str, Any]] = {
     "required": True,
@@ -89,7 +46,7 @@ _BODY: Final[dict[str, Any]] = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {
-                    "title": {"type": "string", "maxLength": 512, "description": "Shown with search results."},
+                    "title": {"type": "string", "maxLength": MAX_TITLE, "description": "Shown with search results."},
                     "document_id": {
                         "type": "string",
                         "format": "uuid",
@@ -100,7 +57,16 @@ _BODY: Final[dict[str, Any]] = {
                         "type": "string",
                         "description": "JSON: parts of the job's spec; see docs/rest-api.md.",
                     },
-                    "file": {"type": "string", "format": "binary", "description": "The document."},
+                    "manifest": {
+                        "type": "string",
+                        "description": "JSON: of each file, in their order, an object with its `title` and"
+                        " `document_id`, either of which may be left out.",
+                    },
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": f"The document; several such parts, {MAX_DOCUMENTS} at most, are one batch.",
+                    },
                 },
             }
         }
@@ -108,102 +74,155 @@ _BODY: Final[dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A file that is in the tenant's bucket."""
+
+    part: FilePart
+    document_id: str
+    upload: Upload
+
+
 @router.post(
     "/knowledge-bases/{kb_id}/ingest",
     operation_id="bulkIngest",
-    summary="Ingest a document",
-    description="One document for each request; fields that come before the file are checked before it is read. The"
-    " document streams into the tenant's bucket; the answer comes once its job is recorded.",
+    summary="Ingest documents",
+    description="One document, or several as one batch; fields that come before a file are checked before it is read."
+    " The documents stream into the tenant's bucket; the answer comes once their job is recorded, and its items are"
+    " in the order of the files. A request that is sent again with its ``Idempotency-Key`` makes nothing new while its"
+    " job is there.",
     status_code=202,
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
     openapi_extra={"requestBody": _BODY},
 )
 async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestResponse:
-    """Store an upload and make its job.
+    """Store uploads and make their job.
 
     Raises:
         ProblemError: 400 for a wrong form or options; 413 for a file that is too large; 429 for too many uploads; 503
             when store or API server does not answer.
     """
     parts = services_of(request)
-    limit = parts.config.max_source_bytes
+    key = key_digest(request.headers.get("idempotency-key"))
+    most = TOTAL_FACTOR * parts.config.max_source_bytes
     announced = content_length(request.scope)
-    if announced is not None and announced > limit + _FORM_BYTES:
-        raise too_large(f"file: at most {limit} bytes are taken")
+    if announced is not None and announced > most + _FORM_BYTES:
+        raise too_large(f"file: at most {most} bytes are taken in one request")
     store = await parts.stores.of(namespace=caller.namespace)
+    making = Making.of(namespace=caller.namespace, knowledge_base=str(kb_id), key=key)
+    if key is not None and (made := await parts.jobs.made(making)) is not None:
+        return _answer(request, caller.namespace, making, made)
     async with parts.uploads.one(namespace=caller.namespace):
         reader = MultipartReader(request=request, stall_seconds=parts.options.stall_seconds)
-        file = await reader.next_file()
-        if file is None:
-            raise bad_request("file: the form has none; send the document as a part with a file name")
-        form, _ = _read(reader.fields)  # what is wrong with them is said before the file is sent
-        document_id = str(form.document_id or uuid.uuid4())
+        stored: list[_Stored] = []
         try:
-            upload = await put_upload(
-                store=store, document_id=document_id, file_name=file.name, chunks=reader.file(), max_bytes=limit
-            )
-        except WorkerError as error:
-            if error.code == "StoreForbidden":
-                await parts.stores.of(namespace=caller.namespace, refresh=True)
-            raise from_worker_error(error) from error
-        parts.metrics.upload_bytes.inc(upload.size)
-        try:
-            if await reader.next_file() is not None:
-                raise bad_request("file: one document for each request; send the others in requests of their own")
-            form, options = _read(reader.fields)
-            document_id = str(form.document_id or document_id)  # the file stays where it is
-            source = Source(uri=upload.uri, sha256=upload.sha256, content_type=file.content_type)
-            spec = _spec(str(kb_id), document_id, form, options, file, source)
-            job_id = await parts.jobs.create(namespace=caller.namespace, spec=spec)
+            form = await _store(parts, store, reader, caller.namespace, stored)
+            documents = [_document(form.fields_of(index), each) for index, each in enumerate(stored)]
+            await parts.jobs.create(making, documents, form.chosen())
         except JobUnknownError:
-            raise  # the job may exist, and needs its file
+            raise  # the job may exist, and needs its files
+        except ValidationError as error:
+            await _remove(store, stored)
+            raise bad_request(words(error, "")) from error
         except (Exception, asyncio.CancelledError):
-            with contextlib.suppress(WorkerError):  # what went wrong first is the answer
-                await asyncio.to_thread(store.delete, key=upload.key)
+            await _remove(store, stored)
             raise
-    request.state.job_id = str(job_id)
-    request.state.job = f"{caller.namespace}/{job_id}"
-    item = IngestResultItem(manifest_index=0, result="queued", document_id=UUID(document_id))
-    return IngestResponse(ingestion_job_id=job_id, items=[item])
+    if key is not None:
+        # Another request with this key may have been first.
+        made = await parts.jobs.made(making)
+        if made is not None and made != documents:
+            await _remove(store, stored)
+            documents = made
+    return _answer(request, caller.namespace, making, documents)
 
 
-def _read(fields: dict[str, str]) -> tuple[IngestForm, IngestOptions]:
-    try:
-        form = IngestForm.model_validate(fields)
-    except ValidationError as error:
-        raise bad_request(_words(error, "")) from error
-    try:
-        options = _options(form.options) if form.options else IngestOptions()
-    except ValidationError as error:
-        raise bad_request(_words(error, "options.")) from error
-    return form, options
+async def _store(
+    parts: Services, store: Store, reader: MultipartReader, namespace: str, stored: list[_Stored]
+) -> IngestForm:
+    """Read the form to its end, and store its files.
 
+    Args:
+        parts: the connected parts.
+        store: the tenant's.
+        reader: of the form.
+        namespace: the tenant's.
+        stored: is given each file once it is stored.
 
-def _options(text: str) -> IngestOptions:
-    """Read `options` as the API server reads a spec: by its own names and types, and nothing that it does not know.
-
-    By themselves the models ignore unknown fields, as a newer release may have written a resource.
+    Raises:
+        ProblemError: the form, or a file, is not taken; what is in `stored` is to be removed.
     """
-    return IngestOptions.model_validate_json(text, strict=True, extra="forbid", by_alias=True, by_name=False)
+    room, text = TOTAL_FACTOR * parts.config.max_source_bytes, 0
+    read, form = -1, read_form({})
+    while (part := await reader.next_file()) is not None:
+        if len(stored) == MAX_DOCUMENTS:
+            raise bad_request(f"file: at most {MAX_DOCUMENTS} documents are taken in one request")
+        if len(reader.fields) != read:
+            # What is wrong with them is said before the file is sent.
+            read, form = len(reader.fields), read_form(reader.fields)
+        form.check_own(files=len(stored) + 1)
+        fields = form.fields_of(len(stored))
+        document_id = str(fields.document_id or uuid.uuid4())
+        upload = await _store_one(parts, store, reader, namespace, part, document_id, room)
+        parts.metrics.upload_bytes.inc(upload.size)
+        stored.append(_Stored(part=part, document_id=document_id, upload=upload))
+        room -= upload.size
+        text += len((fields.title or part.name)[:MAX_TITLE].encode()) + len(upload.uri) + len(part.content_type or "")
+        if stored[1:] and text > MAX_DOCUMENTS_TEXT_BYTES:
+            told = f"titles, types and places of all files have more than {MAX_DOCUMENTS_TEXT_BYTES} bytes"
+            raise bad_request(f"file: {told}; send them in several requests")
+    if not stored:
+        raise bad_request("file: the form has none; send the document as a part with a file name")
+    if len(reader.fields) != read:
+        form = read_form(reader.fields)
+    form.check(files=len(stored))
+    return form
 
 
-def _words(error: ValidationError, prefix: str) -> str:
-    return "; ".join(f"{prefix}{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())[:2000]
-
-
-def _spec(
-    kb_id: str, document_id: str, form: IngestForm, options: IngestOptions, file: FilePart, source: Source
-) -> Spec:
-    chosen = options.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-    if form.mode is not None:
-        chosen["mode"] = form.mode.value
-    document = Document(id=document_id, title=(form.title or file.name or "Untitled")[:512], source=source)
-    body = {
-        "knowledgeBase": kb_id,
-        "document": document.model_dump(mode="json", by_alias=True, exclude_none=True),
-        **chosen,
-    }
+async def _store_one(
+    parts: Services, store: Store, reader: MultipartReader, namespace: str, part: FilePart, document_id: str, room: int
+) -> Upload:
+    limit = parts.config.max_source_bytes
     try:
-        return Spec.model_validate(body)
-    except ValidationError as error:
-        raise bad_request(_words(error, "")) from error
+        return await put_upload(
+            store=store,
+            document_id=document_id,
+            file_name=part.name,
+            chunks=reader.file(),
+            max_bytes=min(limit, room),
+        )
+    except WorkerError as error:
+        if error.code == "DocumentTooLarge" and room < limit:
+            raise too_large(f"file: at most {TOTAL_FACTOR * limit} bytes are taken in one request") from error
+        if error.code == "StoreForbidden":
+            await parts.stores.of(namespace=namespace, refresh=True)
+        raise from_worker_error(error) from error
+
+
+def _document(fields: DocumentFields, stored: _Stored) -> Document:
+    upload = stored.upload
+    return document_of(
+        fields,
+        document_id=stored.document_id,  # the file stays where it is, whatever came after it
+        file_name=stored.part.name,
+        source=Source(uri=upload.uri, sha256=upload.sha256, content_type=stored.part.content_type),
+    )
+
+
+async def _remove(store: Store, stored: Sequence[_Stored]) -> None:
+    """Delete files that no job will read; what went wrong first is the answer, and a store that fails is left alone."""
+    for first in range(0, len(stored), _DELETES):
+        keys = [each.upload.key for each in stored[first : first + _DELETES]]
+        deletes = [asyncio.to_thread(store.delete, key=key) for key in keys]
+        outcomes = await asyncio.gather(*deletes, return_exceptions=True)
+        if any(isinstance(outcome, WorkerError) for outcome in outcomes):
+            return
+
+
+def _answer(request: Request, namespace: str, making: Making, documents: Sequence[Document]) -> IngestResponse:
+    request.state.job_id = making.name
+    request.state.job = f"{namespace}/{making.name}"
+    items = [
+        IngestResultItem(manifest_index=index, result="queued", document_id=UUID(document.id))
+        for index, document in enumerate(documents)
+    ]
+    return IngestResponse(ingestion_job_id=UUID(making.name), items=items)

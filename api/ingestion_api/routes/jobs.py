@@ -9,13 +9,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from ingestion_crds.constants import Phase
-from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError
+from ingestion_crds.retry import Retryable
 
 from ingestion_api.auth import Caller, Principal
+from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import Place
 from ingestion_api.problems import bad_request, still_listing
-from ingestion_api.retry import key_digest
 from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
 from ingestion_api.services import services_of
 from ingestion_api.stores import tenant_of
@@ -115,7 +115,7 @@ async def list_ingestion_jobs(
     return Response(page, media_type="application/json")
 
 
-async def _find(request: Request, caller: Principal, wanted: UUID) -> IngestionJob:
+async def _find(request: Request, caller: Principal, wanted: UUID) -> Retryable:
     """Return a job of the caller's namespace, and name it in the request's log line."""
     request.state.job_id = str(wanted)
     job = await services_of(request).jobs.find(namespace=caller.namespace, wanted=wanted)

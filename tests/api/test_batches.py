@@ -1,0 +1,448 @@
+"""Several documents in one request, and batches shown as ingestion jobs: over a server that plays the cluster's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections import Counter
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fastapi import Request
+from ingestion_api.auth import Principal
+from ingestion_api.idempotency import key_digest
+from ingestion_api.job_index import JobIndex
+from ingestion_api.metrics import Metrics
+from ingestion_api.problems import ProblemError
+from ingestion_api.routes import ingest
+from ingestion_api.routes.ingest import TOTAL_FACTOR, bulk_ingest
+from ingestion_api.services import Services
+from ingestion_api.upload import MAX_FIELD_BYTES, MAX_MANIFEST_BYTES
+from ingestion_api.views import NarrowBatch, ShownBatch, progress, summary
+from ingestion_crds import JsonObject
+from ingestion_crds.batch import IngestionBatch
+from ingestion_crds.constants import BATCH_KIND
+from ingestion_crds.kube import KubeClient
+from ingestion_worker.outcome import WorkerError
+from ingestion_worker.store import Store
+from support.builders import DOCUMENT, KNOWLEDGE_BASE
+from support.worker_builders import KB, answer
+
+from .test_answers import CALLER, OTHER, bucket, field, services, stored
+from .test_answers import request as request_of
+
+MOMENT = "2026-01-01T00:00:00Z"
+
+
+def part(name: str, content: bytes = b"abc") -> bytes:
+    return f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(parts) + b"--b--\r\n"
+
+
+def manifest(*entries: Any) -> bytes:
+    return field("manifest", json.dumps(entries))
+
+
+def request(parts: Services, body: bytes, **headers: str) -> Request:
+    made = request_of(parts, body=body)
+    made.scope["headers"] += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request(made.scope, made.receive)
+
+
+class Cluster:
+    """Keeps what is created, by kind and name, and gives it back.
+
+    Args:
+        lost: what a first POST is answered with although it is carried out; 0 for no answer.
+    """
+
+    def __init__(self, *, lost: int | None = None) -> None:
+        self.objects: dict[tuple[str, str], JsonObject] = {}
+        self.lost = lost
+        self.asked: Counter[str] = Counter()
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        plural = "ingestionbatches" if "/ingestionbatches" in request.path else "ingestionjobs"
+        self.asked[f"{request.command} {plural}"] += 1
+        if request.command == "GET":
+            found = self.objects.get((plural, request.path.rsplit("/", 1)[-1]))
+            answer(request, 200 if found else 404, json.dumps(found or {"kind": "Status"}).encode())
+            return
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        place = (plural, body["metadata"]["name"])
+        if place in self.objects:
+            answer(request, 409, json.dumps({"kind": "Status", "reason": "AlreadyExists"}).encode())
+            return
+        known = {"uid": str(uuid.uuid4()), "creationTimestamp": MOMENT, "resourceVersion": "1", "namespace": "team-a"}
+        body["metadata"] |= known
+        self.objects[place] = body
+        status, self.lost = (201 if self.lost is None else self.lost), None
+        if status == 0:
+            request.close_connection = True
+        else:
+            answer(request, status, json.dumps(body).encode())
+
+    @property
+    def only(self) -> JsonObject:
+        (made,) = self.objects.values()
+        return made
+
+
+# ── intake ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the files", "after them"])
+async def test_several_files_become_one_batch_as_the_manifest_says(tmp_path: Path, late: bool) -> None:
+    told = manifest({"title": "Handbook", "document_id": OTHER}, {"document_id": DOCUMENT}, {"title": None})
+    files = [part("a.md", b"one"), part("b.md", b"two"), part("c.md", b"three")]
+    options = field("options", '{"segmentBackoffLimit": 0}')
+    body = form(*files, told, options) if late else form(told, options, *files)
+    cluster = Cluster()
+    async with services(tmp_path, cluster) as parts:
+        taken = await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+    made = cluster.only
+    spec = made["spec"]
+    assert (made["kind"], made["metadata"]["name"]) == (BATCH_KIND, str(taken.ingestion_job_id))
+    assert (spec["knowledgeBase"], spec["segmentBackoffLimit"]) == (KB, 0)
+    assert [document["title"] for document in spec["documents"]] == ["Handbook", "b.md", "c.md"]
+    ids = [document["id"] for document in spec["documents"]]
+    assert ids[:2] == [OTHER, DOCUMENT]
+    assert [(item.manifest_index, item.result, str(item.document_id)) for item in taken.items] == [
+        (0, "queued", ids[0]),
+        (1, "queued", ids[1]),
+        (2, "queued", ids[2]),
+    ]
+    for document, content in zip(spec["documents"], (b"one", b"two", b"three"), strict=True):
+        key = document["source"]["uri"].removeprefix("s3://team-a/")
+        assert (tmp_path / "team-a" / key).read_bytes() == content
+    assert IngestionBatch.model_validate(made).job_id == str(taken.ingestion_job_id)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (form(field("title", "x"), part("a"), part("b")), "title: the form has several files"),
+        (form(part("a"), part("b"), field("document_id", OTHER)), "document_id: the form has several files"),
+        (form(manifest({}), part("a"), part("b")), "manifest: it has 1 entries, and the form more files"),
+        (form(part("a"), manifest({}, {})), "manifest: it has 2 entries, and the form 1 files"),
+        (form(manifest({}), field("title", "x"), part("a")), "the form has a manifest; say it there"),
+        (form(part("a"), manifest({"titel": "x"})), "manifest.0.titel"),
+        (form(part("a"), manifest({"document_id": "x"})), "manifest.0.document_id"),
+        (form(part("a"), manifest({"title": "x" * 513})), "manifest.0.title"),
+        (form(part("a"), part("b"), manifest({"document_id": OTHER}, {"document_id": OTHER.upper()})), "twice"),
+        (form(part("a"), field("manifest", "{")), "manifest"),
+        (form(part("a"), field("manifest", "[" * 100_000)), "manifest"),
+        (form(part("a"), field("manifest", "x" * (MAX_MANIFEST_BYTES + 1))), f"more than {MAX_MANIFEST_BYTES} bytes"),
+        (form(part("a"), field("manifests", "x" * (MAX_FIELD_BYTES + 1))), f"more than {MAX_FIELD_BYTES} bytes"),
+        (form(*[part("x" * 200 + str(number), b"") for number in range(900)]), "places of all files have more than"),
+        (form(*[part("a", b"") for _ in range(6)]), "at most 5 documents are taken in one request"),
+    ],
+)
+async def test_what_is_wrong_with_several_files_is_said_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes, told: str
+) -> None:
+    if "at most 5" in told:
+        monkeypatch.setattr(ingest, "MAX_DOCUMENTS", 5)
+    cluster = Cluster()
+    async with services(tmp_path, cluster) as parts:
+        with pytest.raises(ProblemError, match=told) as refused:
+            await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+    assert (refused.value.status, cluster.objects, bucket(tmp_path)) == (400, {}, [])
+
+
+async def test_all_files_of_a_request_have_a_bound_too(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with services(tmp_path, cluster) as parts:
+        object.__setattr__(parts.config, "max_source_bytes", 10)
+        most = form(*[part(f"{number}.md", b"x" * 10) for number in range(TOTAL_FACTOR)])
+        await bulk_ingest(request(parts, most), uuid.UUID(KB), CALLER)
+        assert len(cluster.only["spec"]["documents"]) == TOTAL_FACTOR
+        kept = bucket(tmp_path)
+        more = form(*[part(f"{number}.md", b"x" * 9) for number in range(TOTAL_FACTOR + 1)])
+        with pytest.raises(ProblemError, match="at most 40 bytes are taken in one request") as refused:
+            await bulk_ingest(request(parts, more), uuid.UUID(KB), CALLER)
+        assert refused.value.status == 413
+        with pytest.raises(ProblemError, match="more than 10 bytes"):
+            await bulk_ingest(request(parts, form(part("a"), part("b", b"x" * 11))), uuid.UUID(KB), CALLER)
+        announced = request(parts, most, content_length=str(2**30))
+        with pytest.raises(ProblemError, match="at most 40 bytes") as refused:
+            await bulk_ingest(announced, uuid.UUID(KB), CALLER)
+        assert refused.value.status == 413
+    assert bucket(tmp_path) == kept
+
+
+async def test_a_manifest_is_read_once_however_many_files_come_after_it(tmp_path: Path) -> None:
+    """Parsed for each file it would take minutes of processor time, at which a stranger could keep the API."""
+    entries = [{"title": "t" * 100} for _ in range(500)]
+    body = form(manifest(*entries), *[part("a", b"") for _ in entries])
+    calls = 0
+    read = ingest.read_form
+
+    def counted(fields: dict[str, str]) -> Any:
+        nonlocal calls
+        calls += 1
+        return read(fields)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest, "read_form", counted)
+        cluster = Cluster()
+        async with services(tmp_path, cluster) as parts:
+            taken = await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+    assert len(taken.items) == 500
+    assert calls <= 2
+
+
+async def test_a_store_that_fails_is_not_asked_to_delete_a_thousand_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be tried for half a minute, while the client waits to be told what is wrong with its form."""
+    asked = 0
+
+    def away(*_: Any, **__: Any) -> None:
+        nonlocal asked
+        asked += 1
+        raise WorkerError("StoreUnavailable", "the store does not answer")
+
+    monkeypatch.setattr(Store, "delete", away)
+    body = form(*[part("a", b"") for _ in range(60)], field("colour", "red"))
+    async with services(tmp_path, Cluster()) as parts:
+        with pytest.raises(ProblemError, match="colour"):
+            await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+    assert 0 < asked < 20
+
+
+@pytest.mark.parametrize("lost", [0, 500, 504])
+async def test_a_batch_is_made_once_however_often_it_has_to_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    monkeypatch.setattr("ingestion_api.jobs._PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    cluster = Cluster(lost=lost)
+    async with services(tmp_path, cluster) as parts:
+        taken = await bulk_ingest(request(parts, form(part("a"), part("b"))), uuid.UUID(KB), CALLER)
+    assert cluster.only["metadata"]["name"] == str(taken.ingestion_job_id)
+    assert len(bucket(tmp_path)) == 2
+
+
+# ── Idempotency-Key ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("files", [1, 3])
+async def test_a_request_that_is_sent_again_with_its_key_makes_nothing_new(tmp_path: Path, files: int) -> None:
+    body = form(*[part(f"{number}.md") for number in range(files)])
+    cluster = Cluster()
+    async with services(tmp_path, cluster) as parts:
+        first, again = [
+            await bulk_ingest(request(parts, body, idempotency_key="monday"), uuid.UUID(KB), CALLER) for _ in range(2)
+        ]
+        assert again == first
+        assert len(cluster.objects) == 1
+        assert len(bucket(tmp_path)) == files
+        for others in (
+            bulk_ingest(request(parts, body, idempotency_key="tuesday"), uuid.UUID(KB), CALLER),
+            bulk_ingest(request(parts, body, idempotency_key="monday"), uuid.UUID(OTHER), CALLER),
+            bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER),
+        ):
+            assert (await others).ingestion_job_id != first.ingestion_job_id
+    assert len(cluster.objects) == 4
+
+
+async def test_requests_with_one_key_at_the_same_time_make_one_batch_and_leave_no_file(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with services(tmp_path, cluster, uploads=8) as parts:
+        body = form(part("a"), part("b"))
+        requests = [request(parts, body, idempotency_key="monday") for _ in range(6)]
+        taken = await asyncio.gather(*(bulk_ingest(each, uuid.UUID(KB), CALLER) for each in requests))
+    assert all(each == taken[0] for each in taken)
+    documents = cluster.only["spec"]["documents"]
+    kept = {document["source"]["uri"].removeprefix("s3://team-a/") for document in documents}
+    assert set(bucket(tmp_path)) == kept
+    assert [str(item.document_id) for item in taken[0].items] == [document["id"] for document in documents]
+
+
+async def test_a_key_that_is_none_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with services(tmp_path, cluster) as parts:
+        with pytest.raises(ProblemError, match="Idempotency-Key"):
+            await bulk_ingest(request(parts, form(part("a")), idempotency_key="x" * 256), uuid.UUID(KB), CALLER)
+    assert not cluster.asked
+
+
+# ── a batch as an ingestion job ───────────────────────────────────────────────────────────────────────────────
+
+
+def batch(name: str = "handbooks", *, generation: int = 0, **status: Any) -> JsonObject:
+    body = stored(name)
+    body["kind"] = BATCH_KIND
+    spec = body["spec"]
+    one = spec.pop("document")
+    spec["documents"] = [{**one, "id": str(uuid.UUID(int=number + 1)), "title": f"T{number}"} for number in range(4)]
+    spec["retryGeneration"] = generation
+    body["status"] = status
+    return body
+
+
+FAILED = {
+    "phase": "partial_failure",
+    "observedRetryGeneration": 0,
+    "progressPercent": 50,
+    "startTime": MOMENT,
+    "completionTime": "2026-01-01T01:00:00Z",
+    "documents": {"total": 4, "completedCount": 2, "failedCount": 1, "partialFailureCount": 1, "completed": "0,2"},
+    "failures": [
+        {"index": 1, "job": "handbooks-x-1", "code": "EmbeddingRejected", "message": "refused"},
+        {"index": 3, "job": "handbooks-x-3", "code": "DocumentEmpty"},
+    ],
+    "failureSummary": {"EmbeddingRejected": 1, "DocumentEmpty": 1},
+    "conditions": [{"type": "Stalled", "status": "True", "reason": "BrandNew", "message": "2 of 4 documents failed"}],
+}
+
+
+def test_a_batch_is_shown_with_its_documents_by_phase() -> None:
+    shown = progress(ShownBatch.model_validate(batch(**FAILED)))
+    assert (shown.job_type, shown.status, shown.total_documents, shown.progress_pct) == (
+        "batch", "partial_failure", 4, 50.0,
+    )  # fmt: skip
+    counts = (shown.completed, shown.failed, shown.partial_failure, shown.processing, shown.queued)
+    assert counts == (2, 1, 1, 0, 0)
+    assert shown.failure_summary == {"EmbeddingRejected": 1, "DocumentEmpty": 1}
+    assert [(item.manifest_index, item.title, item.code, item.message) for item in shown.document_failures] == [
+        (1, "T1", "EmbeddingRejected", "refused"),
+        (3, "T3", "DocumentEmpty", ""),
+    ]
+    assert shown.document_failures[0].document_id == uuid.UUID(int=2)
+    assert shown.error_message == "2 of 4 documents failed"
+    assert (shown.segment_count, shown.document_id, shown.version) == (None, None, None)
+
+
+def test_a_retry_that_waits_shows_what_failed_as_queued() -> None:
+    shown = progress(ShownBatch.model_validate(batch(generation=1, **FAILED)))
+    counts = (shown.completed, shown.failed, shown.partial_failure, shown.processing, shown.queued)
+    assert (shown.status, *counts) == ("queued", 2, 0, 0, 0, 2)
+    assert (shown.document_failures, shown.failure_summary, shown.completed_at) == ([], {}, None)
+    listed = summary(NarrowBatch.model_validate(batch(generation=1, **FAILED)))
+    assert (listed.status, listed.error_message, listed.completed_at) == ("queued", None, None)
+
+
+def test_a_batch_that_nobody_has_looked_at_is_queued() -> None:
+    shown = progress(ShownBatch.model_validate(batch()))
+    assert (shown.status, shown.total_documents, shown.queued, shown.completed) == ("queued", 4, 4, 0)
+
+
+def index() -> JobIndex:
+    return JobIndex(kube=cast(KubeClient, None), metrics=Metrics())
+
+
+def child(name: str, *, of: str = BATCH_KIND, controller: bool = True) -> JsonObject:
+    owner = {"apiVersion": "ingestion-operator.io/v1alpha1", "kind": of, "name": "handbooks", "uid": OTHER}
+    return stored(name, ownerReferences=[{**owner, "controller": controller}])
+
+
+def test_a_list_has_a_batch_in_the_place_of_its_jobs() -> None:
+    """As clients sent one request; each of its jobs is still found by its own id."""
+    known = index()
+    bodies = [batch(**FAILED), child("handbooks-x-0"), child("by-hand", controller=False), child("z", of="Other")]
+    for body in bodies:
+        known.put(body)
+    which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "limit": 9, "before": None}
+    listed, _ = known.page(**which)
+    assert {job.name for job in listed} == {"handbooks", "by-hand", "z"}
+    (entry,) = [json.loads(job.entry) for job in listed if job.name == "handbooks"]
+    assert (entry["job_type"], entry["total_documents"], entry["processed_count"]) == ("batch", 4, 2)
+    uid = bodies[1]["metadata"]["uid"]
+    assert known.named(namespace="team-a", job_id=uid) == ("IngestionJob", "handbooks-x-0")
+    assert known.named(namespace="team-b", job_id=uid) is None
+
+
+async def test_what_a_list_of_one_kind_does_not_have_stays_if_it_is_of_the_other(tmp_path: Path) -> None:
+    """And lists are answered once both kinds are listed: before that, half would be missing in silence."""
+    job, other = stored("job"), batch()
+    lists = {"ingestionjobs": [job], "ingestionbatches": [other]}
+    held = {"ingestionbatches"}
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        plural = "ingestionbatches" if "/ingestionbatches" in request.path else "ingestionjobs"
+        if "watch=true" in request.path:
+            answer(request, 200, b"", Content_Type="application/json")
+        elif plural in held:
+            answer(request, 500, b"{}")
+        else:
+            answer(request, 200, json.dumps({"metadata": {"resourceVersion": "9"}, "items": lists[plural]}).encode())
+
+    async with services(tmp_path, server) as parts:
+        known = parts.index
+        following = asyncio.create_task(known.run())
+        await until(
+            lambda: known.failing and known.named(namespace="team-a", job_id=job["metadata"]["uid"]) is not None
+        )
+        assert not known.synced
+        held.clear()
+        await until(lambda: known.synced and not known.failing)
+        for body in (job, other):
+            assert known.named(namespace="team-a", job_id=body["metadata"]["uid"]) is not None
+        lists["ingestionbatches"].clear()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        assert known.ended
+
+
+async def until(wish: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not wish():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+class Kept:
+    """One batch at an API server, which takes patches."""
+
+    def __init__(self, body: JsonObject) -> None:
+        self.body = body
+        self.patches: list[tuple[str, JsonObject]] = []
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        if "/ingestionbatches/" not in request.path:
+            answer(request, 404, b'{"kind": "Status", "reason": "NotFound"}')
+            return
+        if request.command == "PATCH":
+            patch = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+            self.patches.append((request.path, patch))
+            self.body["spec"] |= patch.get("spec", {})
+            self.body["metadata"] |= {"annotations": patch["metadata"]["annotations"]}
+        answer(request, 200, json.dumps(self.body).encode())
+
+
+async def test_a_batch_is_retried_by_the_rules_of_a_job(tmp_path: Path) -> None:
+    cluster = Kept(batch(str(uuid.UUID(int=7)), **FAILED))
+    async with services(tmp_path, cluster) as parts:
+        parts.index.synced = True
+        for _ in range(2):
+            found = await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=7))
+            await parts.retries.accept(caller=CALLER, job=found, key=key_digest("monday"))
+        await parts.retries.accept(caller=CALLER, job=found, key=None)
+        ((path, patch),) = cluster.patches
+        assert path.endswith(f"/ingestionbatches/{uuid.UUID(int=7)}")
+        assert patch["spec"] == {"retryGeneration": 1}, "nothing that the CRD of batches does not know"
+        assert patch["metadata"]["resourceVersion"] == "1"
+        cluster.body["status"] = {**FAILED, "phase": "processing", "observedRetryGeneration": 1}
+        again = await parts.jobs.again(found)
+        with pytest.raises(ProblemError, match="is processing; only a failed") as refused:
+            await parts.retries.accept(caller=CALLER, job=again, key=None)
+        assert (refused.value.status, refused.value.error) == (400, "not_retryable")
+        with pytest.raises(ProblemError) as refused:
+            await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=8))
+        assert (refused.value.status, refused.value.error) == (404, "not_found")
+
+
+async def test_a_stranger_makes_no_batch(tmp_path: Path) -> None:
+    cluster, stranger = Cluster(), Principal(key_id="k", namespace="team-z")
+    async with services(tmp_path, cluster) as parts:
+        with pytest.raises(ProblemError) as refused:
+            await bulk_ingest(request(parts, form(part("a"), part("b"))), uuid.UUID(KB), stranger)
+    assert (refused.value.status, refused.value.error, cluster.objects) == (400, "not_a_tenant", {})
