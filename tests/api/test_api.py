@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import httpx
 import pytest
 from ingestion_api import keys
-from ingestion_crds.kube import ingestion_path
+from ingestion_crds.constants import MAX_DOCUMENTS
+from ingestion_crds.kube import MERGE_PATCH, batch_path, ingestion_path
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
-from support.builders import DOCUMENT, KNOWLEDGE_BASE
+from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 from support.worker_builders import KB, Worker
 
 from .conftest import Api, mint
@@ -213,9 +215,7 @@ async def test_an_upload_is_stored_and_its_job_made(api: Api) -> None:
     key = source["uri"].removeprefix(f"s3://{api.namespace}/")
     assert (api.store / key).read_bytes() == content
     assert f"ingestion_api_upload_bytes_total {float(len(content))}" in (await api.client.get("/metrics")).text
-    # A list shows a job that was just made.
-    listed = await api.client.get(f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs")
-    assert [item["id"] for item in listed.json()["items"]] == [job_id]
+    assert [item["id"] for item in await listed(api)] == [job_id], "a list shows a job that was just made"
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,128 @@ async def test_a_wrong_form_is_refused_and_leaves_nothing(api: Api, fields: dict
     assert (await api.kube.request("GET", ingestion_path(api.namespace)))["items"] == []
 
 
-async def test_several_documents_are_refused(api: Api) -> None:
-    files = [("file", ("a.md", b"a", "text/markdown")), ("file", ("b.md", b"b", "text/markdown"))]
+async def upload_several(api: Api, *names: str, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
+    files = [("file", (name, f"# {name}\n".encode(), "text/markdown")) for name in names]
     path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
-    answer = await api.client.post(path, files=files)
-    assert answer.status_code == 400
-    assert "one document for each request" in answer.json()["message"]
-    assert not [item for item in api.store.rglob("*") if item.is_file()]
+    return await api.client.post(path, data=fields, files=files, headers=headers)
+
+
+async def listed(api: Api, **query: str) -> list[dict[str, Any]]:
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs"
+    items: list[dict[str, Any]] = (await api.client.get(path, params=query)).json()["items"]
+    return items
+
+
+async def test_several_documents_are_one_job_whose_progress_counts_them(api: Api) -> None:
+    manifest = json.dumps([{"title": "One", "document_id": DOCUMENT}, {}, {}])
+    key = {"idempotency-key": "monday"}
+    answer = await upload_several(api, "a.md", "b.md", "c.md", manifest=manifest, headers=key)
+    assert answer.status_code == 202, answer.text
+    batch_id = answer.json()["ingestion_job_id"]
+    items = answer.json()["items"]
+    assert [item["manifest_index"] for item in items] == [0, 1, 2]
+    assert items[0]["document_id"] == DOCUMENT
+    again = await upload_several(api, "a.md", "b.md", "c.md", manifest=manifest, headers=key)
+    assert (again.status_code, again.json()) == (202, answer.json())
+    assert len([path for path in api.store.rglob("*") if path.is_file()]) == 3
+    live = await api.kube.request("GET", batch_path(api.namespace, batch_id))
+    assert [document["title"] for document in live["spec"]["documents"]] == ["One", "b.md", "c.md"]
+    shown = (await api.get(batch_id)).json()
+    assert (shown["job_type"], shown["status"], shown["total_documents"], shown["queued"]) == ("batch", "queued", 3, 3)
+    # The operator's part: a job for each document, of which one fails.
+    owner = {
+        "apiVersion": live["apiVersion"],
+        "kind": "IngestionBatch",
+        "name": batch_id,
+        "uid": live["metadata"]["uid"],
+    }
+    child = ingestion_job(name=f"{batch_id}-1", namespace=api.namespace)
+    child["metadata"]["ownerReferences"] = [{**owner, "controller": True, "blockOwnerDeletion": True}]
+    child = await api.kube.request("POST", ingestion_path(api.namespace), body=child)
+    status = {
+        "phase": "partial_failure",
+        "observedRetryGeneration": 0,
+        "documents": {"total": 3, "completedCount": 2, "failedCount": 1, "completed": "0,2", "failed": "1"},
+        "failures": [{"index": 1, "job": f"{batch_id}-1", "code": "DocumentEmpty", "message": "no text"}],
+        "failureSummary": {"DocumentEmpty": 1},
+    }
+    path = batch_path(api.namespace, batch_id, "status")
+    await api.kube.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
+    shown = (await api.get(batch_id)).json()
+    assert (shown["status"], shown["completed"], shown["failed"]) == ("partial_failure", 2, 1)
+    assert shown["document_failures"] == [
+        {
+            "manifest_index": 1,
+            "document_id": items[1]["document_id"],
+            "title": "b.md",
+            "code": "DocumentEmpty",
+            "message": "no text",
+        }
+    ]
+    await api.known(child["metadata"]["uid"])  # by its own id, and not in the list
+    (entry,) = await listed(api)
+    assert (entry["id"], entry["job_type"], entry["total_documents"], entry["processed_count"]) == (
+        batch_id, "batch", 3, 2,
+    )  # fmt: skip
+    assert [item["id"] for item in await listed(api, status="partial_failure")] == [batch_id]
+    assert await listed(api, status="completed") == []
+
+
+async def test_a_batch_is_retried_as_a_job_is(api: Api, capsys: Any) -> None:
+    """Invariants 4 and 9: with the same codes, and no other tenant's."""
+    batch_id = (await upload_several(api, "a.md", "b.md")).json()["ingestion_job_id"]
+    path = batch_path(api.namespace, batch_id)
+
+    async def becomes(**status: Any) -> None:
+        await api.kube.request("PATCH", f"{path}/status", body={"status": status}, content_type=MERGE_PATCH)
+
+    async def generation() -> int:
+        return int((await api.kube.request("GET", path))["spec"].get("retryGeneration", 0))
+
+    for phase in ("queued", "processing", "completed"):
+        await becomes(phase=phase, observedRetryGeneration=0)
+        refused = await api.retry(batch_id)
+        assert (refused.status_code, refused.json()["error"]) == (400, "not_retryable")
+        assert phase in refused.json()["message"]
+    await becomes(phase="failed")
+    other = await asyncio.to_thread(
+        mint, kubeconfig=api.kubeconfig, system=api.system, namespace="somebody-else", capsys=capsys
+    )
+    unknown = f"/v1/knowledge-base/ingestion-jobs/{UNKNOWN}"
+    for _ in range(50):
+        if (await api.client.get(unknown, headers={"x-api-key": other})).status_code == 404:
+            break
+        await asyncio.sleep(0.1)
+    mine = f"/v1/knowledge-base/ingestion-jobs/{batch_id}"
+    for method, where in (("GET", mine), ("POST", f"{mine}/retry")):
+        answer = await api.client.request(method, where, headers={"x-api-key": other})
+        absent = await api.client.request(method, where.replace(batch_id, UNKNOWN), headers={"x-api-key": other})
+        assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+        assert answer.text.replace(batch_id, UNKNOWN) == absent.text, "nothing tells that it is there"
+    assert await generation() == 0
+    keys_ = [{"idempotency-key": f"k{number}"} if number % 2 else {} for number in range(20)]
+    answers = await asyncio.gather(*(api.retry(batch_id, **each) for each in keys_))
+    assert {(answer.status_code, answer.json()["job_id"]) for answer in answers} == {(202, batch_id)}
+    assert await generation() == 1
+    assert (await api.get(batch_id)).json()["status"] == "queued"
+    live = await api.kube.request("GET", path)
+    assert '"trigger": "REST"' in live["metadata"]["annotations"]["ingestion-operator.io/retry-origin"]
+    await becomes(phase="failed", observedRetryGeneration=1)
+    assert (await api.retry(batch_id, **{"idempotency-key": "k1"})).status_code == 202
+    assert await generation() == 1
+    assert (await api.retry(batch_id)).status_code == 202
+    assert await generation() == 2
+
+
+async def test_a_thousand_documents_in_one_request(api: Api) -> None:
+    answer = await upload_several(api, *[f"chapter-{number}.md" for number in range(MAX_DOCUMENTS)])
+    assert answer.status_code == 202, answer.text
+    assert len(answer.json()["items"]) == MAX_DOCUMENTS
+    shown = (await api.get(answer.json()["ingestion_job_id"])).json()
+    assert shown["total_documents"] == MAX_DOCUMENTS
+    one_more = await upload_several(api, *["a.md"] * (MAX_DOCUMENTS + 1))
+    assert (one_more.status_code, one_more.json()["error"]) == (400, "bad_request")
+    assert len([path for path in api.store.rglob("*") if path.is_file()]) == MAX_DOCUMENTS
 
 
 async def test_what_is_wrong_with_an_upload_is_said_although_its_file_cannot_be_removed(
@@ -263,10 +378,8 @@ async def test_what_is_wrong_with_an_upload_is_said_although_its_file_cannot_be_
 
     monkeypatch.setattr(Store, "delete", away)
     assert (await upload(api, colour="red")).status_code == 400
-    files = [("file", ("a.md", b"a", "text/markdown")), ("file", ("b.md", b"b", "text/markdown"))]
-    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
-    answer = await api.client.post(path, files=files)
-    assert "one document for each request" in answer.json()["message"]
+    answer = await upload_several(api, "a.md", "b.md", title="one for both")
+    assert "title: the form has several files" in answer.json()["message"]
 
 
 async def test_an_upload_that_its_client_gives_up_is_no_error_of_ours(
