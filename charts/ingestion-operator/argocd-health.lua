@@ -1,4 +1,4 @@
--- Argo CD health check of IngestionJobs; docs/install.md says where it goes.
+-- Argo CD health check of IngestionJobs and IngestionBatches; docs/install.md says where it goes.
 local health = {status = "Progressing", message = "Waiting for the operator"}
 if obj.status == nil or obj.status.conditions == nil then
   return health

@@ -290,6 +290,24 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
     assert {each for each in granted if each[0] != "leases"} == asked | watched | implied
 
 
+def test_the_api_may_read_make_and_retry_jobs_and_batches_and_nothing_else(tmp_path: Path) -> None:
+    """And make and retry them in tenants' namespaces alone."""
+    roles = [each for each in render(VALUES, folder=tmp_path) if each["kind"] in ("Role", "ClusterRole")]
+    granted = {
+        (role["metadata"].get("namespace"), resource, verb)
+        for role in roles
+        if role["metadata"]["name"] == "i-api"
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        if resource != "secrets"
+    }
+    kinds = ("ingestionjobs", "ingestionbatches")
+    assert granted == {(None, kind, verb) for kind in kinds for verb in ("get", "list", "watch")} | {
+        (namespace, kind, verb) for namespace in ("a", "b") for kind in kinds for verb in ("create", "patch")
+    }
+
+
 def test_the_operator_finds_the_jobs_of_a_namespace_that_is_no_tenant_any_more(tmp_path: Path) -> None:
     """Or it could not say what has become of them."""
     roles = {each["metadata"]["name"]: each for each in render({}, folder=tmp_path) if each["kind"] == "ClusterRole"}
