@@ -14,9 +14,10 @@ What takes requests in, and answers them:
 
 What the operations work with (`services` holds what is connected):
 
-    jobs          IngestionJobs, read live by their ids, and made from an upload
+    jobs          IngestionJobs and IngestionBatches, read live by their ids, and made from an upload
     job_index     all of them in memory: their ids and lists
     views         what a client sees of one
+    documents     what a client sees of each of its documents
     retry         one new generation, however many ask for it
     upload        the body of an ingest, read as it arrives
     forms         what its fields say of the documents

@@ -19,7 +19,9 @@ from ingestion_crds import JsonObject
 from ingestion_crds.constants import BATCH_KIND, KIND, Phase
 from ingestion_crds.follow import follow
 from ingestion_crds.kube import ApiError, KubeClient, batch_path, ingestion_path
+from pydantic import BaseModel
 
+from ingestion_api.documents import document_view
 from ingestion_api.metrics import Metrics
 from ingestion_api.views import NarrowBatch, NarrowJob, shown_phase, summary
 
@@ -41,7 +43,8 @@ class IndexedJob:
     Args:
         kind, namespace, name: the resource's.
         job_id: in this API.
-        knowledge_base: UUID; None of a batch's own job, which is in no list.
+        knowledge_base: UUID.
+        batch: of a job that a batch has made: the batch's UID, and the document's place; it is in no other list.
         resource_version: comparable as a number since Kubernetes 1.35 (KEP-5504), and in fact ever since
             etcd 3.
         place: in its list.
@@ -53,7 +56,8 @@ class IndexedJob:
     namespace: str
     name: str
     job_id: str
-    knowledge_base: str | None
+    knowledge_base: str
+    batch: tuple[str, int | None] | None
     resource_version: int
     place: Place
     phase: Phase
@@ -63,19 +67,27 @@ class IndexedJob:
     def of(cls, job: NarrowJob | NarrowBatch) -> Self:
         """Return what is kept of a job."""
         metadata = job.metadata
-        batch = isinstance(job, NarrowBatch)
+        batch = None if isinstance(job, NarrowBatch) else metadata.batch
         return cls(
-            kind=BATCH_KIND if batch else KIND,
+            kind=BATCH_KIND if isinstance(job, NarrowBatch) else KIND,
             # Each job was read from JSON of its own: those with the same text are to share one copy of it.
             namespace=sys.intern(metadata.namespace),
             name=metadata.name,
             job_id=job.job_id,
-            knowledge_base=None if metadata.of_batch else sys.intern(job.spec.knowledge_base),
+            knowledge_base=sys.intern(job.spec.knowledge_base),
+            batch=batch,
             resource_version=int(metadata.resource_version or 0),
             place=(metadata.creation_timestamp.timestamp(), metadata.uid),
             phase=shown_phase(job),
-            entry=(b"" if metadata.of_batch else summary(job).model_dump_json().encode()),
+            entry=_entry(job, batch).model_dump_json().encode(),
         )
+
+
+def _entry(job: NarrowJob | NarrowBatch, batch: tuple[str, int | None] | None) -> BaseModel:
+    if isinstance(job, NarrowBatch) or batch is None:
+        return summary(job)
+    _, place = batch
+    return document_view(job, index=place or 0)
 
 
 class JobIndex:
@@ -92,6 +104,7 @@ class JobIndex:
         self._jobs: dict[str, IndexedJob] = {}
         self._names: dict[tuple[str, str], str] = {}
         self._lists: dict[tuple[str, str], list[Place]] = {}
+        self._of_batches: dict[tuple[str, str], dict[int, str]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._listed: set[str] = set()
         self._failing: set[str] = set()
@@ -161,6 +174,16 @@ class JobIndex:
             last = places[at]
         return found, None
 
+    def documents(self, *, namespace: str, batch: str) -> dict[int, bytes]:
+        """Return the documents of a batch whose jobs are there, by their places, each as JSON.
+
+        Args:
+            namespace: the caller's.
+            batch: its UID.
+        """
+        uids = self._of_batches.get((namespace, batch), {})
+        return {place: self._jobs[uid].entry for place, uid in uids.items()}
+
     def put(self, body: JsonObject) -> None:
         """Take in a job as the API server has just answered it; an older state than the known one is ignored."""
         try:
@@ -178,7 +201,11 @@ class JobIndex:
         self._forget(uid)
         self._jobs[uid] = job
         self._names[job.namespace, job.job_id] = uid
-        if job.knowledge_base is not None:
+        if job.batch is not None:
+            batch, place = job.batch
+            if place is not None:
+                self._of_batches.setdefault((job.namespace, batch), {})[place] = uid
+        else:
             insort(self._lists.setdefault((job.namespace, job.knowledge_base), []), job.place)
         self._metrics.indexed_jobs.set(len(self._jobs))
 
@@ -220,10 +247,20 @@ class JobIndex:
             return
         if self._names.get((job.namespace, job.job_id)) == uid:
             del self._names[job.namespace, job.job_id]
-        if job.knowledge_base is None:
+        if job.batch is not None:
+            self._forget_document(job, *job.batch)
             return
         key = (job.namespace, job.knowledge_base)
         places = self._lists[key]
         places.pop(bisect_left(places, job.place))
         if not places:
             del self._lists[key]
+
+    def _forget_document(self, job: IndexedJob, batch: str, place: int | None) -> None:
+        key = (job.namespace, batch)
+        places = self._of_batches.get(key, {})
+        # Another job may have taken its place.
+        if place is not None and places.get(place) == job.place[1]:
+            del places[place]
+            if not places:
+                del self._of_batches[key]

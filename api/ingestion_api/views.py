@@ -5,25 +5,41 @@ A retry that is recorded but not taken up yet shows as `queued`, so that no GET 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from ingestion_crds.batch import BatchStatus, DocumentFailure, Documents, IngestionBatch
-from ingestion_crds.constants import BATCH_KIND, TERMINAL_PHASES, ConditionType, Mode, Phase, Stage, VersionState
+from ingestion_crds.constants import (
+    BATCH_KIND,
+    LABEL_BATCH_INDEX,
+    TERMINAL_PHASES,
+    ConditionType,
+    Mode,
+    Phase,
+    Stage,
+    VersionState,
+)
 from ingestion_crds.job import Attempt, Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 JOB_TYPE: Final = "document"
 BATCH_TYPE: Final = "batch"
+_PLACE: Final = re.compile(r"^[0-9]{1,4}$")
 Item = TypeVar("Item")
 
 
 class _NarrowOwner(Model):
     kind: str = ""
+    uid: str = ""
     controller: bool = False
+
+
+class _NarrowLabels(Model):
+    batch_index: str = Field("", alias=LABEL_BATCH_INDEX)
 
 
 class _NarrowMetadata(Model):
@@ -33,15 +49,24 @@ class _NarrowMetadata(Model):
     uid: str
     resource_version: str
     creation_timestamp: datetime
+    labels: _NarrowLabels = Field(default_factory=_NarrowLabels)
     owner_references: list[_NarrowOwner] = Field(default_factory=list)
 
     @property
-    def of_batch(self) -> bool:
-        """True of a job that a batch has made. By its owner, not its label, which may be anybody's."""
-        return any(owner.controller and owner.kind == BATCH_KIND for owner in self.owner_references)
+    def batch(self) -> tuple[str, int | None] | None:
+        """The UID of the batch that has made this job, and the document's place in it; None of any other job.
+
+        It is told by its owner, as a label may be anybody's.
+        """
+        place = self.labels.batch_index
+        for owner in self.owner_references:
+            if owner.controller and owner.kind == BATCH_KIND:
+                return owner.uid, int(place) if _PLACE.match(place) else None
+        return None
 
 
 class _NarrowDocument(Model):
+    id: str = ""
     title: str = ""
 
 
@@ -59,10 +84,22 @@ class _NarrowCondition(Model):
     last_transition_time: datetime | None = None
 
 
+class _NarrowVersion(Model):
+    id: str = ""
+
+
+class _NarrowSegments(Model):
+    total: int = 0
+    completed_count: int = 0
+
+
 class _NarrowStatus(Model):
     observed_retry_generation: int | None = None
     phase: Phase = Phase.QUEUED
     mode: Mode | None = None
+    stage: Stage | None = None
+    version: _NarrowVersion | None = None
+    segments: _NarrowSegments | None = None
     start_time: datetime | None = None
     completion_time: datetime | None = None
     progress_percent: int = 0
@@ -326,7 +363,7 @@ def _batch_summary(batch: NarrowBatch) -> IngestionJobSummaryResponse:
         knowledge_base_id=UUID(batch.spec.knowledge_base),
         total_documents=len(batch.spec.documents),
         processed_count=status.documents.completed_count if status.documents else 0,
-        error_message=_complaint(batch),
+        error_message=complaint(batch),
         progress_pct=float(status.progress_percent),
         created_at=batch.metadata.creation_timestamp,
         updated_at=_updated(batch),
@@ -347,7 +384,7 @@ def _job_summary(job: NarrowJob) -> IngestionJobSummaryResponse:
         item_title=job.spec.document.title or None,
         total_documents=1,
         processed_count=int(phase is Phase.COMPLETED),
-        error_message=_complaint(job),
+        error_message=complaint(job),
         progress_pct=0.0 if reset else float(status.progress_percent),
         created_at=job.metadata.creation_timestamp,
         updated_at=_updated(job),
@@ -388,7 +425,7 @@ def _batch_progress(batch: IngestionBatch) -> IngestionJobResponse:
         updated_at=_updated(batch),
         started_at=status.start_time,
         completed_at=None if waiting else status.completion_time,
-        error_message=_complaint(batch),
+        error_message=complaint(batch),
         failure_summary={} if waiting else status.failure_summary,
         document_failures=[] if waiting else [_document_failure(batch, failure) for failure in status.failures],
         retry_generation=batch.spec.retry_generation,
@@ -432,7 +469,7 @@ def _job_progress(job: IngestionJob) -> IngestionJobResponse:
         completed_at=None if waiting else status.completion_time,
         stage=None if waiting else status.stage,
         version=_version(status.version, waiting=waiting),
-        error_message=_complaint(job),
+        error_message=complaint(job),
         failure_summary={} if waiting else status.failure_summary,
         failures=[] if waiting else [FailureView.of(failure) for failure in status.failures],
         retry_generation=job.spec.retry_generation,
@@ -448,7 +485,7 @@ def _version(version: Version | None, *, waiting: bool) -> VersionView | None:
     return VersionView(id=version.id, number=version.number, state=state)
 
 
-def _complaint(job: AnyJob) -> str | None:
+def complaint(job: AnyJob) -> str | None:
     """Return what needs a person, or what an open job waits for; None of an attempt that is to be retried."""
     ended = job.status.phase in TERMINAL_PHASES
     if job.retry_pending and ended:

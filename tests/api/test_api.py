@@ -282,6 +282,7 @@ async def test_several_documents_are_one_job_whose_progress_counts_them(api: Api
         "uid": live["metadata"]["uid"],
     }
     child = ingestion_job(name=f"{batch_id}-1", namespace=api.namespace)
+    child["metadata"]["labels"] = {"ingestion-operator.io/batch-index": "1"}
     child["metadata"]["ownerReferences"] = [{**owner, "controller": True, "blockOwnerDeletion": True}]
     child = await api.kube.request("POST", ingestion_path(api.namespace), body=child)
     status = {
@@ -305,6 +306,19 @@ async def test_several_documents_are_one_job_whose_progress_counts_them(api: Api
         }
     ]
     await api.known(child["metadata"]["uid"])  # by its own id, and not in the list
+    documents = f"/v1/knowledge-base/ingestion-jobs/{batch_id}/documents"
+    page = (await api.client.get(documents, params={"limit": 2})).json()
+    assert [(item["manifest_index"], item["status"]) for item in page["items"]] == [(0, "completed"), (1, "queued")]
+    assert page["items"][1]["ingestion_job_id"] == child["metadata"]["uid"]
+    assert page["has_more"]
+    page = (await api.client.get(documents, params={"cursor": page["next_cursor"]})).json()
+    assert [item["document_id"] for item in page["items"]] == [items[2]["document_id"]]
+    assert (page["has_more"], page["next_cursor"]) == (False, None)
+    assert (await api.client.get(documents, params={"cursor": "9" * 6})).json()["items"] == []
+    assert (await api.client.get(documents, params={"cursor": "-1"})).status_code == 400
+    assert (await api.client.get(documents, params={"limit": 201})).status_code == 422
+    own = f"/v1/knowledge-base/ingestion-jobs/{child['metadata']['uid']}/documents"
+    assert [item["status"] for item in (await api.client.get(own)).json()["items"]] == ["queued"]
     (entry,) = await listed(api)
     assert (entry["id"], entry["job_type"], entry["total_documents"], entry["processed_count"]) == (
         batch_id, "batch", 3, 2,
@@ -339,7 +353,7 @@ async def test_a_batch_is_retried_as_a_job_is(api: Api, capsys: Any) -> None:
             break
         await asyncio.sleep(0.1)
     mine = f"/v1/knowledge-base/ingestion-jobs/{batch_id}"
-    for method, where in (("GET", mine), ("POST", f"{mine}/retry")):
+    for method, where in (("GET", mine), ("GET", f"{mine}/documents"), ("POST", f"{mine}/retry")):
         answer = await api.client.request(method, where, headers={"x-api-key": other})
         absent = await api.client.request(method, where.replace(batch_id, UNKNOWN), headers={"x-api-key": other})
         assert (answer.status_code, answer.json()["error"]) == (404, "not_found")

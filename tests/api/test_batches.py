@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 from fastapi import Request
 from ingestion_api.auth import Principal
+from ingestion_api.documents import document_views
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import JobIndex
 from ingestion_api.metrics import Metrics
@@ -339,9 +340,10 @@ def index() -> JobIndex:
     return JobIndex(kube=cast(KubeClient, None), metrics=Metrics())
 
 
-def child(name: str, *, of: str = BATCH_KIND, controller: bool = True) -> JsonObject:
+def child(name: str, *, of: str = BATCH_KIND, controller: bool = True, place: str = "0", **metadata: Any) -> JsonObject:
     owner = {"apiVersion": "ingestion-operator.io/v1alpha1", "kind": of, "name": "handbooks", "uid": OTHER}
-    return stored(name, ownerReferences=[{**owner, "controller": controller}])
+    labels = {"ingestion-operator.io/batch-index": place, "another": "1"}
+    return stored(name, ownerReferences=[{**owner, "controller": controller}], labels=labels, **metadata)
 
 
 def test_a_list_has_a_batch_in_the_place_of_its_jobs() -> None:
@@ -358,6 +360,60 @@ def test_a_list_has_a_batch_in_the_place_of_its_jobs() -> None:
     uid = bodies[1]["metadata"]["uid"]
     assert known.named(namespace="team-a", job_id=uid) == ("IngestionJob", "handbooks-x-0")
     assert known.named(namespace="team-b", job_id=uid) is None
+
+
+def test_documents_of_a_batch_are_known_by_their_places_and_forgotten_with_their_jobs() -> None:
+    known, which = index(), {"namespace": "team-a", "batch": OTHER}
+    bodies = [child(f"handbooks-x-{place}", place=place) for place in ("0", "3", "x", "", "-1", "99999")]
+    bodies.append(child("of-another-tenant", place="1", namespace="team-b"))
+    for body in bodies:
+        known.put(body)
+    assert list(known.documents(**which)) == [0, 3]
+    new = child("handbooks-x-3-again", place="3")  # made by hand, say: the newest counts
+    known.put(new)
+    for body in (bodies[0], bodies[1]):
+        known._delete(body["metadata"]["uid"])
+    (entry,) = known.documents(**which).values()
+    assert json.loads(entry)["ingestion_job_id"] == new["metadata"]["uid"]
+    known._delete(new["metadata"]["uid"])
+    assert known.documents(**which) == {}
+    assert known._of_batches.keys() == {("team-b", OTHER)}
+
+
+@pytest.mark.parametrize(
+    ("generation", "passed_on", "shown"),
+    [
+        (0, 0, ["completed", "partial_failure", "completed", "failed"]),
+        (1, 0, ["completed", "queued", "completed", "queued"]),
+        (1, 1, ["completed", "partial_failure", "completed", "failed"]),
+    ],
+    ids=["at rest", "a retry that waits", "a retry that is passed on"],
+)
+def test_each_document_is_shown_as_far_as_its_job_is(generation: int, passed_on: int, shown: list[str]) -> None:
+    """One whose job is gone by what is recorded of it."""
+    status = {**FAILED, "observedRetryGeneration": passed_on, "passedOnGeneration": passed_on}
+    status["documents"] = {**FAILED["documents"], "failed": "1,3"}
+    whole = IngestionBatch.model_validate(batch(generation=generation, **status))
+    job = child("handbooks-x-1", place="1")
+    job["status"] = {
+        "phase": "partial_failure",
+        "observedRetryGeneration": 0,
+        "stage": "process_segments",
+        "version": {"id": OTHER, "state": "failed"},
+        "segments": {"total": 9, "completedCount": 7},
+        "conditions": [{"type": "Stalled", "status": "True", "reason": "SegmentsFailed", "message": "2 of 9 failed"}],
+    }
+    known = index()
+    known.put(job)
+    entries = known.documents(namespace="team-a", batch=OTHER)
+    items = document_views(whole, entries=entries, places=range(4))
+    assert [item.status for item in items] == shown
+    assert [item.manifest_index for item in items] == [0, 1, 2, 3]
+    assert [item.ingestion_job_id is None for item in items] == [True, False, True, True]
+    one = items[1]
+    assert (one.segment_count, one.processed_segments, str(one.version_id)) == (9, 7, OTHER)
+    assert one.error_message == ("2 of 9 failed" if shown[1] != "queued" else None)
+    assert [str(item.document_id) for item in items[2:]] == [str(uuid.UUID(int=number)) for number in (3, 4)]
 
 
 async def test_what_a_list_of_one_kind_does_not_have_stays_if_it_is_of_the_other(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from ingestion_api.app import create_app
 from ingestion_api.forms import IngestOptions
 from ingestion_api.options import Options
+from ingestion_crds.batch import BatchSpec
 from ingestion_crds.config import Config
 from ingestion_crds.job import Spec
 from openapi_spec_validator import validate
@@ -98,6 +99,7 @@ def test_the_operations(document: dict[str, Any]) -> None:
     assert found == {
         ("post", f"{PREFIX}/ingestion-jobs/{{job_id}}/retry"): "retryIngestionJob",
         ("get", f"{PREFIX}/ingestion-jobs/{{job_id}}"): "getIngestionJobProgress",
+        ("get", f"{PREFIX}/ingestion-jobs/{{job_id}}/documents"): "listIngestionJobDocuments",
         ("get", f"{PREFIX}/knowledge-bases/{{kb_id}}/ingestion-jobs"): "listIngestionJobs",
         ("post", f"{PREFIX}/knowledge-bases/{{kb_id}}/ingest"): "bulkIngest",
         ("post", f"{PREFIX}/search"): "searchKnowledgeBase",
@@ -123,6 +125,44 @@ def test_a_page_of_jobs(document: dict[str, Any]) -> None:
     schema = document["components"]["schemas"][page]
     assert schema["required"] == ["items", "has_more"]
     assert schema["properties"]["items"]["items"] == {"$ref": "#/components/schemas/IngestionJobSummaryResponse"}
+
+
+def test_a_page_of_documents(document: dict[str, Any]) -> None:
+    operation = document["paths"][f"{PREFIX}/ingestion-jobs/{{job_id}}/documents"]["get"]
+    page = "CursorPage_IngestionJobDocumentResponse_"
+    assert operation["responses"]["200"]["content"]["application/json"]["schema"] == {
+        "$ref": f"#/components/schemas/{page}"
+    }
+    schema = document["components"]["schemas"]["IngestionJobDocumentResponse"]
+    assert schema["required"] == ["document_id", "status"]
+    assert set(schema["properties"]) >= {
+        "document_id", "version_id", "processing_stage", "title", "status", "error_message", "segment_count",
+        "processed_segments", "started_at", "completed_at",
+    }  # fmt: skip
+
+
+def test_an_ingest_of_several_documents(document: dict[str, Any]) -> None:
+    operation = document["paths"][f"{PREFIX}/knowledge-bases/{{kb_id}}/ingest"]["post"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["kb_id"]
+    assert set(operation["responses"]) == {"202", "400", "401", "404", "422"}
+    assert operation["responses"]["202"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/IngestResponse"
+    }
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"title", "document_id", "mode", "options", "manifest", "file"}
+    item = document["components"]["schemas"]["IngestResultItem"]
+    assert item["required"] == ["manifest_index", "result"]
+    assert item["properties"]["result"]["enum"] == ["queued", "duplicate"]
+    entry = document["components"]["schemas"]["IngestionJobSummaryResponse"]
+    assert entry["required"] == ["id", "job_type", "status", "created_at"]
+    assert set(entry["properties"]) == {
+        "id", "job_type", "status", "knowledge_base_id", "item_title", "total_documents", "processed_count",
+        "error_message", "progress_pct", "created_at", "updated_at", "started_at", "completed_at",
+    }  # fmt: skip
+
+
+def test_options_of_an_upload_are_those_of_a_batch_too() -> None:
+    assert set(IngestOptions.model_fields) < set(BatchSpec.model_fields)
 
 
 def test_an_answer_to_a_search_says_how_it_is_ranked(document: dict[str, Any]) -> None:

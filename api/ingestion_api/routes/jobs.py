@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
+from ingestion_crds.batch import IngestionBatch
 from ingestion_crds.constants import Phase
 from ingestion_crds.kube import ApiError
 from ingestion_crds.retry import Retryable
 
 from ingestion_api.auth import Caller, Principal
+from ingestion_api.documents import IngestionJobDocumentResponse, document_view, document_views
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import Place
 from ingestion_api.problems import bad_request, still_listing
@@ -28,6 +31,7 @@ from ingestion_api.views import (
 )
 
 TAG: Final = "knowledge-base"
+_NUMBER: Final = re.compile(r"^[0-9]{1,6}$")
 router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
 
 
@@ -115,6 +119,41 @@ async def list_ingestion_jobs(
     return Response(page, media_type="application/json")
 
 
+@router.get(
+    "/ingestion-jobs/{job_id}/documents",
+    operation_id="listIngestionJobDocuments",
+    summary="List the documents of an ingestion job",
+    description="In the order of the files of its ingest: those of a batch, or the one of a job. ``cursor`` is the"
+    " ``next_cursor`` of the page before.",
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+)
+async def list_ingestion_job_documents(
+    request: Request,
+    job_id: UUID,
+    caller: Caller,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query()] = None,
+) -> CursorPage[IngestionJobDocumentResponse]:
+    """Return one page of documents.
+
+    Raises:
+        ProblemError: 400 for a cursor that is none; 503 until all jobs are listed; else as `Jobs.find`.
+    """
+    first = _number(cursor)
+    job = await _find(request, caller, job_id)
+    if not isinstance(job, IngestionBatch):
+        items = [] if first else [document_view(job)]
+        return CursorPage(items=items, has_more=False)
+    index = services_of(request).index
+    if not index.synced:
+        raise still_listing()
+    entries = index.documents(namespace=caller.namespace, batch=job.metadata.uid)
+    end = min(first + limit, len(job.spec.documents))
+    items = document_views(job, entries=entries, places=range(first, end))
+    more = end < len(job.spec.documents)
+    return CursorPage(items=items, next_cursor=str(end) if more else None, has_more=more)
+
+
 async def _find(request: Request, caller: Principal, wanted: UUID) -> Retryable:
     """Return a job of the caller's namespace, and name it in the request's log line."""
     request.state.job_id = str(wanted)
@@ -145,3 +184,11 @@ def _place(cursor: str | None) -> Place | None:
         return float(moment), str(uid)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise bad_request("cursor: not a next_cursor of this list") from None
+
+
+def _number(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not _NUMBER.match(cursor):
+        raise bad_request("cursor: not a next_cursor of this list")
+    return int(cursor)
