@@ -427,7 +427,10 @@ def _batch_progress(batch: IngestionBatch) -> IngestionJobResponse:
         completed_at=None if waiting else status.completion_time,
         error_message=complaint(batch),
         failure_summary={} if waiting else status.failure_summary,
-        document_failures=[] if waiting else [_document_failure(batch, failure) for failure in status.failures],
+        # A status that was brought back by hand may speak of documents that are not there.
+        document_failures=[
+            _document_failure(batch, failure) for failure in status.failures if not waiting and failure.index < total
+        ],
         retry_generation=batch.spec.retry_generation,
     )
 

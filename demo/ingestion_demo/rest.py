@@ -1,8 +1,8 @@
-"""The REST calls that the demo makes, as any client would."""
+"""The REST calls that the demo, and tests, make as any client would."""
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,26 @@ class Rest:
             )
         return str(answer["ingestion_job_id"])
 
+    def upload_several(self, *, knowledge_base: str, files: Sequence[Path], options: dict[str, Any]) -> str:
+        """Upload documents in one request and return the id of the batch that ingests them.
+
+        Args:
+            knowledge_base: UUID.
+            files: the documents.
+            options: the form's other fields.
+
+        Raises:
+            LocalClusterError: the API refuses them.
+        """
+        parts = [("file", (file.name, file.read_bytes(), "application/octet-stream")) for file in files]
+        answer = self._call("POST", f"/knowledge-bases/{knowledge_base}/ingest", files=parts, data=options)
+        return str(answer["ingestion_job_id"])
+
+    def documents(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the first documents of a job."""
+        items: list[dict[str, Any]] = self._call("GET", f"/ingestion-jobs/{job_id}/documents")["items"]
+        return items
+
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job's progress."""
         return self._call("GET", f"/ingestion-jobs/{job_id}")
@@ -113,6 +133,19 @@ class Rest:
             if time.monotonic() > deadline:
                 raise LocalClusterError(f"job {job_id} did not get there within {seconds:.0f} s: {job}")
             time.sleep(POLL_SECONDS)
+
+    def ended(self, job_id: str, *, generation: int = 0, seconds: float = 600) -> dict[str, Any]:
+        """Wait for the end of an attempt and return the job.
+
+        Args:
+            job_id: the job's.
+            generation: the retry that is to be taken up.
+            seconds: how long at most.
+
+        Raises:
+            LocalClusterError: it takes longer.
+        """
+        return self.follow(job_id, show=lambda _: None, until=finished(generation), seconds=seconds)
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         # A port-forward may be taken up anew between two calls; reading again is harmless.

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from ingestion_api.app import create_app
 from ingestion_api.options import Options
 from ingestion_crds.config import Config
+from ingestion_crds.kube import batch_path, ingestion_path
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
@@ -156,6 +157,7 @@ async def test_raw_requests(api: Api, caplog: pytest.LogCaptureFixture) -> None:
             one_job = f"{PREFIX}/ingestion-jobs/{quote(identity, safe='')}"
             for response in (
                 client.get(one_job),
+                client.get(f"{one_job}/documents", params={"cursor": cursor}),
                 client.post(f"{one_job}/retry", headers=headers),
                 client.post(f"{PREFIX}/ingestion-jobs/{job_id}/retry", headers=headers),
                 client.get(f"{PREFIX}/ingestion-jobs/{job_id}", headers={"x-api-key": key}),
@@ -179,7 +181,7 @@ async def test_raw_requests(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     record("raw request: keys, ids, cursors, JSON", injected=count, survived=count, invariants=[])
 
 
-FIELDS = st.sampled_from(["title", "document_id", "mode", "options", "colour", "", "file", "é"])
+FIELDS = st.sampled_from(["title", "document_id", "mode", "options", "manifest", "colour", "", "file", "é"])
 VALUES = st.binary(max_size=60) | st.sampled_from(
     [
         b'{"pipeline": {"chunkSize": 64, "chunkOverlap": 63}}',
@@ -187,6 +189,11 @@ VALUES = st.binary(max_size=60) | st.sampled_from(
         b'{"segmentation": {"pagesPerSegment": true}}',
         b'{"pipeline": {"embedding": {"provider": "\\ud800"}}}',
         b'{"mode": "\\u0000"}',
+        b"[{}]",
+        b"[{}, {}]",
+        b'[{"title": "\\ud800"}, {"document_id": null}]',
+        b'[{"title": 5}]',
+        b"[" * 10_000,
         b"Auto",
         b"\xed\xa0\x80",
         b"\x00" * 20,
@@ -221,7 +228,7 @@ def forms(draw: st.DrawFn) -> tuple[bytes, bytes]:
     for _ in range(draw(st.integers(0, 3))):
         name = draw(FIELDS).encode()
         parts.append(b'Content-Disposition: form-data; name="' + name + b'"\r\n\r\n' + draw(VALUES))
-    if draw(st.booleans()):
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
         name = draw(FILE_NAMES).encode(errors="surrogatepass")
         kind = draw(st.sampled_from([b"text/markdown", b"", b"\xff", b"x" * 500, b"text/plain; charset=\xff"]))
         parts.append(
@@ -242,9 +249,10 @@ def forms(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 async def test_raw_forms(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """What is refused leaves no file behind, and what is taken has a job."""
+    """What is refused leaves no file behind, and what is taken has a job, or a batch."""
     caplog.set_level(logging.ERROR)
     seen: Counter[int] = Counter()
+    made: Counter[int] = Counter()
 
     def send(client: httpx.Client) -> Callable[[Any], None]:
         def one(item: tuple[bytes, bytes]) -> None:
@@ -253,6 +261,8 @@ async def test_raw_forms(api: Api, caplog: pytest.LogCaptureFixture) -> None:
             response = client.post(path, content=body, headers={"content-type": kind})
             refused_or_served(response, item)
             seen[response.status_code] += 1
+            if response.status_code == 202:
+                made[len(response.json()["items"])] += 1
 
         return one
 
@@ -260,7 +270,9 @@ async def test_raw_forms(api: Api, caplog: pytest.LogCaptureFixture) -> None:
         await asyncio.to_thread(each, forms(), send(client), count=8 * REQUESTS)
     no_exception(caplog)
     files = [path for path in api.store.rglob("*") if path.is_file()]
-    assert len(files) == seen[202]
-    assert seen[202] > 0, "no form was whole"
-    print(dict(seen), f"seed {SEED}")
+    assert len(files) == sum(documents * count for documents, count in made.items())
+    for path, count in ((ingestion_path, made[1]), (batch_path, made.total() - made[1])):
+        assert len((await api.kube.request("GET", path(api.namespace)))["items"]) == count
+        assert count > 0, "no form was whole"
+    print(dict(seen), dict(made), f"seed {SEED}")
     record("raw form", injected=seen.total(), survived=seen.total(), invariants=[])

@@ -331,6 +331,14 @@ def test_a_retry_that_waits_shows_what_failed_as_queued() -> None:
     assert (listed.status, listed.error_message, listed.completed_at) == ("queued", None, None)
 
 
+def test_a_status_of_another_batch_breaks_nothing() -> None:
+    body = batch(**FAILED)
+    del body["spec"]["documents"][1:]
+    shown = progress(ShownBatch.model_validate(body))
+    assert (shown.total_documents, shown.queued, shown.document_failures) == (1, 0, [])
+    assert document_views(ShownBatch.model_validate(body), entries={}, places=range(1))[0].status == "completed"
+
+
 def test_a_batch_that_nobody_has_looked_at_is_queued() -> None:
     shown = progress(ShownBatch.model_validate(batch()))
     assert (shown.status, shown.total_documents, shown.queued, shown.completed) == ("queued", 4, 4, 0)

@@ -202,6 +202,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "checkout"
     made.mkdir()
     (made / "handbook.pdf").write_bytes(pdf(pages=HANDBOOK))
+    (made / "notes.md").write_text("# Notes\n\nHarmless.\n")
     write_values(made)
     return made
 
@@ -442,11 +443,15 @@ def test_rest_api(tenant: Tenant, folder: Path) -> None:
         wait_for_key(page, key)
         [answer] = page.run()
         tenant.ended(json.loads(answer)["ingestion_job_id"], "completed")
+        [several] = page.run()
+        assert tenant.rest.ended(json.loads(several)["ingestion_job_id"])["completed"] == 2
         tenant.installation.switch.mend(word)
         page.run(JOB=job)
         tenant.ended(job, "completed", generation=1)
-        shown, listed = page.run()
+        shown, documents, listed = page.run()
         assert json.loads(shown)["status"] == "completed"
+        assert [item["status"] for item in json.loads(documents)["items"]] == ["completed"]
+        assert json.loads(several)["ingestion_job_id"] in listed
         assert json.loads(answer)["ingestion_job_id"] in listed
         [found] = page.run()
         assert "backslash" in found

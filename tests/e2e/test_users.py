@@ -139,6 +139,60 @@ def test_a_failed_publish_is_retried_alone(tenant: Tenant) -> None:
     assert [record["stage"] for record in job["status"]["attempts"][-1]["jobs"]] == ["publish_version"]
 
 
+def test_a_batch_retries_the_documents_that_failed_and_no_others(
+    tenant: Tenant, make_tenant: Callable[[], Tenant]
+) -> None:
+    """Invariants 2, 4, 9: three documents in one request, of which one fails in part."""
+    word = new_word()
+    texts = {
+        "good.txt": document(bad=set()),
+        "bad.txt": document(bad={1, 4}, word=word),
+        "notes.md": "# A\n\nHarmless.\n",
+    }
+    batch, knowledge_base = tenant.upload_several(texts, **SEGMENTED)
+    shown = tenant.rest.ended(batch)
+    counts = (shown["total_documents"], shown["completed"], shown["partial_failure"], shown["failed"])
+    assert (shown["status"], *counts) == ("partial_failure", 3, 2, 1, 0), shown
+    failures = [(item["manifest_index"], item["title"], item["code"]) for item in shown["document_failures"]]
+    assert failures == [(1, "bad.txt", "EmbeddingRejected")]
+    uid = tenant.get("ingestionbatch", batch)["metadata"]["uid"]
+    selector = f"ingestion-operator.io/batch-uid={uid}"
+
+    def jobs() -> dict[str, dict[str, Any]]:
+        return {job["metadata"]["uid"]: job for job in tenant.get("ingestionjobs", selector=selector)["items"]}
+
+    before = jobs()
+    documents = {item["ingestion_job_id"]: item["status"] for item in tenant.rest.documents(batch)}
+    assert documents.keys() == before.keys()
+    assert list(documents.values()) == ["completed", "partial_failure", "completed"]
+    (bad,) = (job_id for job_id, status in documents.items() if status == "partial_failure")
+    neighbour = make_tenant()
+    for refused in (neighbour.rest.job, neighbour.rest.retry, neighbour.rest.documents):
+        with pytest.raises(LocalClusterError, match="404"):
+            refused(batch)
+    tenant.installation.switch.mend(word)
+    tenant.rest.retry(batch)
+    assert tenant.rest.job(batch)["status"] != "partial_failure"
+    shown = tenant.rest.ended(batch, generation=1)
+    assert (shown["status"], shown["completed"], shown["document_failures"]) == ("completed", 3, [])
+    after = jobs()
+    assert after.keys() == before.keys()
+    for job_id, job in after.items():
+        name, again = job["metadata"]["name"], job_id == bad
+        assert len(job["status"]["attempts"]) == 1 + again, name
+        assert bool(job["spec"].get("retryGeneration")) == again, name
+        assert job_id == bad or not pods_of(tenant, name, 1), name
+    attempt = after[bad]["status"]["attempts"][-1]
+    assert attempt["segments"] == before[bad]["status"]["segments"]["failedCount"]
+    assert "3/3" in tenant.kubectl("get", "ib", batch)
+    assert tenant.rest.search(knowledge_base=knowledge_base, query="the thing number 4")
+    tenant.kubectl("delete", "ib", batch)
+    deadline = time.monotonic() + 240
+    while tenant.get("ingestionjobs,jobs,pods", selector=selector)["items"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 def test_one_tenant_cannot_reach_the_other(tenant: Tenant, make_tenant: Callable[[], Tenant]) -> None:
     """Invariant 9."""
     neighbour = make_tenant()

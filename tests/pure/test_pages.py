@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 from ingestion_api import searching
+from ingestion_api.forms import IngestOptions
 from ingestion_api.metrics import Metrics
 from ingestion_api.options import Options
-from ingestion_api.routes.ingest import IngestOptions
 from ingestion_crds.constants import Reason, Trigger
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.job import Spec

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from ingestion_api.auth import Principal
+from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import Jobs
 from ingestion_api.metrics import Metrics
-from ingestion_api.retry import Retries, key_digest
+from ingestion_api.retry import Retries
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage

@@ -130,7 +130,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
     if key is not None:
         # Another request with this key may have been first.
         made = await parts.jobs.made(making)
-        if made is not None and made != documents:
+        if made is not None and _places(made) != _places(documents):
             await _remove(store, stored)
             documents = made
     return _answer(request, caller.namespace, making, documents)
@@ -206,6 +206,10 @@ def _document(fields: DocumentFields, stored: _Stored) -> Document:
         file_name=stored.part.name,
         source=Source(uri=upload.uri, sha256=upload.sha256, content_type=stored.part.content_type),
     )
+
+
+def _places(documents: Sequence[Document]) -> list[str]:
+    return [document.source.uri for document in documents]
 
 
 async def _remove(store: Store, stored: Sequence[_Stored]) -> None:
