@@ -466,7 +466,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="the annotation is not marked handled in the patch that raises",
-        file="plan.py",
+        file="retry_requests.py",
         changes=(("""        mark,\n""", ""),),
     ),
     Mutation(
@@ -474,7 +474,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="main.py",
         changes=(
             (
-                "            delay = self.queue.retry(key)\n            log.info(",
+                "            delay = queue.retry(key)\n            log.info(",
                 "            delay = 0.0\n            log.info(",
             ),
         ),
@@ -685,7 +685,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         file="main.py",
         changes=(
             (
-                "            delay = self.queue.retry(key)\n            log.warning(",
+                "            delay = queue.retry(key)\n            log.warning(",
                 "            delay = 0.0\n            log.warning(",
             ),
         ),

@@ -10,7 +10,7 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Phase, Reason, Stage
-from ingestion_crds.kube import MERGE_PATCH, core_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, batch_path, core_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
@@ -97,7 +97,8 @@ def test_a_reason_costs_a_read_and_a_write(
     sent = note_calls(cluster, monkeypatch)
     assert cluster.pass_until(lambda: stalled(cluster)["status"] == "True", seconds=500)
     asked = [core_path("pods", NAMESPACE)]  # its Job was shown; a pod that pulls its image has its ConfigMap
-    paths = [call.path for call in sent if call.by != "controllers" and call.path != ingestion_path()]  # but the resync
+    resync = ingestion_path(), batch_path()
+    paths = [call.path for call in sent if call.by != "controllers" and call.path not in resync]
     assert paths == [*asked, f"{PATH}/status", core_path("events", NAMESPACE)]
 
 
