@@ -178,7 +178,8 @@ def build_child(dispatch: Dispatch) -> JsonObject:
             ]
         },
         "template": {
-            "metadata": {"labels": metadata["labels"], "annotations": metadata["annotations"]},
+            # Without the queue's: their Job waits for them, and once it is taken out of the queue they are not in it.
+            "metadata": {"labels": dict(metadata["labels"]), "annotations": metadata["annotations"]},
             "spec": _pod_spec(dispatch),
         },
     }

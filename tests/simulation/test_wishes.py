@@ -307,6 +307,23 @@ def test_a_job_that_a_queue_has_yet_to_admit_is_left_to_it(cluster: SimulatedClu
     reach(cluster, "completed")
 
 
+def test_a_job_that_is_taken_out_of_its_queue_has_pods_that_are_in_none(cluster: SimulatedCluster) -> None:
+    """Kueue holds each pod with the label of a queue whose Job has none, as one that waits by itself."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    body = ingestion_job(parallelism=SEGMENTS)
+    body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "night"}
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: "waiting for the queue" in why(cluster), seconds=30)
+    (job,) = cluster.api.all("jobs")
+    for path in (PATH, child_path(NAMESPACE, job["metadata"]["name"])):
+        label = {"metadata": {"labels": {names.LABEL_QUEUE_NAME: None}}}
+        cluster.api.request("PATCH", path, body=label, content_type=MERGE_PATCH)
+    assert cluster.pass_until(lambda: bool(cluster.api.all("pods")), seconds=60)
+    (pod,) = cluster.api.all("pods")
+    assert names.LABEL_QUEUE_NAME not in pod["metadata"]["labels"]
+
+
 def test_a_wish_to_suspend_what_a_queue_has_admitted_is_answered(cluster: SimulatedCluster) -> None:
     """Invariant 5: the running Job is the queue's to suspend."""
     cluster.verdicts[Stage.PREPARE, None] = HANGS
