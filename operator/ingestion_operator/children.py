@@ -333,7 +333,7 @@ class ChildJob:
         stage: as its label says; empty without one.
         map_digest: of the attempt's file that it was made for, as its annotation says; empty without one.
         deleting: a deletion is recorded and waits for finalizers.
-        queued: it was made for a queue, which suspends it and admits it.
+        queue: the one that it was made for, which suspends it and admits it; empty without one.
         managed_by: who runs it in place of Kubernetes' own Job controller, as in another cluster; else empty.
         suspended: it is to have no pods now.
         parallelism: pods at the same time at most.
@@ -357,7 +357,7 @@ class ChildJob:
     stage: str = ""
     map_digest: str = ""
     deleting: bool = False
-    queued: bool = False
+    queue: str = ""
     managed_by: str = ""
     suspended: bool = False
     parallelism: int = 1
@@ -401,7 +401,7 @@ def read_child(raw: JsonObject) -> ChildJob:
         stage=labels.get(names.LABEL_STAGE, ""),
         map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),
         deleting="deletionTimestamp" in metadata,
-        queued=bool(labels.get(names.LABEL_QUEUE_NAME)),
+        queue=labels.get(names.LABEL_QUEUE_NAME, ""),
         managed_by=managed_by if managed_by != _JOB_CONTROLLER else "",
         suspended=bool(spec.get("suspend", False)),
         parallelism=spec.get("parallelism", 1),

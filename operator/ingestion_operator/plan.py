@@ -569,16 +569,17 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             wish["activeDeadlineSeconds"] = 0
     else:
         parallelism, deadline = _parallelism(draft), _deadline(draft)
-        if child.suspended != job.spec.suspend and not child.queued:
+        if child.suspended != job.spec.suspend and not child.queue:
             wish["suspend"] = job.spec.suspend
         if child.parallelism != parallelism:
             wish["parallelism"] = parallelism
         if child.deadline_seconds != deadline:
             wish["activeDeadlineSeconds"] = deadline
-        if child.suspended and child.queued:
-            draft.held = Waiting(reason=Reason.WAITING, message="waiting for the queue to admit the Job")
+        if child.suspended and child.queue:
+            text = f"waiting for the queue {child.queue} to admit the Job {child.name}"
+            draft.held = Waiting(reason=Reason.WAITING, message=text)
         elif job.spec.suspend:
-            kept = "the running Job is its queue's to suspend" if child.queued else "what is done is kept"
+            kept = "the running Job is its queue's to suspend" if child.queue else "what is done is kept"
             draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
     if wish and not child.deleting and not _refused(draft):
         # One patch for each field: one that the cluster refuses must not keep the others from being made.

@@ -100,7 +100,8 @@ class Pair:
 
     async def settled(self, name: str, phase: str, *, generation: int = 0) -> JsonObject:
         def wish(status: JsonObject) -> bool:
-            return status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+            ended = status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+            return ended and "podsToRemove" not in status
 
         status = await self.until(name, wish)
         assert status["phase"] == phase, status

@@ -65,7 +65,8 @@ class World:
     async def settled(self, phase: str, *, generation: int = 0, seconds: float = 240) -> JsonObject:
         def wish(job: JsonObject) -> bool:
             status = job.get("status", {})
-            return status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+            ended = status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
+            return ended and "podsToRemove" not in status
 
         job = await self.until(wish, seconds=seconds)
         assert job["status"]["phase"] == phase, job["status"]

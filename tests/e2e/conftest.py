@@ -94,11 +94,12 @@ class Tenant:
             time.sleep(0.3)
 
     def ended(self, name: str, phase: str, *, generation: int = 0) -> dict[str, Any]:
-        """Wait for the end of an attempt, which must be in this phase."""
+        """Wait for the end of an attempt, which must be in this phase, and until its pods are removed."""
 
         def wish(job: dict[str, Any]) -> bool:
             status = job.get("status", {})
-            return status.get("observedRetryGeneration") == generation and status["phase"] in TERMINAL_PHASES
+            ended = status.get("observedRetryGeneration") == generation and status["phase"] in TERMINAL_PHASES
+            return ended and "podsToRemove" not in status
 
         job = self.until(name, wish)
         assert job["status"]["phase"] == phase, json.dumps(job["status"], indent=1)

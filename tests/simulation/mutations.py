@@ -37,6 +37,7 @@ SUITES: Final = {
         "tests/simulation/test_refusals.py",
         "tests/simulation/test_crowds.py",
         "tests/simulation/test_retries.py",
+        "tests/simulation/test_batches.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -687,6 +688,44 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
             (
                 "            delay = queue.retry(key)\n            log.warning(",
                 "            delay = 0.0\n            log.warning(",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a batch's retry does not say which generation it is for",
+        file="document_jobs.py",
+        changes=(
+            (
+                """            "parentGeneration": batch.spec.retry_generation,
+            **_settings""",
+                """            **_settings""",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a batch's retry counts as passed on before all jobs have it",
+        file="batch_plan.py",
+        changes=(("        if not behind or draft.cancelled:\n", "        if len(behind) < 2 or draft.cancelled:\n"),),
+    ),
+    Mutation(
+        name="a document whose job was deleted runs again without a retry",
+        file="batch_plan.py",
+        changes=(
+            ("return _State.FAILED if index in made or self.cancelled", "return _State.FAILED if self.cancelled"),
+        ),
+    ),
+    Mutation(
+        name="a document is completed for as long as its job is there",
+        file="batch_plan.py",
+        changes=(("        if index in completed or (job is not None", "        if (job is not None"),),
+    ),
+    Mutation(
+        name="a failed document has ended before its retry is passed on to it",
+        file="batch_plan.py",
+        changes=(
+            (
+                "        if job.ended and (index not in self.snapshot.behind or self.cancelled):\n",
+                "        if job.ended:\n",
             ),
         ),
     ),

@@ -316,6 +316,7 @@ def test_a_job_that_is_taken_out_of_its_queue_has_pods_that_are_in_none(cluster:
     cluster.start_operator()
     assert cluster.pass_until(lambda: "waiting for the queue" in why(cluster), seconds=30)
     (job,) = cluster.api.all("jobs")
+    assert why(cluster) == f"waiting for the queue night to admit the Job {job['metadata']['name']}"
     for path in (PATH, child_path(NAMESPACE, job["metadata"]["name"])):
         label = {"metadata": {"labels": {names.LABEL_QUEUE_NAME: None}}}
         cluster.api.request("PATCH", path, body=label, content_type=MERGE_PATCH)
