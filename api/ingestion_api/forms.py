@@ -69,6 +69,7 @@ class _Fields(DocumentFields):
     manifest: str | None = None
 
 
+FIELDS: Final = frozenset(_Fields.model_fields)
 _MANIFEST: Final = TypeAdapter(Annotated[list[DocumentFields], Field(min_length=1, max_length=MAX_DOCUMENTS)])
 
 

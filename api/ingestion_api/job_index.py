@@ -184,6 +184,12 @@ class JobIndex:
         uids = self._of_batches.get((namespace, batch), {})
         return {place: self._jobs[uid].entry for place, uid in uids.items()}
 
+    def document_place(self, *, namespace: str, job_id: str) -> int:
+        """Return the place of a job's document among the files of its ingest: 0 unless a batch has made the job."""
+        uid = self._names.get((namespace, job_id))
+        batch = self._jobs[uid].batch if uid else None
+        return (batch[1] if batch else None) or 0
+
     def put(self, body: JsonObject) -> None:
         """Take in a job as the API server has just answered it; an older state than the known one is ignored."""
         try:

@@ -35,11 +35,13 @@ class Making:
         namespace: the tenant's.
         knowledge_base: UUID.
         name: the resource's, and its id in this API.
+        keyed: by an Idempotency-Key, so that another request may make the same.
     """
 
     namespace: str
     knowledge_base: str
     name: str
+    keyed: bool
 
     @classmethod
     def of(cls, *, namespace: str, knowledge_base: str, key: KeyDigest | None) -> Self:
@@ -52,7 +54,7 @@ class Making:
         """
         told = f"{GROUP}/ingest/{namespace}/{knowledge_base}/{key}"
         identity = uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, told)
-        return cls(namespace=namespace, knowledge_base=knowledge_base, name=str(identity))
+        return cls(namespace=namespace, knowledge_base=knowledge_base, name=str(identity), keyed=key is not None)
 
 
 class Jobs:
@@ -108,32 +110,41 @@ class Jobs:
         self._index.put(body)
         return ShownBatch.model_validate(body) if kind == BATCH_KIND else ShownJob.model_validate(body)
 
-    async def made(self, making: Making) -> list[Document] | None:
-        """Return the documents of what an earlier request with the same name has made, None when there is nothing.
+    async def made(self, making: Making) -> Sequence[Document] | None:
+        """Return the documents of what a request with the same key has made, None when there is nothing.
 
         Raises:
+            ProblemError: 503 while it is being deleted.
             ApiError: the API server does not answer, or refuses.
         """
+        if not making.keyed:
+            return None
         for kind in _PATHS:
             made = await self._read(kind, making.namespace, making.name)
-            if made is not None:
-                return made.spec.documents if isinstance(made, IngestionBatch) else [made.spec.document]
+            if made is None:
+                continue
+            if made.metadata.deletion_timestamp is not None:
+                raise unavailable(f"the ingestion job {making.name} is being deleted; try again")
+            return _documents(made)
         return None
 
-    async def create(self, making: Making, documents: Sequence[Document], chosen: JsonObject) -> None:
-        """Create a job for one document, or a batch for several.
+    async def create(self, making: Making, documents: Sequence[Document], chosen: JsonObject) -> Sequence[Document]:
+        """Create a job for one document, or a batch for several, unless a request with the same key has been first.
 
         Args:
             making: its name, and where it belongs.
             documents: what it ingests.
             chosen: the other fields of its spec.
 
+        Returns:
+            the documents of what is there: these, or those of the request that has been first.
+
         Raises:
             ValidationError: a spec with these fields is none.
             ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
-                the namespace, or its quota, cannot take it now.
+                the namespace, or its quota, cannot take it now, or while the one with this key is being deleted.
             JobUnknownError: the API server does not say whether it has the job, or has not before the shutdown.
-            ApiError: it refuses the job for another reason.
+            ApiError: it refuses the job for another reason, or does not answer before it is sent the job.
         """
         kind = KIND if len(documents) == 1 else BATCH_KIND
         told = [document.model_dump(mode="json", by_alias=True, exclude_none=True) for document in documents]
@@ -151,13 +162,31 @@ class Jobs:
             "metadata": {"name": making.name, "labels": labels},
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
         }
+        # Asked last: a job and a batch may have one name, and what is sent from here on keeps its files.
+        if (made := await self.made(making)) is not None:
+            return made
         try:
-            await self._create(making.namespace, body)
+            new = await self._create(making.namespace, body)
+            return documents if new or not making.keyed else await self._there(kind, making)
         except asyncio.CancelledError as error:
             raise JobUnknownError(making.name) from error
 
-    async def _create(self, namespace: str, body: JsonObject) -> None:
-        """Send a job until the API server says that it has it, or that it will not have it."""
+    async def _there(self, kind: str, making: Making) -> Sequence[Document]:
+        """Return the documents of what has this name, which this request or another has made."""
+        try:
+            made = await self._read(kind, making.namespace, making.name)
+        except (ApiError, ValueError) as error:
+            raise JobUnknownError(making.name) from error
+        if made is None:
+            raise JobUnknownError(making.name)
+        return _documents(made)
+
+    async def _create(self, namespace: str, body: JsonObject) -> bool:
+        """Send a job until the API server says that it has it, or that it will not have it.
+
+        Returns:
+            whether what was sent last has made it; else an earlier POST has, of this request or another.
+        """
         path_of, name = _PATHS[body["kind"]], body["metadata"]["name"]
         path = path_of(namespace)
         refused: ApiError | None = None
@@ -167,7 +196,7 @@ class Jobs:
                 self._index.put(await self._kube.request("POST", path, body=body, timeout=_TRY_SECONDS))
             except ApiError as error:
                 if error.already_exists:
-                    return  # the name is this job's alone: an earlier POST has made it
+                    return False
                 refused = error if 400 <= error.status < 500 and error.status not in _TRY_AGAIN else None
                 # A new job cannot be in conflict: it is a quota on jobs, whose count others change at the same time.
                 if refused is not None and not error.conflict:
@@ -175,7 +204,7 @@ class Jobs:
                         raise _refusal(namespace, error) from None
                     break
             else:
-                return
+                return True
         # An earlier POST may have come through all the same: the quota may be used up by this very job.
         path = path_of(namespace, name)
         try:
@@ -184,12 +213,17 @@ class Jobs:
             if refused is not None and error.not_found:
                 raise _refusal(namespace, refused) from error
             raise JobUnknownError(name) from error
+        return False
 
 
 def path_of(job: Retryable) -> str:
     """Return the path of a job, or a batch."""
     path = _PATHS[BATCH_KIND if isinstance(job, IngestionBatch) else KIND]
     return path(job.metadata.namespace, job.metadata.name)
+
+
+def _documents(job: Retryable) -> Sequence[Document]:
+    return job.spec.documents if isinstance(job, IngestionBatch) else [job.spec.document]
 
 
 def _refusal(namespace: str, error: ApiError) -> Exception:

@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from ingestion_api.forms import FIELDS
 from ingestion_api.problems import ProblemError, bad_request
 
 MAX_FIELDS: Final = 16
@@ -26,6 +27,8 @@ MANIFEST: Final = "manifest"
 """The one field that grows with the number of files."""
 MAX_MANIFEST_BYTES: Final = 512 * 1024
 MAX_PART_HEADER_BYTES: Final = 4096
+MAX_PARTS: Final = 2048
+"""Fields, files, and file inputs in which nothing was chosen, which no other bound counts."""
 # A client that is slower, or keeps its upload open with a byte now and then, loses its place to another.
 _LEAST_BYTES: Final = 64 * 1024
 # Forms should have none (RFC 7578, 4.2). But clients of .NET give a name that is not ASCII so, and beside it nothing,
@@ -70,6 +73,7 @@ class MultipartReader:
         self._stall = stall_seconds
         self._waited = 0.0
         self._arrived = 0
+        self._parts = 0
         self._events: list[tuple[str, bytes]] = []
         self._parser = MultipartParser(boundary, self._callbacks())
 
@@ -129,6 +133,10 @@ class MultipartReader:
             match event:
                 case "close":
                     return None
+                case "begin":
+                    self._parts += 1
+                    if self._parts > MAX_PARTS:
+                        raise bad_request(f"at most {MAX_PARTS} parts are read")
                 case "field":
                     field += data
                 case "value":
@@ -153,15 +161,27 @@ class MultipartReader:
     async def next_file(self) -> FilePart | None:
         """Read fields, up to the head of a file's part; None at the end of the form.
 
+        What is called as a field is one, although it has a file name, as a Blob of JavaScript always has. A part with
+        neither name nor bytes is no file: browsers send it for an input in which none was chosen.
+
         Raises:
-            ProblemError: 400 when fields are too many, too long, given twice or not UTF-8.
+            ProblemError: 400 when fields are too many, too long, given twice or not UTF-8, or the parts too many.
         """
         while (head := await self._part_head()) is not None:
             name, file = head
-            if file is not None:
+            if file is None or name in FIELDS:
+                await self._read_field(name)
+            elif file.name or await self._has_bytes():
                 return file
-            await self._read_field(name)
         return None
+
+    async def _has_bytes(self) -> bool:
+        """Return whether the part whose head was read last has any; one that has none is read to its end."""
+        event = await self._next()
+        if event[0] != "data":
+            return False
+        self._events.insert(0, event)
+        return True
 
     async def _read_field(self, name: str) -> None:
         if len(self.fields) == MAX_FIELDS:

@@ -6,6 +6,7 @@ A retry that is recorded but not taken up yet shows as `queued`, so that no GET 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, Self, TypeVar
@@ -20,6 +21,7 @@ from ingestion_crds.constants import (
     Mode,
     Phase,
     Stage,
+    Trigger,
     VersionState,
 )
 from ingestion_crds.job import Attempt, Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
@@ -56,12 +58,12 @@ class _NarrowMetadata(Model):
     def batch(self) -> tuple[str, int | None] | None:
         """The UID of the batch that has made this job, and the document's place in it; None of any other job.
 
-        It is told by its owner, as a label may be anybody's.
+        It is told by its owner, as a label may be anybody's. All jobs of a batch share one copy of the UID.
         """
         place = self.labels.batch_index
         for owner in self.owner_references:
             if owner.controller and owner.kind == BATCH_KIND:
-                return owner.uid, int(place) if _PLACE.match(place) else None
+                return sys.intern(owner.uid), int(place) if _PLACE.match(place) else None
         return None
 
 
@@ -97,7 +99,7 @@ class _NarrowStatus(Model):
     observed_retry_generation: int | None = None
     phase: Phase = Phase.QUEUED
     mode: Mode | None = None
-    stage: Stage | None = None
+    stage: str | None = None  # as plain text, too
     version: _NarrowVersion | None = None
     segments: _NarrowSegments | None = None
     start_time: datetime | None = None
@@ -238,7 +240,7 @@ class AttemptView(BaseModel):
     """What one retry generation ran, and how it ended."""
 
     generation: int = Field(description="The retry generation; 0 is the first run.")
-    trigger: str = Field(description="Initial, REST, Annotation or Patch.")
+    trigger: str = Field(description=f"One of {', '.join(Trigger)}.")
     requested_by: str | None = Field(None, description="The key's id, for a retry by REST.")
     segments: int = Field(0, description="Segments that were run.")
     completed: int = Field(0, description="Of these, completed.")
@@ -284,7 +286,7 @@ class IngestionJobSummaryResponse(BaseModel):
 
 
 class CursorPage(BaseModel, Generic[Item]):
-    """One page of a list, newest first."""
+    """One page of a list."""
 
     items: list[Item]
     next_cursor: str | None = None

@@ -374,6 +374,13 @@ def test_jobs_are_listed_newest_first() -> None:
     assert (len(first), end) == (2, None)
 
 
+def test_a_job_at_a_stage_of_a_newer_operator_is_listed() -> None:
+    index = JobIndex(kube=cast(KubeClient, None), metrics=Metrics())
+    index.put({**stored(), "status": {"phase": "processing", "stage": "brand_new"}})
+    which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "limit": 9, "before": None}
+    assert [job.name for job in index.page(**which)[0]] == ["handbook"]
+
+
 def test_a_job_that_is_kept_takes_little_memory() -> None:
     """Jobs may be kept for ever, and each replica of the API keeps all: its memory must not be what forbids it."""
     count, moment = 2_000, "2026-01-01T00:00:00Z"

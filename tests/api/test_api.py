@@ -318,7 +318,8 @@ async def test_several_documents_are_one_job_whose_progress_counts_them(api: Api
     assert (await api.client.get(documents, params={"cursor": "-1"})).status_code == 400
     assert (await api.client.get(documents, params={"limit": 201})).status_code == 422
     own = f"/v1/knowledge-base/ingestion-jobs/{child['metadata']['uid']}/documents"
-    assert [item["status"] for item in (await api.client.get(own)).json()["items"]] == ["queued"]
+    items = (await api.client.get(own)).json()["items"]
+    assert [(item["manifest_index"], item["status"]) for item in items] == [(1, "queued")]
     (entry,) = await listed(api)
     assert (entry["id"], entry["job_type"], entry["total_documents"], entry["processed_count"]) == (
         batch_id, "batch", 3, 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 import uuid
 from collections import Counter
@@ -11,22 +12,24 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 import pytest
 from fastapi import Request
 from ingestion_api.auth import Principal
 from ingestion_api.documents import document_views
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import JobIndex
+from ingestion_api.jobs import JobUnknownError, Making
 from ingestion_api.metrics import Metrics
 from ingestion_api.problems import ProblemError
 from ingestion_api.routes import ingest
 from ingestion_api.routes.ingest import TOTAL_FACTOR, bulk_ingest
 from ingestion_api.services import Services
-from ingestion_api.upload import MAX_FIELD_BYTES, MAX_MANIFEST_BYTES
+from ingestion_api.upload import MAX_FIELD_BYTES, MAX_MANIFEST_BYTES, MAX_PARTS
 from ingestion_api.views import NarrowBatch, ShownBatch, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.batch import IngestionBatch
-from ingestion_crds.constants import BATCH_KIND
+from ingestion_crds.constants import BATCH_KIND, KIND
 from ingestion_crds.kube import KubeClient
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store
@@ -39,8 +42,8 @@ from .test_answers import request as request_of
 MOMENT = "2026-01-01T00:00:00Z"
 
 
-def part(name: str, content: bytes = b"abc") -> bytes:
-    return f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+def part(name: str, content: bytes = b"abc", *, of: str = "file") -> bytes:
+    return f'--b\r\nContent-Disposition: form-data; name="{of}"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n"
 
 
 def form(*parts: bytes) -> bytes:
@@ -62,11 +65,12 @@ class Cluster:
 
     Args:
         lost: what a first POST is answered with although it is carried out; 0 for no answer.
+        after: what a GET is answered with once something is there.
     """
 
-    def __init__(self, *, lost: int | None = None) -> None:
+    def __init__(self, *, lost: int | None = None, after: int = 200) -> None:
         self.objects: dict[tuple[str, str], JsonObject] = {}
-        self.lost = lost
+        self.lost, self.after = lost, after
         self.asked: Counter[str] = Counter()
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
@@ -74,7 +78,7 @@ class Cluster:
         self.asked[f"{request.command} {plural}"] += 1
         if request.command == "GET":
             found = self.objects.get((plural, request.path.rsplit("/", 1)[-1]))
-            answer(request, 200 if found else 404, json.dumps(found or {"kind": "Status"}).encode())
+            answer(request, self.after if found else 404, json.dumps(found or {"kind": "Status"}).encode())
             return
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         place = (plural, body["metadata"]["name"])
@@ -143,6 +147,8 @@ async def test_several_files_become_one_batch_as_the_manifest_says(tmp_path: Pat
         (form(part("a"), field("manifest", "x" * (MAX_MANIFEST_BYTES + 1))), f"more than {MAX_MANIFEST_BYTES} bytes"),
         (form(part("a"), field("manifests", "x" * (MAX_FIELD_BYTES + 1))), f"more than {MAX_FIELD_BYTES} bytes"),
         (form(*[part("x" * 200 + str(number), b"") for number in range(900)]), "places of all files have more than"),
+        (form(part("", b"")), "file: the form has none"),
+        (form(part("a"), *[part("", b"") for _ in range(MAX_PARTS)]), f"at most {MAX_PARTS} parts are read"),
         (form(*[part("a", b"") for _ in range(6)]), "at most 5 documents are taken in one request"),
     ],
 )
@@ -156,6 +162,34 @@ async def test_what_is_wrong_with_several_files_is_said_and_nothing_stays(
         with pytest.raises(ProblemError, match=told) as refused:
             await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
     assert (refused.value.status, cluster.objects, bucket(tmp_path)) == (400, {}, [])
+
+
+async def test_a_field_that_has_a_file_name_is_a_field(tmp_path: Path) -> None:
+    """As each Blob of JavaScript has, and what curl reads from a file."""
+    own = [part("blob", b"Notes", of="title"), part("blob", OTHER.encode(), of="document_id")]
+    told = part("blob", b'[{"title": "One"}, {}]', of="manifest")
+    both = [part("blob", b"SinglePass", of="mode"), part("options.json", b'{"segmentBackoffLimit": 0}', of="options")]
+    made = []
+    for body in (form(*own, *both, part("a.md")), form(part("a.md"), part("b.md"), told, *both)):
+        cluster = Cluster()
+        async with services(tmp_path, cluster) as parts:
+            await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+        made.append(cluster.only["spec"])
+    assert [(spec["mode"], spec["segmentBackoffLimit"]) for spec in made] == [("SinglePass", 0)] * 2
+    job, several = made
+    assert (job["document"]["title"], job["document"]["id"]) == ("Notes", OTHER)
+    assert [document["title"] for document in several["documents"]] == ["One", "b.md"]
+    assert len(bucket(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("named", "content"), [("a.md", b""), ("", b"abc")], ids=["no bytes", "no name"])
+async def test_a_file_input_in_which_nothing_was_chosen_is_no_file(tmp_path: Path, named: str, content: bytes) -> None:
+    """Browsers send it without name and bytes; what has one of them is a file."""
+    empty, cluster = part("", b""), Cluster()
+    async with services(tmp_path, cluster) as parts:
+        body = form(field("title", "Notes"), empty, part(named, content), empty)
+        taken = await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+    assert (cluster.only["kind"], len(taken.items), len(bucket(tmp_path))) == (KIND, 1, 1)
 
 
 async def test_all_files_of_a_request_have_a_bound_too(tmp_path: Path) -> None:
@@ -219,6 +253,46 @@ async def test_a_store_that_fails_is_not_asked_to_delete_a_thousand_files(
     assert 0 < asked < 20
 
 
+async def test_a_file_that_cannot_be_deleted_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete = Store.delete
+
+    def but_one(store: Store, *, key: str) -> None:
+        if key.endswith("first.md"):
+            raise WorkerError("StoreUnavailable", "the store does not answer")
+        delete(store, key=key)
+
+    monkeypatch.setattr(Store, "delete", but_one)
+    body = form(part("first.md"), *[part("a.md") for _ in range(40)], field("colour", "red"))
+    async with services(tmp_path, Cluster()) as parts:
+        with pytest.raises(ProblemError, match="colour"):
+            await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
+    (left,) = bucket(tmp_path)
+    assert left.endswith("first.md")
+
+
+async def test_files_are_deleted_to_the_last_although_a_shutdown_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, begun, goes_on, deleted = Store.delete, threading.Event(), threading.Event(), []
+
+    def slow(store: Store, *, key: str) -> None:
+        begun.set()
+        goes_on.wait(30)
+        delete(store, key=key)
+        deleted.append(key)
+
+    monkeypatch.setattr(Store, "delete", slow)
+    body = form(*[part("a.md") for _ in range(40)], field("colour", "red"))
+    async with services(tmp_path, Cluster()) as parts:
+        taking = asyncio.create_task(bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER))
+        assert await asyncio.to_thread(begun.wait, 30)
+        taking.cancel()
+        await asyncio.wait([taking])
+        goes_on.set()
+        await until(lambda: len(deleted) == 40)
+    assert bucket(tmp_path) == []
+
+
 @pytest.mark.parametrize("lost", [0, 500, 504])
 async def test_a_batch_is_made_once_however_often_it_has_to_be_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int
@@ -265,6 +339,80 @@ async def test_requests_with_one_key_at_the_same_time_make_one_batch_and_leave_n
     kept = {document["source"]["uri"].removeprefix("s3://team-a/") for document in documents}
     assert set(bucket(tmp_path)) == kept
     assert [str(item.document_id) for item in taken[0].items] == [document["id"] for document in documents]
+
+
+@pytest.mark.parametrize(("slow", "quick"), [(3, 1), (1, 3)], ids=["a batch and a job", "a job and a batch"])
+async def test_a_job_and_a_batch_with_one_key_at_the_same_time_are_one(tmp_path: Path, slow: int, quick: int) -> None:
+    """They may have one name in the cluster, where neither keeps the other away."""
+    cluster, reads, goes_on = Cluster(), asyncio.Event(), asyncio.Event()
+    async with services(tmp_path, cluster) as parts:
+        late, early = (request(parts, form(*[part("a")] * files), idempotency_key="monday") for files in (slow, quick))
+
+        async def receive() -> Any:
+            reads.set()
+            await goes_on.wait()
+            return await late.receive()
+
+        waiting = asyncio.create_task(bulk_ingest(Request(late.scope, receive), uuid.UUID(KB), CALLER))
+        await reads.wait()
+        first = await bulk_ingest(early, uuid.UUID(KB), CALLER)
+        goes_on.set()
+        assert await waiting == first
+    assert cluster.only["metadata"]["name"] == str(first.ingestion_job_id)
+    assert len(bucket(tmp_path)) == len(first.items) == quick
+
+
+def made_by(key: str) -> str:
+    return Making.of(namespace="team-a", knowledge_base=KB, key=key_digest(key)).name
+
+
+async def test_a_batch_keeps_its_files_although_a_job_of_its_name_is_made_at_the_same_moment(tmp_path: Path) -> None:
+    class Crossed(Cluster):
+        def __call__(self, request: BaseHTTPRequestHandler) -> None:
+            if request.command == "POST":
+                self.objects["ingestionjobs", made_by("monday")] = stored(made_by("monday"))
+            super().__call__(request)
+
+    cluster = Crossed()
+    async with services(tmp_path, cluster) as parts:
+        both = request(parts, form(part("a"), part("b")), idempotency_key="monday")
+        taken = await bulk_ingest(both, uuid.UUID(KB), CALLER)
+    documents = cluster.objects["ingestionbatches", made_by("monday")]["spec"]["documents"]
+    assert [str(item.document_id) for item in taken.items] == [document["id"] for document in documents]
+    assert len(bucket(tmp_path)) == 2
+
+
+async def test_what_is_made_is_answered_although_the_api_server_answers_nothing_more(tmp_path: Path) -> None:
+    async with services(tmp_path, Cluster(after=500)) as parts:
+        both = request(parts, form(part("a"), part("b")), idempotency_key="monday")
+        assert len((await bulk_ingest(both, uuid.UUID(KB), CALLER)).items) == 2
+    assert len(bucket(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("after", [500, 404], ids=["no answer", "gone again"])
+async def test_files_stay_while_it_is_unknown_which_request_was_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr("ingestion_api.jobs._PAUSES_SECONDS", (0.0, 0.01, 0.01))
+    async with services(tmp_path, Cluster(lost=0, after=after)) as parts:
+        both = request(parts, form(part("a"), part("b")), idempotency_key="monday")
+        with pytest.raises(JobUnknownError):
+            await bulk_ingest(both, uuid.UUID(KB), CALLER)
+    assert len(bucket(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("plural", ["ingestionjobs", "ingestionbatches"])
+async def test_a_key_whose_job_is_being_deleted_is_to_be_sent_again(tmp_path: Path, plural: str) -> None:
+    """The answer would name what is gone a moment later."""
+    name, cluster = made_by("monday"), Cluster()
+    body = stored(name) if plural == "ingestionjobs" else batch(name)
+    body["metadata"]["deletionTimestamp"] = MOMENT
+    cluster.objects[plural, name] = body
+    async with services(tmp_path, cluster) as parts:
+        with pytest.raises(ProblemError, match="is being deleted; try again") as refused:
+            await bulk_ingest(request(parts, form(part("a")), idempotency_key="monday"), uuid.UUID(KB), CALLER)
+    assert (refused.value.status, refused.value.error) == (503, "unavailable")
+    assert bucket(tmp_path) == []
 
 
 async def test_a_key_that_is_none_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -386,6 +534,16 @@ def test_documents_of_a_batch_are_known_by_their_places_and_forgotten_with_their
     known._delete(new["metadata"]["uid"])
     assert known.documents(**which) == {}
     assert known._of_batches.keys() == {("team-b", OTHER)}
+
+
+def test_jobs_of_a_batch_share_one_copy_of_its_uid() -> None:
+    known = index()
+    for place in ("0", "1"):
+        known.put(orjson.loads(orjson.dumps(child(f"handbooks-x-{place}", place=place))))
+    first, second = (job.batch for job in known._jobs.values())
+    assert first is not None
+    assert second is not None
+    assert first[0] is second[0]
 
 
 @pytest.mark.parametrize(

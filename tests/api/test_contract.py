@@ -10,6 +10,7 @@ from ingestion_api.forms import IngestOptions
 from ingestion_api.options import Options
 from ingestion_crds.batch import BatchSpec
 from ingestion_crds.config import Config
+from ingestion_crds.constants import Trigger
 from ingestion_crds.job import Spec
 from openapi_spec_validator import validate
 from pydantic import BaseModel
@@ -113,6 +114,11 @@ def test_a_job_has_the_fields_that_clients_know(document: dict[str, Any]) -> Non
         "partial_failure", "processing", "queued", "segment_count", "processed_segments", "progress_pct", "created_at",
         "updated_at", "started_at", "completed_at",
     }  # fmt: skip
+
+
+def test_whatever_triggers_an_attempt_is_named(document: dict[str, Any]) -> None:
+    described = document["components"]["schemas"]["AttemptView"]["properties"]["trigger"]["description"]
+    assert [trigger for trigger in Trigger if trigger not in described] == []
 
 
 def test_a_page_of_jobs(document: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -104,13 +105,13 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
     """
     parts = services_of(request)
     key = key_digest(request.headers.get("idempotency-key"))
+    making = Making.of(namespace=caller.namespace, knowledge_base=str(kb_id), key=key)
     most = TOTAL_FACTOR * parts.config.max_source_bytes
     announced = content_length(request.scope)
     if announced is not None and announced > most + _FORM_BYTES:
         raise too_large(f"file: at most {most} bytes are taken in one request")
     store = await parts.stores.of(namespace=caller.namespace)
-    making = Making.of(namespace=caller.namespace, knowledge_base=str(kb_id), key=key)
-    if key is not None and (made := await parts.jobs.made(making)) is not None:
+    if (made := await parts.jobs.made(making)) is not None:
         return _answer(request, caller.namespace, making, made)
     async with parts.uploads.one(namespace=caller.namespace):
         reader = MultipartReader(request=request, stall_seconds=parts.options.stall_seconds)
@@ -118,7 +119,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
         try:
             form = await _store(parts, store, reader, caller.namespace, stored)
             documents = [_document(form.fields_of(index), each) for index, each in enumerate(stored)]
-            await parts.jobs.create(making, documents, form.chosen())
+            made = await parts.jobs.create(making, documents, form.chosen())
         except JobUnknownError:
             raise  # the job may exist, and needs its files
         except ValidationError as error:
@@ -127,13 +128,9 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
         except (Exception, asyncio.CancelledError):
             await _remove(store, stored)
             raise
-    if key is not None:
-        # Another request with this key may have been first.
-        made = await parts.jobs.made(making)
-        if made is not None and _places(made) != _places(documents):
-            await _remove(store, stored)
-            documents = made
-    return _answer(request, caller.namespace, making, documents)
+    if _places(made) != _places(documents):
+        await _remove(store, stored)
+    return _answer(request, caller.namespace, making, made)
 
 
 async def _store(
@@ -213,13 +210,17 @@ def _places(documents: Sequence[Document]) -> list[str]:
 
 
 async def _remove(store: Store, stored: Sequence[_Stored]) -> None:
-    """Delete files that no job will read; what went wrong first is the answer, and a store that fails is left alone."""
-    for first in range(0, len(stored), _DELETES):
-        keys = [each.upload.key for each in stored[first : first + _DELETES]]
-        deletes = [asyncio.to_thread(store.delete, key=key) for key in keys]
-        outcomes = await asyncio.gather(*deletes, return_exceptions=True)
-        if any(isinstance(outcome, WorkerError) for outcome in outcomes):
-            return
+    """Delete files that no job will read, to the end even if this is cancelled; what went wrong first is the answer."""
+    await asyncio.to_thread(_delete, store, [each.upload.key for each in stored])
+
+
+def _delete(store: Store, keys: Sequence[str]) -> None:
+    """Delete objects, a group at the same time; a store that fails with all of a group is left alone."""
+    with ThreadPoolExecutor(_DELETES) as threads:
+        for first in range(0, len(keys), _DELETES):
+            deletes = [threads.submit(store.delete, key=key) for key in keys[first : first + _DELETES]]
+            if all(delete.exception() is not None for delete in deletes):
+                return
 
 
 def _answer(request: Request, namespace: str, making: Making, documents: Sequence[Document]) -> IngestResponse:

@@ -141,10 +141,10 @@ async def list_ingestion_job_documents(
     """
     first = _number(cursor)
     job = await _find(request, caller, job_id)
-    if not isinstance(job, IngestionBatch):
-        items = [] if first else [document_view(job)]
-        return CursorPage(items=items, has_more=False)
     index = services_of(request).index
+    if not isinstance(job, IngestionBatch):
+        place = index.document_place(namespace=caller.namespace, job_id=job.job_id)
+        return CursorPage(items=[] if first else [document_view(job, index=place)], has_more=False)
     if not index.synced:
         raise still_listing()
     entries = index.documents(namespace=caller.namespace, batch=job.metadata.uid)
