@@ -30,7 +30,8 @@ class BatchPace:
         looked: when the last look began, in seconds of a monotonic clock.
         documents: how many it has.
         resource_versions: of it, those that were last read or written. The watch may lag several writes behind.
-        heard: the newest that the watch has shown and that was neither read nor written before; else empty.
+        heard: the newest that the watch has shown since the last look began and that was neither read nor written
+            before; else empty.
         phases: of its jobs, by their names, as the last look has read them.
         told: places of documents, and generations of their jobs, that have been told to stop.
         rejection: what the API server has refused of the last look.
@@ -71,9 +72,10 @@ class BatchMemory:
         return self._paces.setdefault(key, BatchPace(looked=self._monotonic() - _LONGEST_REST_SECONDS))
 
     def begin_look(self, key: str) -> BatchPace:
-        """Take in that a look begins."""
+        """Take in that a look begins: what was heard until now, it reads."""
         pace = self.pace(key)
         pace.looked = self._monotonic()
+        pace.heard = ""
         return pace
 
     def up_to_date(self, key: str) -> bool:
@@ -84,9 +86,12 @@ class BatchMemory:
         pace = self._paces.get(key)
         return pace is None or (not pace.stirred and (not pace.heard or pace.heard in pace.resource_versions))
 
-    def forget(self, key: str) -> None:
-        """Forget a batch that is settled or gone."""
+    def forget(self, key: str) -> float | None:
+        """Forget a batch that is settled or gone, unless there is news of it since; return the delay."""
+        if not self.up_to_date(key):
+            return self.remaining_rest(key)
         self._paces.pop(key, None)
+        return None
 
     @property
     def rest(self) -> float:

@@ -79,17 +79,15 @@ class BatchReconciler:
         """
         namespace, _, name = key.partition("/")
         pace = self._memory.begin_look(key)
+        stirred, pace.stirred = pace.stirred, False
         raw = await self._cluster.find_batch(namespace=namespace, name=name)
         if raw is None:
-            self._memory.forget(key)
-            return None
+            return self._memory.forget(key)
         batch = IngestionBatch.model_validate(raw)
-        if settled(batch) and not pace.stirred:
-            self._memory.forget(key)
-            return None
-        pace.stirred = False
-        pace.documents = len(batch.spec.documents)
         pace.resource_versions.append(batch.metadata.resource_version)
+        if settled(batch) and not stirred:
+            return self._memory.forget(key)
+        pace.documents = len(batch.spec.documents)
         snapshot = await self._read(batch, pace)
         decided = plan(snapshot, now=self._now())
         raw, batch = await self._write(raw, batch, decided, pace)
@@ -100,9 +98,8 @@ class BatchReconciler:
             )
             decided = plan(snapshot, now=self._now())
             raw, batch = await self._write(raw, batch, decided, pace)
-        if settled(batch) and not pace.stirred:
-            self._memory.forget(key)
-            return None
+        if settled(batch):
+            return self._memory.forget(key)
         if pace.stirred:
             return self._memory.rest
         return None if decided.look_again is None else max(decided.look_again, self._memory.rest)

@@ -1,0 +1,136 @@
+"""Looks at a batch: what is heard meanwhile, what goes wrong with a single document, and how often they are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
+from ingestion_crds.kube import MERGE_PATCH, batch_path, ingestion_path
+from support.builders import ingestion_batch
+
+from simulation.api import BATCHES, INGESTION_JOBS
+from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+
+# None of these may need the resync, two minutes later.
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    made = SimulatedCluster(single=True)
+    try:
+        yield made
+        assert not made.broken.found
+    finally:
+        made.close()
+
+
+def create(cluster: SimulatedCluster, *, documents: int = 3, name: str = "manuals", **spec: Any) -> None:
+    body = ingestion_batch(documents=documents, name=name, **spec)
+    cluster.api.request("POST", batch_path(NAMESPACE), body=body)
+
+
+def patch(cluster: SimulatedCluster, **spec: Any) -> None:
+    path = batch_path(NAMESPACE, "manuals")
+    cluster.api.request("PATCH", path, body={"spec": spec}, content_type=MERGE_PATCH)
+
+
+def patch_job(cluster: SimulatedCluster, index: int, body: JsonObject) -> None:
+    path = ingestion_path(NAMESPACE, job(cluster, index)["metadata"]["name"])
+    cluster.api.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+
+def job(cluster: SimulatedCluster, index: int) -> JsonObject:
+    """Return a document's IngestionJob."""
+    jobs = cluster.api.all(INGESTION_JOBS)
+    return next(item for item in jobs if item["metadata"]["labels"].get(names.LABEL_BATCH_INDEX) == str(index))
+
+
+def status(cluster: SimulatedCluster, name: str = "manuals") -> JsonObject:
+    found = cluster.api.find(BATCHES, NAMESPACE, name)
+    assert found is not None
+    return dict(found["status"])
+
+
+def ended(cluster: SimulatedCluster, phase: str, generation: int = 0, *, name: str = "manuals") -> Callable[[], bool]:
+    def there() -> bool:
+        now = status(cluster, name)
+        return bool(now["phase"] == phase and now.get("endedGeneration") == generation)
+
+    return there
+
+
+def stalled(cluster: SimulatedCluster) -> JsonObject:
+    """Return the batch's condition Stalled; empty before its first look."""
+    conditions = status(cluster).get("conditions", [])
+    return next((item for item in conditions if item["type"] == "Stalled"), {})
+
+
+def until(
+    cluster: SimulatedCluster,
+    wish: Callable[[], bool],
+    *,
+    seconds: float = PATIENCE_SECONDS,
+    held: Callable[[Call], bool] = lambda _: False,
+) -> None:
+    """Let everything go on but for requests that are held, until a wish comes true."""
+    end = cluster.seconds + seconds
+    while True:
+        cluster.settle_down(held=held)
+        if wish():
+            return
+        due = cluster.next_time()
+        assert due is not None
+        assert cluster.seconds + due <= end, status(cluster)
+        cluster.pass_time(due)
+
+
+def fail(cluster: SimulatedCluster) -> None:
+    """Bring a batch to its end, whose first document is not where it should be until then."""
+    cluster.kubelet.missing = {"Manual 0"}
+    cluster.start_operator()
+    create(cluster)
+    until(cluster, ended(cluster, "partial_failure"))
+    cluster.kubelet.missing.clear()
+
+
+# ── what is heard while a look is taken ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_retry_that_is_asked_for_while_a_look_ends_an_attempt_begins(cluster: SimulatedCluster) -> None:
+    def tells_of_the_end(call: Call) -> bool:
+        return call.tells and call.arguments["body"]["reason"] == "DocumentsFailed"
+
+    cluster.kubelet.missing = {"Manual 0"}
+    cluster.start_operator()
+    create(cluster)
+    until(cluster, lambda: any(map(tells_of_the_end, cluster.calls)), held=tells_of_the_end)
+    cluster.kubelet.missing.clear()
+    cluster.pass_time(5)
+    patch(cluster, retryGeneration=1)
+    cluster.settle_down(held=tells_of_the_end)
+    until(cluster, ended(cluster, "completed", 1))
+
+
+def test_a_batch_that_is_made_again_while_a_look_finds_it_gone_begins(cluster: SimulatedCluster) -> None:
+    fail(cluster)
+    path = batch_path(NAMESPACE, "manuals")
+
+    def finds(call: Call) -> bool:
+        return call.path == path and not call.writes
+
+    patch(cluster, retryGeneration=1)
+    until(cluster, lambda: any(map(finds, cluster.calls)), held=finds)
+    cluster.api.request("DELETE", path, body={})
+    [call] = filter(finds, cluster.calls)
+    answer = cluster.commit(call)
+    cluster.pass_time(5)
+    create(cluster)
+    cluster.settle_down(held=finds)
+    cluster.calls.remove(call)
+    cluster._answer(call, answer)
+    cluster.loop.run_until_idle()
+    until(cluster, ended(cluster, "completed"))
