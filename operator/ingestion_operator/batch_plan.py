@@ -226,9 +226,14 @@ class _Draft:
         return limit is not None and limit >= self.generation
 
     @property
+    def over(self) -> bool:
+        """True once the wanted attempt has ended: what was not made for it then, a retry makes."""
+        return self.status.ended_generation == self.generation
+
+    @property
     def cancelling(self) -> bool:
         """True while jobs are to be stopped. A job that is retried by itself after that is not the batch's to stop."""
-        return self.cancelled and self.status.ended_generation != self.generation
+        return self.cancelled and not self.over
 
     @cached_property
     def states(self) -> tuple[_State, ...]:
@@ -242,7 +247,7 @@ class _Draft:
             return _State.COMPLETED
         if job is None:
             # As an attempt whose Job is gone: it has failed, and is made again by a retry.
-            return _State.FAILED if index in made or self.cancelled else _State.UNMADE
+            return _State.FAILED if index in made or self.cancelled or self.over else _State.UNMADE
         if job.ended and (index not in self.snapshot.behind or self.cancelled):
             return _State.PARTIAL if job.phase is Phase.PARTIAL_FAILURE else _State.FAILED
         return _State.PROCESSING if job.phase is Phase.PROCESSING else _State.QUEUED

@@ -228,6 +228,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("retry one"), st.integers(0, DOCUMENTS - 1)),
     st.tuples(st.just("suspend"), st.booleans()),
     st.tuples(st.just("cancel"), st.none()),
+    st.tuples(st.just("take the cancellation back"), st.none()),
     st.tuples(st.just("delete"), st.integers(0, DOCUMENTS - 1)),
 )
 
@@ -254,6 +255,8 @@ def happen(world: World, what: str, detail: Any) -> None:
             world.edit(suspend=detail)
         case "cancel":
             world.edit(cancel_generation=world.batch.spec.retry_generation)
+        case "take the cancellation back":
+            world.edit(cancel_generation=None)
         case "delete":
             world.jobs.pop(detail, None)
 
@@ -442,6 +445,27 @@ def test_a_cancelled_batch_makes_no_more_jobs_and_can_be_retried() -> None:
     assert world.status.phase is Phase.FAILED
     assert world.status.conditions[0].reason is Reason.CANCELLED
     assert {item.index for item in world.status.failures} == set(range(DOCUMENTS))
+    world.retry()
+    world.rest()
+    world.end(Phase.COMPLETED)
+    world.rest()
+    assert world.status.phase is Phase.COMPLETED
+
+
+def test_an_attempt_that_was_cancelled_stays_over_when_the_cancellation_is_taken_back() -> None:
+    """It could not be cancelled any more."""
+    world = World()
+    world.starts = 2
+    world.step()
+    world.edit(cancel_generation=0)
+    world.rest()
+    world.end(Phase.COMPLETED)
+    world.rest()
+    world.edit(cancel_generation=None)
+    world.rest()
+    assert sorted(world.jobs) == [0, 1]
+    assert world.status.phase is Phase.FAILED
+    assert settled(world.batch)
     world.retry()
     world.rest()
     world.end(Phase.COMPLETED)
