@@ -77,8 +77,15 @@ class BatchReconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
-        namespace, _, name = key.partition("/")
         pace = self._memory.begin_look(key)
+        try:
+            return await self._look(key, pace)
+        except Exception:
+            pace.stirred = True  # what the look was for is still to be found
+            raise
+
+    async def _look(self, key: str, pace: BatchPace) -> float | None:
+        namespace, _, name = key.partition("/")
         stirred, pace.stirred = pace.stirred, False
         raw = await self._cluster.find_batch(namespace=namespace, name=name)
         if raw is None:

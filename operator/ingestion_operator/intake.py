@@ -88,7 +88,9 @@ class Intake:
         memory = self._memory
         pace = memory.of(key)
         due = listed and (pace is None or memory.listing_due(pace))
-        if not due and self.passes_over(body):
+        if due:
+            self._batches.on_job_seen(body)  # as `passes_over` does
+        elif self.passes_over(body):
             return
         # A list is taken as it is: when etcd was restored, what is new has an older resourceVersion.
         news = pace is None or pace.on_job_seen(resource_version)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ingestion_crds import JsonObject
+from ingestion_crds import constants as names
 from ingestion_crds.job import IngestionJob
 from ingestion_operator.batch_intake import BatchIntake
 from ingestion_operator.batch_memory import BatchMemory
@@ -122,3 +123,18 @@ def test_what_is_passed_over_would_be_taken_in_as_no_more(
         assert not handlers_queue.added
     else:
         assert by_itself == untouched
+
+
+@pytest.mark.parametrize("phase", ["processing", "failed"])
+def test_the_list_of_a_new_leader_wakes_the_batch_of_a_job_that_runs(phase: str) -> None:
+    """It was retried by itself while nobody led; the batch alone seems to be at rest."""
+    made, _, queue = intake(leading=False, before="unknown", is_open=False)
+    made.begin()
+    shown = body(5, at_rest=phase == "failed")
+    shown.setdefault("status", {"phase": phase})
+    shown["metadata"] |= {
+        "labels": {names.LABEL_BATCH_UID: "b"},
+        "ownerReferences": [{"kind": names.BATCH_KIND, "name": "manuals", "uid": "b", "controller": True}],
+    }
+    made.on_job_seen(shown, listed=True)
+    assert ("team-a/manuals" in queue.added) is (phase == "processing")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, batch_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, TABLE, batch_path, ingestion_path
 from support.builders import ingestion_batch
 
 from simulation.api import BATCHES, INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 
 # None of these may need the resync, two minutes later.
 PATIENCE_SECONDS = 60.0
@@ -133,4 +133,18 @@ def test_a_batch_that_is_made_again_while_a_look_finds_it_gone_begins(cluster: S
     cluster.calls.remove(call)
     cluster._answer(call, answer)
     cluster.loop.run_until_idle()
+    until(cluster, ended(cluster, "completed"))
+
+
+def test_news_of_a_batch_at_rest_survives_requests_that_fail(cluster: SimulatedCluster) -> None:
+    def lists_jobs(call: Call) -> bool:
+        return bool(call.arguments["accept"] == TABLE)
+
+    fail(cluster)
+    patch_job(cluster, 0, {"spec": {"retryGeneration": 1}})
+    while job(cluster, 0)["status"]["phase"] != "completed":
+        cluster.settle_down(held=lists_jobs)
+        for call in filter(lists_jobs, list(cluster.calls)):
+            cluster.settle(call, Fate.REFUSED_500)
+        cluster.pass_time(cluster.next_time() or 0.0)
     until(cluster, ended(cluster, "completed"))
