@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from ingestion_crds import JsonObject, retry
+from ingestion_crds import constants as names
 from ingestion_crds.batch import BatchStatus, IngestionBatch
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Phase, Reason
@@ -228,9 +229,7 @@ class BatchReconciler:
             if not error.already_exists:
                 return _refusal(name, error)
             found = await self._cluster.find_job(namespace=namespace, name=name)
-            if found is not None and not is_owned(found, batch=batch):
-                text = f"the IngestionJob {name} exists and is not this batch's: delete it"
-                return Waiting(reason=Reason.NAME_CONFLICT, message=text)
+            return None if found is None else _in_the_way(found, batch)
         return None
 
     async def _patch(self, action: PatchDocumentJob, batch: IngestionBatch) -> Waiting | None:
@@ -238,8 +237,9 @@ class BatchReconciler:
         namespace, body = batch.metadata.namespace, action.body
         if action.retries is not None:
             found = await self._cluster.find_job(namespace=namespace, name=action.name)
-            if found is None or not is_owned(found, batch=batch) or _has_moved_on(found, action.retries):
-                return None
+            waiting = None if found is None else _in_the_way(found, batch)
+            if found is None or waiting is not None or _has_moved_on(found, action.retries):
+                return waiting
             body = _exactly(body, found)
         try:
             await self._cluster.patch_job(namespace=namespace, name=action.name, body=body)
@@ -286,6 +286,21 @@ def _refusal(name: str, error: ApiError) -> Waiting:
         raise error
     text = shorten(f"{name}: {error.message}", limit=LONGEST_MESSAGE)
     return Waiting(reason=Reason.REJECTED_BY_CLUSTER, message=text)
+
+
+def _in_the_way(job: JsonObject, batch: IngestionBatch) -> Waiting | None:
+    """Return why nothing can be done with a job that has a document's name; None when it is that document's."""
+    metadata = job["metadata"]
+    text = f"the IngestionJob {metadata['name']} "
+    if not is_owned(job, batch=batch):
+        return Waiting(reason=Reason.NAME_CONFLICT, message=f"{text}exists and is not this batch's: delete it")
+    if metadata.get("labels", {}).get(names.LABEL_BATCH_UID) != batch.metadata.uid:
+        # No list has it.
+        text += f"has lost its label {names.LABEL_BATCH_UID}: delete it, or give it {batch.metadata.uid}"
+        return Waiting(reason=Reason.NAME_CONFLICT, message=text)
+    if "deletionTimestamp" in metadata:
+        return Waiting(reason=Reason.POD_TERMINATING, message=f"{text}is being deleted; a finalizer keeps it")
+    return None
 
 
 def _has_moved_on(job: JsonObject, generation: int) -> bool:

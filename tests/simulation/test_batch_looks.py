@@ -148,3 +148,40 @@ def test_news_of_a_batch_at_rest_survives_requests_that_fail(cluster: SimulatedC
             cluster.settle(call, Fate.REFUSED_500)
         cluster.pass_time(cluster.next_time() or 0.0)
     until(cluster, ended(cluster, "completed"))
+
+
+# ── what cannot be done with one of its jobs ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"ownerReferences": None}, "NameConflict"),
+        ({"finalizers": ["example.com/keeps"]}, "PodTerminating"),
+    ],
+)
+def test_a_job_that_cannot_be_retried_is_named(cluster: SimulatedCluster, metadata: JsonObject, reason: str) -> None:
+    fail(cluster)
+    name = job(cluster, 0)["metadata"]["name"]
+    patch_job(cluster, 0, {"metadata": metadata})
+    if "finalizers" in metadata:
+        cluster.api.request("DELETE", ingestion_path(NAMESPACE, name), body={})
+    patch(cluster, retryGeneration=1)
+    until(cluster, lambda: stalled(cluster)["reason"] == reason)
+    assert name in stalled(cluster)["message"]
+    sent = len(cluster.api.changes)
+    cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
+    assert len(cluster.api.changes) == sent
+
+
+def test_a_job_that_is_in_no_list_is_named_until_its_label_is_back(cluster: SimulatedCluster) -> None:
+    fail(cluster)
+    uid = job(cluster, 0)["metadata"]["labels"][names.LABEL_BATCH_UID]
+    patch_job(cluster, 0, {"metadata": {"labels": {names.LABEL_BATCH_UID: None}}})
+    patch(cluster, retryGeneration=1)
+    until(cluster, lambda: stalled(cluster)["reason"] == "NameConflict")
+    assert names.LABEL_BATCH_UID in stalled(cluster)["message"]
+    patch_job(cluster, 0, {"metadata": {"labels": {names.LABEL_BATCH_UID: uid}}})
+    until(cluster, ended(cluster, "partial_failure", 1))
+    patch(cluster, retryGeneration=2)
+    until(cluster, ended(cluster, "completed", 2))
