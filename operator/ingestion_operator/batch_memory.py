@@ -34,7 +34,8 @@ class BatchPace:
             before; else empty.
         phases: of its jobs, by their names, as the last look has read them.
         told: places of documents, and generations of their jobs, that have been told to stop.
-        rejection: what the API server has refused of the last look.
+        rejection: what the API server has refused of the last look, first of all.
+        refused: places of documents for which it has refused something, in the order of the last time.
         answered: the token of the annotation that the last look has answered.
         answer_refused: what answers the annotation was refused.
         stirred: a job of it is no longer at rest, or was heard of for the first time.
@@ -47,6 +48,7 @@ class BatchPace:
     phases: dict[str, Phase] = field(default_factory=dict)
     told: set[tuple[int, int]] = field(default_factory=set)
     rejection: Waiting | None = None
+    refused: dict[int, None] = field(default_factory=dict)
     answered: str = ""
     answer_refused: bool = False
     stirred: bool = False

@@ -11,12 +11,11 @@ it is created, and what was interrupted anywhere goes on from a list of the jobs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cached_property
-from itertools import islice
 from typing import Any, Final
 
 from ingestion_crds import constants as names
@@ -82,6 +81,7 @@ class BatchSnapshot:
         told: documents and generations of their jobs that have been told to stop.
         starts: how many jobs may be made or retried at once.
         rejection: what the API server has refused, or another's job that is in the way.
+        refused: documents for which something was refused the last time, those first for which it was so longest ago.
         answered: the token of the annotation that this look has answered; empty if it has answered none.
         answer_refused: the API server refused what answers an annotation.
     """
@@ -94,6 +94,7 @@ class BatchSnapshot:
     told: frozenset[tuple[int, int]] = frozenset()
     starts: int = 10
     rejection: Waiting | None = None
+    refused: tuple[int, ...] = ()
     answered: str = ""
     answer_refused: bool = False
 
@@ -252,6 +253,11 @@ class _Draft:
             return _State.PARTIAL if job.phase is Phase.PARTIAL_FAILURE else _State.FAILED
         return _State.PROCESSING if job.phase is Phase.PROCESSING else _State.QUEUED
 
+    def in_turn(self, documents: Iterable[int]) -> list[int]:
+        """Return documents in the order in which something is done for them: what is refused holds up no others."""
+        wanted, refused = frozenset(documents), self.snapshot.refused
+        return [*sorted(wanted.difference(refused)), *(index for index in refused if index in wanted)]
+
     def set(self, **fields: Any) -> None:
         self.status = self.status.changed(**fields)
 
@@ -297,8 +303,10 @@ def _begin(draft: _Draft) -> None:
 def _pass_on(draft: _Draft) -> None:
     """Pass on what the spec asks of jobs that exist; record what has been passed on to all of them."""
     snapshot, batch = draft.snapshot, draft.batch
+    if draft.cancelling:
+        _cancel(draft)
     if passes_on_generation(batch):
-        behind = [snapshot.jobs[index] for index in sorted(snapshot.behind & snapshot.jobs.keys())]
+        behind = [snapshot.jobs[index] for index in draft.in_turn(snapshot.behind & snapshot.jobs.keys())]
         if not behind or draft.cancelled:
             draft.set(passed_on_generation=draft.generation)
         elif not batch.spec.suspend:
@@ -307,12 +315,10 @@ def _pass_on(draft: _Draft) -> None:
         # Nothing, from before the first job is told: who changes his mind meanwhile has all of them told once more.
         draft.set(passed_on_suspend=None if snapshot.unlike else batch.spec.suspend)
         most = _MOST_STOPS if batch.spec.suspend else snapshot.starts
-        for index in islice(sorted(snapshot.unlike), most):
+        for index in draft.in_turn(snapshot.unlike)[:most]:
             body = {"spec": {"suspend": batch.spec.suspend}}
             draft.actions.append(PatchDocumentJob(index=index, name=name_of(batch, index), body=body))
             draft.go_on()
-    if draft.cancelling:
-        _cancel(draft)
 
 
 def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:
@@ -332,8 +338,8 @@ def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:
 
 def _cancel(draft: _Draft) -> None:
     """Stop the jobs that have not ended: each is told once."""
-    running = [job for _, job in sorted(draft.snapshot.jobs.items()) if not job.ended]
-    left = [job for job in running if (job.index, job.generation) not in draft.snapshot.told]
+    jobs = (draft.snapshot.jobs[index] for index in draft.in_turn(draft.snapshot.jobs))
+    left = [job for job in jobs if not job.ended and (job.index, job.generation) not in draft.snapshot.told]
     for job in left[:_MOST_STOPS]:
         body = {"spec": {"cancelGeneration": job.generation}}
         action = PatchDocumentJob(index=job.index, name=job.name, body=body, cancels=job.generation)
@@ -346,7 +352,7 @@ def _start(draft: _Draft) -> None:
     """Make jobs, as many as may be made at once."""
     if draft.batch.spec.suspend or draft.cancelled:
         return
-    unmade = [index for index, state in enumerate(draft.states) if state is _State.UNMADE]
+    unmade = draft.in_turn(index for index, state in enumerate(draft.states) if state is _State.UNMADE)
     left = draft.snapshot.starts - sum(isinstance(action, PatchDocumentJob) for action in draft.actions)
     for index in unmade[: max(left, 0)]:
         draft.actions.append(CreateDocumentJob(index=index, body=build(draft.batch, index)))

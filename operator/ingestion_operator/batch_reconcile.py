@@ -43,6 +43,8 @@ from ingestion_operator.results import shorten
 
 # By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
 _REFUSALS: Final = (400, 403, 422)
+# After so many in one look it is not one document that is at fault: a quota refuses all of them.
+_MOST_REFUSALS: Final = 3
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class BatchReconciler:
             told=frozenset(pace.told),
             starts=self._memory.starts,
             rejection=pace.rejection,
+            refused=tuple(pace.refused),
             answered=pace.answered,
             answer_refused=pace.answer_refused,
         )
@@ -201,23 +204,32 @@ class BatchReconciler:
     async def _act(
         self, actions: tuple[BatchAction, ...], raw: JsonObject, snapshot: BatchSnapshot, pace: BatchPace
     ) -> bool:
-        """Take the actions, up to the first that is refused; return whether there is news of what is refused."""
+        """Take the actions, until too many are refused; return whether there is news of what is refused."""
         before = pace.rejection, pace.answer_refused
         pace.rejection, pace.answer_refused = None, False
+        refusals = 0
         for action in actions:
+            waiting = None
             match action:
                 case CreateDocumentJob():
-                    pace.rejection = await self._create(action, snapshot.batch)
+                    waiting = await self._create(action, snapshot.batch)
                 case PatchDocumentJob():
-                    pace.rejection = await self._patch(action, snapshot.batch)
-                    if pace.rejection is None and action.cancels is not None:
+                    waiting = await self._patch(action, snapshot.batch)
+                    if waiting is None and action.cancels is not None:
                         pace.told.add((action.index, action.cancels))
                 case PatchBatch():
                     await self._answer(action, raw, snapshot.batch, pace)
                 case DeleteBatch():
-                    pace.rejection = await self._delete(action, snapshot.batch)
-            if pace.rejection is not None:
-                break
+                    waiting = await self._delete(action, snapshot.batch)
+            if isinstance(action, CreateDocumentJob | PatchDocumentJob):
+                pace.refused.pop(action.index, None)
+                if waiting is not None:
+                    pace.refused[action.index] = None  # the last one now
+            if waiting is not None:
+                pace.rejection = pace.rejection or waiting
+                refusals += 1
+                if refusals == _MOST_REFUSALS:
+                    break
         return (pace.rejection, pace.answer_refused) != before
 
     async def _create(self, action: CreateDocumentJob, batch: IngestionBatch) -> Waiting | None:

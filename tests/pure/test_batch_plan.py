@@ -571,6 +571,23 @@ def test_what_is_refused_is_said_and_tried_again_later() -> None:
     assert (stalled.status, stalled.message) == ("True", "exceeded quota")
 
 
+def test_what_was_refused_longest_ago_is_the_first_of_what_was_refused() -> None:
+    world = World()
+    decided = plan(replace(world.snapshot(), refused=(3, 0)), now=world.now)
+    assert [action.index for action in decided.actions if isinstance(action, CreateDocumentJob)] == [1, 2, 4, 3, 0]
+
+
+def test_what_is_cancelled_and_suspended_is_cancelled_first() -> None:
+    """A cancellation is not to wait for what is refused."""
+    world = World()
+    world.rest()
+    world.edit(suspend=True, cancel_generation=0)
+    patches = [
+        action for action in plan(world.snapshot(), now=world.now).actions if isinstance(action, PatchDocumentJob)
+    ]
+    assert [patch.cancels for patch in patches] == [0] * DOCUMENTS + [None] * DOCUMENTS
+
+
 @pytest.mark.parametrize(("failed", "admitted"), [((1,), True), ((), False)])
 def test_an_annotation_asks_for_a_retry(failed: tuple[int, ...], *, admitted: bool) -> None:
     world = ended(failed=failed)

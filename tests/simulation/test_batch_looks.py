@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.kube import MERGE_PATCH, TABLE, batch_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, TABLE, ApiError, batch_path, ingestion_path
 from support.builders import ingestion_batch
 
 from simulation.api import BATCHES, INGESTION_JOBS
@@ -95,6 +95,18 @@ def fail(cluster: SimulatedCluster) -> None:
     create(cluster)
     until(cluster, ended(cluster, "partial_failure"))
     cluster.kubelet.missing.clear()
+
+
+def refuse(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, fits: Callable[[Call], bool]) -> None:
+    """Have the API server refuse some requests."""
+    commit, denied = cluster.commit, ApiError(status=403, reason="Forbidden", message="denied")
+    monkeypatch.setattr(cluster, "commit", lambda call: denied if fits(call) else commit(call))
+
+
+def makes(call: Call, document: str = "") -> bool:
+    """Return whether a request makes the IngestionJob of a document, or of any."""
+    made = call.method == "POST" and call.path == ingestion_path(NAMESPACE)
+    return made and document in ("", call.arguments["body"]["spec"]["document"]["title"])
 
 
 # ── what is heard while a look is taken ───────────────────────────────────────────────────────────────────────────
@@ -185,3 +197,37 @@ def test_a_job_that_is_in_no_list_is_named_until_its_label_is_back(cluster: Simu
     until(cluster, ended(cluster, "partial_failure", 1))
     patch(cluster, retryGeneration=2)
     until(cluster, ended(cluster, "completed", 2))
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_document_that_is_refused_holds_up_no_others(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.start_operator()
+    refuse(cluster, monkeypatch, lambda call: makes(call, "Manual 0"))
+    create(cluster, documents=15)
+    until(cluster, lambda: status(cluster).get("documents", {}).get("completed") == "1-14")
+    assert stalled(cluster)["reason"] == "RejectedByCluster"
+    monkeypatch.undo()
+    until(cluster, ended(cluster, "completed"))
+
+
+def test_a_quota_that_refuses_all_documents_is_not_asked_for_each(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Call] = []
+
+    def note(call: Call) -> bool:
+        if makes(call):
+            asked.append(call)
+        return makes(call)
+
+    cluster.start_operator()
+    refuse(cluster, monkeypatch, note)
+    create(cluster, documents=15)
+    cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
+    assert 3 < len(asked) <= 9
+    assert len({call.arguments["body"]["metadata"]["name"] for call in asked}) == len(asked)
+    assert stalled(cluster)["message"].endswith("denied")
