@@ -67,6 +67,7 @@ async def follow(
     path: str,
     *,
     query: Mapping[str, Any] | None = None,
+    most: int | None = None,
     take: Take,
     listed: Callable[[frozenset[str], int], None] | None = None,
     failed: Callable[[ApiError, float], None],
@@ -79,6 +80,7 @@ async def follow(
         kube: the API server.
         path: the collection's.
         query: parameters of list and watch, such as `labelSelector`.
+        most: objects in a page of the list at most; `PAGE` when it is not said.
         take: is given each listed object, and each change.
         listed: is given, after each list, the UIDs in it and its resourceVersion: any other object is gone, or newer.
         failed: is given what ended list or watch, and the seconds until they are tried again.
@@ -87,7 +89,7 @@ async def follow(
     while True:
         begun = time.monotonic()
         try:
-            resource_version = await _list(kube, path, query or {}, take, listed)
+            resource_version = await _list(kube, path, query or {}, most, take, listed)
             while True:
                 resource_version = await _watch(kube, path, query, take, resource_version)
                 # A watch that ends at once each time must not become a loop without a pause.
@@ -105,13 +107,14 @@ async def _list(
     kube: KubeClient,
     path: str,
     query: Mapping[str, Any],
+    most: int | None,
     take: Take,
     listed: Callable[[frozenset[str], int], None] | None,
 ) -> str:
     """List page by page; return the resourceVersion to watch from."""
     seen: set[str] = set()
     resource_version = ""
-    async for items, metadata in pages(kube, path, query=query):
+    async for items, metadata in pages(kube, path, query=query, most=most):
         for item in items:
             seen.add(item["metadata"]["uid"])
             take(item, False)

@@ -23,8 +23,8 @@ from ingestion_crds.kube import (
 
 from ingestion_operator.cluster import KubeCluster
 
-# A batch may have half a megabyte.
-_PAGE: Final = 20
+PAGE: Final = 20
+"""Batches in one answer at most: each may have half a megabyte."""
 
 
 class BatchCluster:
@@ -43,10 +43,14 @@ class BatchCluster:
         return await find(self._client, batch_path(namespace, name))
 
     async def list_batches(self) -> AsyncIterator[JsonObject]:
-        """Yield all IngestionBatches, read page by page."""
-        async for items, _ in pages(self._client, batch_path(), most=_PAGE):
-            for item in items:
-                yield item
+        """Yield all IngestionBatches, read page by page; none where their CRD is not there."""
+        try:
+            async for items, _ in pages(self._client, batch_path(), most=PAGE):
+                for item in items:
+                    yield item
+        except ApiError as error:
+            if not error.not_found:
+                raise
 
     async def patch_status(self, *, namespace: str, name: str, resource_version: str, status: JsonObject) -> JsonObject:
         """Merge into a batch's status (RFC 7396), and return the batch as it is then.

@@ -75,6 +75,7 @@ class BatchSnapshot:
         batch: the IngestionBatch.
         config: the installation's configuration.
         jobs: the IngestionJobs that exist.
+        unread: why they could not be read; None if they were.
         behind: those not completed that carry another parentGeneration than the wanted one; read where
             `passes_on_generation` asks for it.
         unlike: those not completed whose `suspend` is not the batch's; read where `passes_on_suspend` asks for it.
@@ -89,6 +90,7 @@ class BatchSnapshot:
     batch: IngestionBatch
     config: Config
     jobs: Mapping[int, DocumentJob] = field(default_factory=dict)
+    unread: Waiting | None = None
     behind: frozenset[int] = frozenset()
     unlike: frozenset[int] = frozenset()
     told: frozenset[tuple[int, int]] = frozenset()
@@ -156,10 +158,12 @@ def plan(snapshot: BatchSnapshot, *, now: datetime) -> BatchPlan:
     if batch.metadata.deletion_timestamp is not None:
         return BatchPlan(status=batch.status)  # the garbage collector takes the jobs
     draft = _Draft(snapshot=snapshot, now=now, status=batch.status)
+    unread = snapshot.unread
     if snapshot.config.tenant(batch.metadata.namespace) is None:
+        unread = no_store(batch.metadata.namespace)
+    if unread is not None:
         if draft.status.phase not in names.TERMINAL_PHASES or batch.retry_pending:
-            waiting = no_store(batch.metadata.namespace)
-            draft.block(waiting.reason, waiting.message)
+            draft.block(unread.reason, unread.message)
             draft.set(phase=Phase.QUEUED)
     else:
         _begin(draft)

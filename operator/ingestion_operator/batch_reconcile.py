@@ -45,6 +45,10 @@ from ingestion_operator.results import shorten
 _REFUSALS: Final = (400, 403, 422)
 # After so many in one look it is not one document that is at fault: a quota refuses all of them.
 _MOST_REFUSALS: Final = 3
+_OLD_CRD: Final = Waiting(
+    reason=Reason.REJECTED_BY_CLUSTER,
+    message="the CRD of IngestionJobs is older than this operator: apply both CRDs, as docs/upgrade.md says",
+)
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +140,10 @@ class BatchReconciler:
             behind = await self._unfinished(batch, f"spec.parentGeneration!={batch.spec.retry_generation}")
         if passes_on_suspend(batch):
             unlike = await self._unfinished(batch, f"spec.suspend!={str(batch.spec.suspend).lower()}")
-        jobs = await self._jobs(batch)
+        try:
+            jobs = await self._jobs(batch)
+        except LookupError:
+            return replace(snapshot, unread=_OLD_CRD)
         pace.phases = {job.name: job.phase for job in jobs.values()}
         return replace(snapshot, jobs=jobs, behind=behind, unlike=unlike)
 

@@ -29,7 +29,7 @@ from ingestion_crds.kube import ApiError, KubeClient, batch_path, child_path, in
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import ConflictError
-from ingestion_operator.batch_cluster import BatchCluster
+from ingestion_operator.batch_cluster import PAGE, BatchCluster
 from ingestion_operator.batch_intake import BatchIntake
 from ingestion_operator.batch_memory import BatchMemory
 from ingestion_operator.batch_reconcile import BatchReconciler
@@ -54,6 +54,7 @@ _LONGEST_RESYNC_SECONDS: Final = 600.0
 _FIRST_RESYNC_AGAIN_SECONDS: Final = 2.0
 _FIRST_DISCOVERY_AGAIN_SECONDS: Final = 1.0
 _LONGEST_DISCOVERY_PAUSE_SECONDS: Final = 10.0
+_WARN_AGAIN_SECONDS: Final = 600.0
 _UNHEALTHY_AGE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
@@ -312,10 +313,17 @@ class Operator:
             events.inc()
             self.batch_intake.on_batch_seen(body, deleted=deleted)
 
-        def failed(error: ApiError, pause: float) -> None:
-            log.warning("the watch of IngestionBatches ended, it begins again in %.1f s: %s", pause, error)
+        warned = -_WARN_AGAIN_SECONDS
 
-        await follow(self._client, batch_path(), take=take, failed=failed)
+        def failed(error: ApiError, pause: float) -> None:
+            nonlocal warned
+            if not error.not_found:
+                log.warning("the watch of IngestionBatches ended, it begins again in %.1f s: %s", pause, error)
+            elif time.monotonic() - warned >= _WARN_AGAIN_SECONDS:
+                warned = time.monotonic()
+                log.warning("the API server does not serve %s: apply both CRDs", names.BATCH_PLURAL)
+
+        await follow(self._client, batch_path(), most=PAGE, take=take, failed=failed)
 
     @property
     def _healthy(self) -> bool:

@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
+from ingestion_crds import follow as following
 from ingestion_crds.config import Config
-from ingestion_crds.kube import ApiError, KubeClient
+from ingestion_crds.kube import ApiError, KubeClient, batch_path
 from ingestion_operator import main
 from ingestion_operator.main import Operator
 
@@ -67,3 +68,40 @@ async def test_a_login_waits_for_a_token_that_is_taken(monkeypatch: pytest.Monke
     assert 0 < server.asked < 6
     server.refuses = False
     await again
+
+
+class WithoutBatches:
+    """Serves no IngestionBatches: their CRD is not there."""
+
+    def __init__(self) -> None:
+        self.limits: list[int] = []
+
+    async def request(self, _: str, path: str, *, query: JsonObject, **__: Any) -> JsonObject:
+        if path == batch_path():
+            self.limits.append(query["limit"])
+            raise ApiError(status=404, reason="NotFound", message="the server could not find the requested resource")
+        return {"items": [], "metadata": {}}
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_jobs_are_listed_as_seldom_and_little_is_said_where_the_crd_of_batches_is_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(following, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(main, "_RESYNC_SECONDS", 0.01)
+    server = WithoutBatches()
+    operator = operator_of(server)
+    work = [asyncio.create_task(operator._resync()), asyncio.create_task(operator._watch_batches())]
+    async with asyncio.timeout(10):
+        while len(server.limits) < 6:
+            await asyncio.sleep(0.01)
+    await operator._end(work)
+    await operator.stop()
+    assert set(server.limits) == {20}
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "ingestionbatches" in text] == [
+        "the API server does not serve ingestionbatches: apply both CRDs"
+    ]
+    assert not any("resync failed" in text for text in said)

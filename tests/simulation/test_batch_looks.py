@@ -11,6 +11,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.kube import MERGE_PATCH, TABLE, ApiError, batch_path, ingestion_path
 from support.builders import ingestion_batch
 
+from simulation import api
 from simulation.api import BATCHES, INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 
@@ -231,3 +232,17 @@ def test_a_quota_that_refuses_all_documents_is_not_asked_for_each(
     assert 3 < len(asked) <= 9
     assert len({call.arguments["body"]["metadata"]["name"] for call in asked}) == len(asked)
     assert stalled(cluster)["message"].endswith("denied")
+
+
+def test_an_older_crd_of_jobs_is_named_until_it_is_applied(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = api._VERSIONS[INGESTION_JOBS]
+    columns = [column for column in version["additionalPrinterColumns"] if column["name"] != "Attempt"]
+    monkeypatch.setitem(version, "additionalPrinterColumns", columns)
+    cluster.start_operator()
+    create(cluster)
+    until(cluster, lambda: "CRD" in stalled(cluster)["message"])
+    assert not cluster.api.all(INGESTION_JOBS)
+    monkeypatch.undo()
+    until(cluster, ended(cluster, "completed"))
