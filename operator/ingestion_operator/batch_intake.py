@@ -68,7 +68,8 @@ class BatchIntake:
         """Take in an IngestionBatch of the full list, which is there for lost events: for those of its jobs too."""
         self.on_batch_seen(body)
         key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-        if self.leading and self._memory.of(key) is not None:
+        pace = self._memory.of(key)
+        if self.leading and pace is not None and not pace.parked:
             self._queue.add_after(key, self._memory.remaining_rest(key))
 
     def on_job_seen(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:

@@ -29,6 +29,9 @@ class BatchPace:
     Args:
         looked: when the last look began, in seconds of a monotonic clock.
         documents: how many it has.
+        starting: the last look has left jobs to be made, retried or resumed, and nothing was refused.
+        parked: nothing goes on, as the last look has found.
+        starts: how many jobs the look may make, retry or resume.
         resource_versions: of it, those that were last read or written. The watch may lag several writes behind.
         heard: the newest that the watch has shown since the last look began and that was neither read nor written
             before; else empty.
@@ -43,6 +46,9 @@ class BatchPace:
 
     looked: float
     documents: int = 0
+    starting: bool = True
+    parked: bool = False
+    starts: int = 1
     resource_versions: deque[str] = field(default_factory=lambda: deque(maxlen=_RESOURCE_VERSIONS))
     heard: str = ""
     phases: dict[str, Phase] = field(default_factory=dict)
@@ -75,8 +81,11 @@ class BatchMemory:
 
     def begin_look(self, key: str) -> BatchPace:
         """Take in that a look begins: what was heard until now, it reads."""
-        pace = self.pace(key)
-        pace.looked = self._monotonic()
+        pace, now = self.pace(key), self._monotonic()
+        # As many as have come up since the look before: those of all batches together are bounded by the second.
+        seconds = min(self.rest, now - pace.looked)
+        pace.starts = max(1, int(_STARTS_A_SECOND * seconds / max(1, self._starting)))
+        pace.looked = now
         pace.heard = ""
         return pace
 
@@ -97,15 +106,18 @@ class BatchMemory:
 
     @property
     def rest(self) -> float:
-        """For how many seconds each batch rests after a look; longer, the more documents all of them have."""
-        rows = sum(pace.documents for pace in self._paces.values())
-        return min(_LONGEST_REST_SECONDS, max(_SHORTEST_REST_SECONDS, rows / _ROWS_A_SECOND))
+        """For how many seconds each batch rests after a look: by the documents of those that go on.
+
+        And so long that each that has jobs to start may start one.
+        """
+        rows = sum(pace.documents for pace in self._paces.values() if not pace.parked)
+        seconds = max(_SHORTEST_REST_SECONDS, rows / _ROWS_A_SECOND, self._starting / _STARTS_A_SECOND)
+        return min(_LONGEST_REST_SECONDS, seconds)
+
+    @property
+    def _starting(self) -> int:
+        return sum(pace.starting for pace in self._paces.values())
 
     def remaining_rest(self, key: str) -> float:
         """Return for how many seconds a batch still rests."""
         return max(0.0, self.pace(key).looked + self.rest - self._monotonic())
-
-    @property
-    def starts(self) -> int:
-        """How many jobs one look may make, or retry: those of all batches together are bounded by the second."""
-        return max(1, int(_STARTS_A_SECOND * self.rest / max(1, len(self._paces))))

@@ -44,6 +44,7 @@ from ingestion_operator.summary import condition
 # The watch of IngestionJobs wakes the operator; these are for what no event tells.
 _LOOK_AT_RUNNING_SECONDS: Final = 60.0
 _LOOK_AT_BLOCKED_SECONDS: Final = 30.0
+_LOOK_AT_PARKED_SECONDS: Final = 600.0
 _TRY_TO_DELETE_SECONDS: Final = 600.0
 # To stop jobs makes less work than to start them, and is not to wait.
 _MOST_STOPS: Final = 100
@@ -111,12 +112,16 @@ class BatchPlan:
         events: for people.
         look_again: seconds after which to look again although nothing happened; 0 for as soon as it is its turn, None
             for never.
+        starting: more jobs than these actions make, retry or resume are to be: it needs a share of the next ones too.
+        parked: nothing goes on: it needs no share of the looks.
     """
 
     status: BatchStatus
     actions: tuple[BatchAction, ...] = ()
     events: tuple[Event, ...] = ()
     look_again: float | None = None
+    starting: bool = False
+    parked: bool = False
 
 
 def passes_on_generation(batch: IngestionBatch) -> bool:
@@ -177,6 +182,8 @@ def plan(snapshot: BatchSnapshot, *, now: datetime) -> BatchPlan:
         actions=tuple(draft.actions),
         events=tuple(draft.events),
         look_again=draft.look_again,
+        starting=draft.starting,
+        parked=draft.parked,
     )
 
 
@@ -208,6 +215,7 @@ class _Draft:
     actions: list[BatchAction] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     look_again: float | None = None
+    starting: bool = False
     blocked: Waiting | None = None  # a person has to do something
     held: Waiting | None = None  # somebody asked for it: suspended, cancelling
 
@@ -239,6 +247,14 @@ class _Draft:
     def cancelling(self) -> bool:
         """True while jobs are to be stopped. A job that is retried by itself after that is not the batch's to stop."""
         return self.cancelled and not self.over
+
+    @property
+    def parked(self) -> bool:
+        """True while nothing goes on: it is no tenant's, completed, or suspended, and all jobs have been told."""
+        snapshot, batch = self.snapshot, self.batch
+        suspended = batch.spec.suspend and self.status.passed_on_suspend is True and snapshot.rejection is None
+        no_tenant = snapshot.config.tenant(batch.metadata.namespace) is None
+        return suspended or no_tenant or self.status.phase is Phase.COMPLETED
 
     @cached_property
     def states(self) -> tuple[_State, ...]:
@@ -275,7 +291,7 @@ class _Draft:
 
     def block(self, reason: Reason, message: str) -> None:
         self.blocked = Waiting(reason=reason, message=message)
-        self.look_within(_LOOK_AT_BLOCKED_SECONDS)
+        self.look_within(_LOOK_AT_PARKED_SECONDS if self.parked else _LOOK_AT_BLOCKED_SECONDS)
 
 
 # ── the course of an attempt ──────────────────────────────────────────────────────────────────────────────────
@@ -319,6 +335,7 @@ def _pass_on(draft: _Draft) -> None:
         # Nothing, from before the first job is told: who changes his mind meanwhile has all of them told once more.
         draft.set(passed_on_suspend=None if snapshot.unlike else batch.spec.suspend)
         most = _MOST_STOPS if batch.spec.suspend else snapshot.starts
+        draft.starting = draft.starting or (not batch.spec.suspend and len(snapshot.unlike) > most)
         for index in draft.in_turn(snapshot.unlike)[:most]:
             body = {"spec": {"suspend": batch.spec.suspend}}
             draft.actions.append(PatchDocumentJob(index=index, name=name_of(batch, index), body=body))
@@ -337,6 +354,8 @@ def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:
             body = retry_patch(draft.batch, job)
             action = PatchDocumentJob(index=job.index, name=job.name, body=body, retries=job.generation)
             draft.actions.append(action)
+        else:
+            draft.starting = True
     draft.go_on()
 
 
@@ -357,10 +376,11 @@ def _start(draft: _Draft) -> None:
     if draft.batch.spec.suspend or draft.cancelled:
         return
     unmade = draft.in_turn(index for index, state in enumerate(draft.states) if state is _State.UNMADE)
-    left = draft.snapshot.starts - sum(isinstance(action, PatchDocumentJob) for action in draft.actions)
-    for index in unmade[: max(left, 0)]:
+    left = max(0, draft.snapshot.starts - sum(isinstance(action, PatchDocumentJob) for action in draft.actions))
+    for index in unmade[:left]:
         draft.actions.append(CreateDocumentJob(index=index, body=build(draft.batch, index)))
     if unmade:
+        draft.starting = draft.starting or len(unmade) > left
         draft.go_on()
 
 
@@ -390,7 +410,7 @@ def _count(draft: _Draft) -> None:
     if draft.status.phase not in names.TERMINAL_PHASES:
         draft.set(completion_time=None)
         _explain(draft)
-        draft.look_within(_LOOK_AT_RUNNING_SECONDS)
+        draft.look_within(_LOOK_AT_PARKED_SECONDS if draft.parked else _LOOK_AT_RUNNING_SECONDS)
         return
     if draft.status.completion_time is None:
         draft.set(completion_time=draft.now, ended_generation=draft.generation)
@@ -443,12 +463,12 @@ def _explain(draft: _Draft) -> None:
 def _expire(draft: _Draft) -> None:
     """Delete a completed batch when its time to live is over."""
     ttl, ended = draft.batch.spec.ttl_seconds_after_finished, draft.status.completion_time
-    # Decided by what is recorded already: a status that is still to be written may be refused.
-    if ttl is None or ended is None or {draft.batch.status.phase, draft.status.phase} != {Phase.COMPLETED}:
+    if ttl is None or ended is None or draft.status.phase is not Phase.COMPLETED:
         return
     left = (ended + timedelta(seconds=ttl) - draft.now).total_seconds()
-    if left > 0:
-        draft.look_within(left)
+    # Decided by what is recorded already: a status that is still to be written may be refused.
+    if left > 0 or draft.batch.status.phase is not Phase.COMPLETED:
+        draft.look_within(max(0.0, left))
     elif draft.snapshot.rejection is None:
         draft.actions.append(DeleteBatch(uid=draft.batch.metadata.uid))
     else:

@@ -104,6 +104,7 @@ class BatchReconciler:
         pace.documents = len(batch.spec.documents)
         snapshot = await self._read(batch, pace)
         decided = plan(snapshot, now=self._now())
+        pace.starting, pace.parked = decided.starting, decided.parked
         raw, batch = await self._write(raw, batch, decided, pace)
         if await self._act(decided.actions, raw, snapshot, pace):
             # What was refused is said at once: the next look is some time away.
@@ -112,6 +113,7 @@ class BatchReconciler:
             )
             decided = plan(snapshot, now=self._now())
             raw, batch = await self._write(raw, batch, decided, pace)
+        pace.starting = pace.starting and pace.rejection is None
         if settled(batch):
             return self._memory.forget(key)
         if pace.stirred:
@@ -126,14 +128,14 @@ class BatchReconciler:
             batch=batch,
             config=self._config,
             told=frozenset(pace.told),
-            starts=self._memory.starts,
+            starts=pace.starts,
             rejection=pace.rejection,
             refused=tuple(pace.refused),
             answered=pace.answered,
             answer_refused=pace.answer_refused,
         )
-        if self._config.tenant(batch.metadata.namespace) is None:
-            return snapshot  # nothing is decided there, and nothing is read
+        if self._config.tenant(batch.metadata.namespace) is None or batch.status.phase is Phase.COMPLETED:
+            return snapshot  # nothing is decided there, and nothing is read; or there is nothing more to know
         behind: frozenset[int] = frozenset()
         unlike: frozenset[int] = frozenset()
         if passes_on_generation(batch):

@@ -110,6 +110,11 @@ def makes(call: Call, document: str = "") -> bool:
     return made and document in ("", call.arguments["body"]["spec"]["document"]["title"])
 
 
+def lists_jobs(call: Call) -> bool:
+    """Return whether a request lists the jobs of a batch."""
+    return bool(call.arguments["accept"] == TABLE)
+
+
 # ── what is heard while a look is taken ───────────────────────────────────────────────────────────────────────────
 
 
@@ -150,9 +155,6 @@ def test_a_batch_that_is_made_again_while_a_look_finds_it_gone_begins(cluster: S
 
 
 def test_news_of_a_batch_at_rest_survives_requests_that_fail(cluster: SimulatedCluster) -> None:
-    def lists_jobs(call: Call) -> bool:
-        return bool(call.arguments["accept"] == TABLE)
-
     fail(cluster)
     patch_job(cluster, 0, {"spec": {"retryGeneration": 1}})
     while job(cluster, 0)["status"]["phase"] != "completed":
@@ -245,4 +247,43 @@ def test_an_older_crd_of_jobs_is_named_until_it_is_applied(
     until(cluster, lambda: "CRD" in stalled(cluster)["message"])
     assert not cluster.api.all(INGESTION_JOBS)
     monkeypatch.undo()
+    until(cluster, ended(cluster, "completed"))
+
+
+# ── how often ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def note_lists(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Return the requests for the jobs of a batch that are answered from now on."""
+    commit, lists = cluster.commit, list[Call]()
+
+    def note(call: Call) -> JsonObject | ApiError:
+        if lists_jobs(call):
+            lists.append(call)
+        return commit(call)
+
+    monkeypatch.setattr(cluster, "commit", note)
+    return lists
+
+
+def test_a_batch_that_waits_for_its_time_to_live_is_not_read_with_its_jobs(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.start_operator()
+    create(cluster, ttlSecondsAfterFinished=1_000)
+    until(cluster, ended(cluster, "completed"))
+    lists = note_lists(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=900)
+    assert not lists
+    assert cluster.pass_until(lambda: cluster.api.find(BATCHES, NAMESPACE, "manuals") is None, seconds=300)
+
+
+def test_a_suspended_batch_is_looked_at_rarely(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.start_operator()
+    create(cluster, suspend=True)
+    until(cluster, lambda: bool(status(cluster).get("conditions")))
+    lists = note_lists(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=900)
+    assert 1 <= len(lists) <= 2
+    patch(cluster, suspend=False)
     until(cluster, ended(cluster, "completed"))
