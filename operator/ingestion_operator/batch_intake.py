@@ -38,6 +38,8 @@ class BatchIntake:
     def on_batch_seen(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:
         """Take in a state of an IngestionBatch, and queue its key unless the state is known, or asks for nothing.
 
+        That is at once unless it still rests; else it is soon due.
+
         Args:
             body: the IngestionBatch.
             deleted: it is gone.
@@ -62,7 +64,11 @@ class BatchIntake:
         if pace is None and settled(batch):
             return
         self._memory.pace(key).heard = metadata["resourceVersion"]
-        self._queue.add(key)
+        if (wait := self._memory.wait_for_news(key)) > 0:
+            # Not before all that are due: who touches a few batches all the time would keep the others waiting.
+            self._queue.add_after(key, wait)
+        else:
+            self._queue.add(key)
 
     def on_listed(self, body: Mapping[str, Any]) -> None:
         """Take in an IngestionBatch of the full list, which is there for lost events: for those of its jobs too."""

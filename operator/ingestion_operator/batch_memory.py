@@ -121,3 +121,7 @@ class BatchMemory:
     def remaining_rest(self, key: str) -> float:
         """Return for how many seconds a batch still rests."""
         return max(0.0, self.pace(key).looked + self.rest - self._monotonic())
+
+    def wait_for_news(self, key: str) -> float:
+        """Return after how many seconds a batch is looked at that has changed: 0 for one that does not rest."""
+        return min(_SHORTEST_REST_SECONDS, self.remaining_rest(key))

@@ -15,7 +15,7 @@ from ingestion_operator.batch_memory import BatchMemory
 from ingestion_operator.intake import Intake
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
-from support.builders import ingestion_job
+from support.builders import ingestion_batch, ingestion_job
 
 KEY = "team-a/handbook"
 AT_REST: JsonObject = {
@@ -50,6 +50,19 @@ class Queue:
 
     def add_after(self, key: str, _: float) -> None:
         self.added.append(key)
+
+
+class Urgency:
+    """Notes how long it is until something is to be looked at."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def add(self, _: str) -> None:
+        self.waits.append(0)
+
+    def add_after(self, _: str, wait: float) -> None:
+        self.waits.append(wait)
 
 
 def body(version: int, *, at_rest: bool = False) -> JsonObject:
@@ -138,3 +151,26 @@ def test_the_list_of_a_new_leader_wakes_the_batch_of_a_job_that_runs(phase: str)
     }
     made.on_job_seen(shown, listed=True)
     assert ("team-a/manuals" in queue.added) is (phase == "processing")
+
+
+def test_a_batch_that_is_touched_all_the_time_is_not_put_before_those_that_are_due() -> None:
+    """It is urgent once for each time that it has rested."""
+    clock = [1_000.0]
+    memory, queue = BatchMemory(monotonic=lambda: clock[0]), Urgency()
+    batches = BatchIntake(memory=memory, queue=queue)  # type: ignore[arg-type]
+    batches.begin()
+    shown = ingestion_batch(documents=1_000)
+    shown["metadata"] |= {"uid": "b", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    batches.on_batch_seen(shown)
+    assert queue.waits == [0]
+    memory.begin_look("team-a/manuals").documents = 1_000
+    for version in range(2, 42):
+        clock[0] += 0.1
+        shown["metadata"]["resourceVersion"] = str(version)
+        batches.on_batch_seen(shown)
+    assert queue.waits.count(0) == 1
+    assert max(queue.waits) == 1
+    clock[0] += 2
+    shown["metadata"]["resourceVersion"] = "42"
+    batches.on_batch_seen(shown)
+    assert queue.waits.count(0) == 2
