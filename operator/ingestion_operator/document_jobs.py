@@ -23,13 +23,13 @@ _PHASES: Final = frozenset(Phase)
 _COLUMNS: Final = ("Name", "Phase", "Retries", "Attempt", "Reason", "Error", "Message")
 _INDEX: Final = re.compile(r"-(0|[1-9][0-9]{0,3})$")
 # What a job takes over from its batch, and may be given anew with a retry.
-_SETTINGS: Final = (
+_SETTINGS: Final = {
     "template",
     "parallelism",
-    "segmentBackoffLimit",
-    "maxFailedSegments",
-    "activeDeadlineSeconds",
-)
+    "segment_backoff_limit",
+    "max_failed_segments",
+    "active_deadline_seconds",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,7 @@ def build(batch: IngestionBatch, index: int) -> JsonObject:
             "segmentation": spec.segmentation.model_dump(mode="json", by_alias=True),
             "pipeline": spec.pipeline.model_dump(mode="json", by_alias=True),
             **{name: value for name, value in _settings(batch).items() if value is not None},
+            "suspend": spec.suspend,
             "parentGeneration": spec.retry_generation,
         },
     }
@@ -163,7 +164,7 @@ def retry_patch(batch: IngestionBatch, job: DocumentJob) -> JsonObject:
     """Return what a failed document's job is to have when it is retried for the batch's generation; None for nothing.
 
     Both generations are to be written by one patch, and a job admits the next of its own from a failure alone. So when
-    it was sent twice, or arrives late, it changes nothing more.
+    it was sent twice, or arrives late, it changes nothing more. One that is suspended by itself stays so.
     """
     generation = job.generation + 1
     origin = json.dumps({"generation": generation, "trigger": Trigger.BATCH.value})
@@ -179,9 +180,7 @@ def retry_patch(batch: IngestionBatch, job: DocumentJob) -> JsonObject:
 
 
 def _settings(batch: IngestionBatch) -> JsonObject:
-    dumped = batch.spec.model_dump(mode="json", by_alias=True)
-    template = batch.spec.template
-    settings = {name: dumped[name] for name in _SETTINGS}
-    if template is not None:
-        settings["template"] = template.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {**settings, "suspend": batch.spec.suspend}
+    settings = batch.spec.model_dump(mode="json", by_alias=True, include=_SETTINGS)
+    if batch.spec.template is not None:
+        settings["template"] = batch.spec.template.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return settings

@@ -397,7 +397,6 @@ def test_a_retry_brings_the_batch_s_settings_as_they_are_now() -> None:
         "segmentBackoffLimit": 3,
         "maxFailedSegments": None,
         "activeDeadlineSeconds": 21600,
-        "suspend": False,
     }
 
 
@@ -530,6 +529,19 @@ def test_a_job_that_is_suspended_by_itself_stays_so() -> None:
     world.jobs[1].suspend = True
     world.rest()
     assert world.jobs[1].suspend
+
+
+def test_a_job_that_is_suspended_by_itself_stays_so_through_a_retry_of_the_batch() -> None:
+    world = ended(failed=(1,))
+    world.jobs[1].suspend = True
+    world.retry()
+    world.rest()
+    assert (world.jobs[1].generation, world.jobs[1].suspend) == (1, True)
+    world.edit(suspend=True)
+    world.rest()
+    world.edit(suspend=False)
+    world.rest()
+    assert not world.jobs[1].suspend
 
 
 # ── who waits for what ────────────────────────────────────────────────────────────────────────────────────────
