@@ -18,7 +18,7 @@ from faults.proxy import Act, Call, crash_after, crash_before, delay, lose_answe
 from faults.rig import Run, running
 from ingestion_crds import constants as names
 from ingestion_crds.batch import document_job_name
-from ingestion_crds.kube import KubeClient, batch_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, batch_path, ingestion_path
 from local_cluster import binaries
 from local_cluster.control_plane import ControlPlane
 from support.builders import ingestion_job
@@ -191,6 +191,31 @@ async def test_another_s_job_of_that_name_is_no_document_of_the_batch(run: Run) 
     job = await batch.until(lambda body: condition(body, "Ready")[1] == "NameConflict")
     assert condition(job, "Stalled") == ("True", "NameConflict")
     await run.kube.request("DELETE", ingestion_path(run.namespace, name))
+
+
+async def test_a_job_that_a_finalizer_keeps_is_named_and_made_again_once_it_is_gone(run: Run) -> None:
+    batch = BatchRun(run=run)
+    run.kubelet.script = documents_script(always={1})
+    await batch.create(2)
+    await batch.ended("partial_failure")
+    path = ingestion_path(run.namespace, (await batch.jobs())[1]["metadata"]["name"])
+
+    async def keep(*finalizers: str) -> None:
+        body = {"metadata": {"finalizers": list(finalizers)}}
+        await run.kube.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+    await keep("example.com/keeps")
+    await run.kube.request("DELETE", path)
+    await batch.spec(retryGeneration=1)
+    stalled = await batch.until(lambda body: condition(body, "Ready")[1] == "PodTerminating")
+    assert condition(stalled, "Stalled") == ("True", "PodTerminating")
+    await keep()
+    ended = await batch.ended("partial_failure", generation=1)
+    assert [item["code"] for item in ended["status"]["failures"]] == ["JobLost"]
+    run.kubelet.script = documents_script()
+    await batch.spec(retryGeneration=2)
+    await batch.ended("completed", generation=2)
+    await run.at_rest()
 
 
 # ── interrupted ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
+from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, TABLE, ApiError, batch_path, ingestion_path
 from support.builders import ingestion_batch
 
 from simulation import api
 from simulation.api import BATCHES, INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.controllers import Verdict
 
 # None of these may need the resync, two minutes later.
 PATIENCE_SECONDS = 60.0
+DENIED = ApiError(status=403, reason="Forbidden", message="denied")
 
 
 @pytest.fixture
@@ -98,10 +101,12 @@ def fail(cluster: SimulatedCluster) -> None:
     cluster.kubelet.missing.clear()
 
 
-def refuse(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, fits: Callable[[Call], bool]) -> None:
+def refuse(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, fits: Callable[[Call], bool], error: ApiError = DENIED
+) -> None:
     """Have the API server refuse some requests."""
-    commit, denied = cluster.commit, ApiError(status=403, reason="Forbidden", message="denied")
-    monkeypatch.setattr(cluster, "commit", lambda call: denied if fits(call) else commit(call))
+    commit = cluster.commit
+    monkeypatch.setattr(cluster, "commit", lambda call: error if fits(call) else commit(call))
 
 
 def makes(call: Call, document: str = "") -> bool:
@@ -154,14 +159,18 @@ def test_a_batch_that_is_made_again_while_a_look_finds_it_gone_begins(cluster: S
     until(cluster, ended(cluster, "completed"))
 
 
-def test_news_of_a_batch_at_rest_survives_requests_that_fail(cluster: SimulatedCluster) -> None:
+def test_news_of_a_batch_at_rest_survives_requests_that_fail(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail(cluster)
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(hangs=True)
+    unavailable = ApiError(status=500, reason="InternalError", message="etcdserver: timed out")
+    refuse(cluster, monkeypatch, lists_jobs, unavailable)
     patch_job(cluster, 0, {"spec": {"retryGeneration": 1}})
-    while job(cluster, 0)["status"]["phase"] != "completed":
-        cluster.settle_down(held=lists_jobs)
-        for call in filter(lists_jobs, list(cluster.calls)):
-            cluster.settle(call, Fate.REFUSED_500)
-        cluster.pass_time(cluster.next_time() or 0.0)
+    cluster.pass_until(lambda: False, seconds=5)
+    cluster.verdicts.clear()
+    until(cluster, lambda: job(cluster, 0)["status"]["phase"] == "completed")
+    monkeypatch.undo()
     until(cluster, ended(cluster, "completed"))
 
 
@@ -266,13 +275,17 @@ def note_lists(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> li
     return lists
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 def test_a_batch_that_waits_for_its_time_to_live_is_not_read_with_its_jobs(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
 ) -> None:
     cluster.start_operator()
     create(cluster, ttlSecondsAfterFinished=1_000)
     until(cluster, ended(cluster, "completed"))
     lists = note_lists(cluster, monkeypatch)
+    if restarted:
+        cluster.kill(cluster.operators[0])
+        cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=900)
     assert not lists
     assert cluster.pass_until(lambda: cluster.api.find(BATCHES, NAMESPACE, "manuals") is None, seconds=300)
