@@ -27,6 +27,11 @@ pytestmark = pytest.mark.controlplane
 PREPARE, SEGMENTS, PUBLISH = (stage.value for stage in names.Stage)
 
 
+def _at_rest(job: JsonObject) -> bool:
+    """Return whether an attempt has ended, and its pods are removed."""
+    return job["status"]["phase"] in names.TERMINAL_PHASES and "podsToRemove" not in job["status"]
+
+
 class World:
     """A namespace with an operator and a kubelet."""
 
@@ -65,8 +70,7 @@ class World:
     async def settled(self, phase: str, *, generation: int = 0, seconds: float = 240) -> JsonObject:
         def wish(job: JsonObject) -> bool:
             status = job.get("status", {})
-            ended = status.get("observedRetryGeneration") == generation and status["phase"] in names.TERMINAL_PHASES
-            return ended and "podsToRemove" not in status
+            return status.get("observedRetryGeneration") == generation and _at_rest(job)
 
         job = await self.until(wish, seconds=seconds)
         assert job["status"]["phase"] == phase, job["status"]
@@ -524,7 +528,7 @@ async def test_the_operator_picks_up_where_it_was_killed(
         world = World(kube=kube, namespace=namespace, kubelet=kubelet)
         await world.create()
         kills = 0
-        while (job := await world.get())["status"]["phase"] not in names.TERMINAL_PHASES:
+        while not _at_rest(job := await world.get()):
             version = job["metadata"]["resourceVersion"]
             log = tmp_path / f"operator-{kills}.log"
             with operator(kubeconfig=control_plane.kubeconfig, config=config, log=log) as process:
