@@ -31,17 +31,16 @@ from ingestion_crds.job import (
     Count,
     Deadline,
     Document,
-    Metadata,
     Model,
     Parallelism,
     Pipeline,
+    Resource,
     Segmentation,
     Template,
     Time,
     TimeToLive,
     Uuid,
     is_retry_pending,
-    job_id_of,
     known_conditions,
 )
 
@@ -199,22 +198,11 @@ class BatchStatus(Model):
     )
 
 
-class IngestionBatch(Model):
+class IngestionBatch(Resource):
     """Documents on their way into a knowledge base."""
 
-    metadata: Metadata
     spec: BatchSpec
     status: BatchStatus = Field(default_factory=BatchStatus)
-
-    @property
-    def key(self) -> str:
-        """namespace/name, as logs and the work queue write it."""
-        return f"{self.metadata.namespace}/{self.metadata.name}"
-
-    @property
-    def job_id(self) -> str:
-        """The id that the REST API knows it by: its name when that is a UUID, else its UID."""
-        return job_id_of(self.metadata.name, self.metadata.uid)
 
     @property
     def retry_pending(self) -> bool:

@@ -500,12 +500,10 @@ class Metadata(Model):
     ] = Field(default_factory=dict)
 
 
-class IngestionJob(Model):
-    """One document on its way into a knowledge base."""
+class Resource(Model):
+    """What an IngestionJob and an IngestionBatch have in common."""
 
     metadata: Metadata
-    spec: Spec
-    status: Status = Field(default_factory=Status)
 
     @property
     def key(self) -> str:
@@ -516,6 +514,13 @@ class IngestionJob(Model):
     def job_id(self) -> str:
         """The id that the REST API knows it by: its name when that is a UUID, else its UID."""
         return job_id_of(self.metadata.name, self.metadata.uid)
+
+
+class IngestionJob(Resource):
+    """One document on its way into a knowledge base."""
+
+    spec: Spec
+    status: Status = Field(default_factory=Status)
 
     @property
     def retry_pending(self) -> bool:

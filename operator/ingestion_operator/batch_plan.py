@@ -36,9 +36,8 @@ from ingestion_operator.batch_actions import (
 )
 from ingestion_operator.document_jobs import DocumentJob, build, name_of, retry_patch
 from ingestion_operator.obstacles import Waiting, no_store
-from ingestion_operator.questions import TOKEN_LENGTH
 from ingestion_operator.results import shorten
-from ingestion_operator.retry_requests import answer
+from ingestion_operator.retry_requests import answer, token_of, unanswered
 from ingestion_operator.summary import condition
 
 # The watch of IngestionJobs wakes the operator; these are for what no event tells.
@@ -139,7 +138,7 @@ def passes_on_suspend(batch: IngestionBatch) -> bool:
 def settled(batch: IngestionBatch) -> bool:
     """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
     status, spec = batch.status, batch.spec
-    token = batch.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
+    token = token_of(batch)
     if batch.metadata.deletion_timestamp is not None:
         return True
     return (
@@ -477,20 +476,13 @@ def _expire(draft: _Draft) -> None:
 
 def _answer_annotation(draft: _Draft) -> None:
     """Turn a new annotation token into a recorded retry, or mark it handled with a warning, as for a job."""
-    batch = draft.batch
-    annotations = batch.metadata.annotations
-    token = annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
-    handled = draft.snapshot.answered or annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:TOKEN_LENGTH]
-    if not token or token == handled:
-        if handled:
-            draft.set(last_handled_retry_request=handled)
-        return
-    if token == batch.status.last_handled_retry_request:
-        return  # somebody has taken the mark off, which is no reason to answer it again
-    if draft.snapshot.answer_refused:
+    token, handled = unanswered(draft.batch, answered=draft.snapshot.answered)
+    if handled:
+        draft.set(last_handled_retry_request=handled)
+    elif token and draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
-        return
-    draft.actions.append(PatchBatch(token=token, **answer(batch, token)))
+    elif token:
+        draft.actions.append(PatchBatch(token=token, **answer(draft.batch, token)))
 
 
 # ── what people read ──────────────────────────────────────────────────────────────────────────────────────────

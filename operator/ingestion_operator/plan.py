@@ -55,7 +55,6 @@ from ingestion_operator.actions import (
 from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map
 from ingestion_operator.obstacles import Waiting, no_store
 from ingestion_operator.questions import (
-    TOKEN_LENGTH,
     cancelled,
     child_records,
     current,
@@ -69,7 +68,7 @@ from ingestion_operator.questions import (
     wants_harvest,
 )
 from ingestion_operator.results import Harvest, PodResult, failed, read_chunks, read_prepare, shorten
-from ingestion_operator.retry_requests import answer
+from ingestion_operator.retry_requests import answer, unanswered
 
 _KEPT_FAILED_PODS: Final = 20
 # The words of the API server where there are as many Jobs, or ConfigMaps, as a ResourceQuota allows.
@@ -226,20 +225,13 @@ def _answer_annotation(draft: _Draft) -> None:
     the status has the token. Where a policy takes the mark off, a token that a crash keeps from the status is answered
     once more while its retry is under way: it is refused then.
     """
-    job = draft.snapshot.job
-    annotations = job.metadata.annotations
-    token = annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
-    handled = draft.snapshot.answered or annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:TOKEN_LENGTH]
-    if not token or token == handled:
-        if handled:
-            draft.set(last_handled_retry_request=handled)
-        return
-    if token == job.status.last_handled_retry_request:
-        return  # somebody has taken the mark off, which is no reason to answer it again
-    if draft.snapshot.answer_refused:
+    token, handled = unanswered(draft.snapshot.job, answered=draft.snapshot.answered)
+    if handled:
+        draft.set(last_handled_retry_request=handled)
+    elif token and draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
-        return
-    draft.actions.append(PatchIngestionJob(token=token, **answer(job, token)))
+    elif token:
+        draft.actions.append(PatchIngestionJob(token=token, **answer(draft.snapshot.job, token)))
 
 
 # ── the course of an attempt ──────────────────────────────────────────────────────────────────────────────────

@@ -6,20 +6,17 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Final
 
-from ingestion_crds import constants as names
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
 from ingestion_crds.job import AttemptJob, Condition, IngestionJob, Status
 
 from ingestion_operator.children import ChildJob
-
-TOKEN_LENGTH: Final = 256
-"""Characters of the annotation that asks for a retry by which two requests are told apart."""
+from ingestion_operator.retry_requests import token_of
 
 
 def settled(job: IngestionJob) -> bool:
     """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
     status = job.status
-    token = job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:TOKEN_LENGTH]
+    token = token_of(job)
     return (
         at_rest(job)
         and status.phase is phase_of(status)

@@ -1,9 +1,9 @@
-"""Retries that are asked for by annotation: what the patch changes that answers one."""
+"""Retries that are asked for by annotation: which one is to be answered, and what the patch changes that answers it."""
 
 from __future__ import annotations
 
 import json
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
@@ -13,12 +13,37 @@ from ingestion_crds.retry import Retryable
 
 from ingestion_operator.actions import Event
 
+# Characters by which two requests are told apart.
+_TOKEN_LENGTH: Final = 256
+
 
 class Answer(TypedDict):
     """A JSON patch of the object that carries the annotation, and what to say once it is made."""
 
     operations: tuple[JsonObject, ...]
     told: Event | None
+
+
+def token_of(job: Retryable) -> str:
+    """Return the token of the retry that is asked for, empty if none was ever."""
+    return job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:_TOKEN_LENGTH]
+
+
+def unanswered(job: Retryable, *, answered: str) -> tuple[str, str]:
+    """Return the token that is to be answered, and the one that is to be recorded as handled; empty for none.
+
+    A token counts as handled by its mark until the status has it. That somebody has taken the mark off then is no
+    reason to answer it again.
+
+    Args:
+        job: the IngestionJob or IngestionBatch.
+        answered: the token that has just been answered, whether its mark is there or not.
+    """
+    token = token_of(job)
+    handled = answered or job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:_TOKEN_LENGTH]
+    if not token or token == handled:
+        return "", handled
+    return ("" if token == job.status.last_handled_retry_request else token), ""
 
 
 def answer(job: Retryable, token: str) -> Answer:

@@ -244,12 +244,12 @@ def _dispatch_of(""",
     Mutation(
         name="an answer that is refused is tried again at once",
         file="plan.py",
-        changes=(("    if draft.snapshot.answer_refused:\n", "    if False:\n"),),
+        changes=(("    elif token and draft.snapshot.answer_refused:\n", "    elif False:\n"),),
     ),
     Mutation(
         name="an answer is known by its mark alone",
-        file="plan.py",
-        changes=(("draft.snapshot.answered or annotations.get(", "annotations.get("),),
+        file="retry_requests.py",
+        changes=(("answered or job.metadata.annotations.get(", "job.metadata.annotations.get("),),
     ),
     Mutation(
         name="the ConfigMap of a lost Job stays",
