@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,4 +134,4 @@ def _control_plane(options: argparse.Namespace) -> None:
     ):
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
         print("Ctrl-C ends it", file=sys.stderr, flush=True)
-        signal.pause()
+        process.wait_until_interrupted()

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,16 @@ def interrupt_when_ended() -> None:
     for ends in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ends) != signal.SIG_IGN:
             signal.signal(ends, signal.default_int_handler)
+
+
+def wait_until_interrupted(*, look_seconds: float = 1.0) -> None:
+    """Wait in the main thread until the handler of a signal raises, as that of Ctrl-C does.
+
+    `signal.pause` sleeps through a signal that comes between Python's last look for one and the call itself; here
+    such a signal is seen when the next look comes.
+    """
+    while True:
+        time.sleep(look_seconds)
 
 
 class Process:

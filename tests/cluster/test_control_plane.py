@@ -269,6 +269,9 @@ def test_the_command_ends_by_sigterm_without_an_error(tmp_path: Path) -> None:
         said = program.stdout.readline()
         assert said.startswith(f"export KUBECONFIG={tmp_path}/")
         program.send_signal(signal.SIGTERM)
-    assert program.returncode == 0
+        try:
+            assert program.wait(timeout=SECONDS) == 0
+        finally:
+            program.kill()
     assert list(tmp_path.iterdir()) == []
     assert processes_of(tmp_path) == []
