@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from itertools import repeat
+from statistics import median
 from typing import Final
 
 import httpx
 from ingestion_crds import JsonObject
-from ingestion_crds.constants import Phase
+from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import ingestion_path
+from ingestion_crds.kube import child_path, ingestion_path
 from local_cluster import ports
 from local_cluster.process import Process
 
@@ -22,6 +23,7 @@ from ingestion_bench.bare import ask
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.cases.storm import dispatched
 from ingestion_bench.feed import Feed
+from ingestion_bench.lags import Lags
 from ingestion_bench.load import per_second
 from ingestion_bench.past import Past
 from ingestion_bench.scrape import scrape, spread
@@ -62,6 +64,9 @@ _FALLING_BESIDE: Final = "running: the same, many / few jobs, each beside kopf t
 _SPREAD: Final = "running: longest / median wait of a key"
 _LONGEST: Final = "running: longest wait of a key"
 _LATEST: Final = "running: latest look at counts"
+_LAG_SPREAD: Final = "running: Job's end → seen in status, longest / median of all keys"
+_LAG_LONGEST: Final = "running: Job's end → seen in status, longest of all keys"
+_LAG_MEDIAN: Final = "running: Job's end → seen in status, median of all keys"
 
 
 class Running:
@@ -105,18 +110,13 @@ class Running:
         """
         stand = self._stand
         jobs = await many.store(stand, count=count, pasts=repeat(_PAST))
+        lags = Lags(count=count)
         begun: set[str] = set()
-        left = {job.metadata.uid for job in jobs}
 
         def runs(event: JsonObject) -> bool:
             if dispatched(event["object"]):
                 begun.add(event["object"]["metadata"]["uid"])
             return len(begun) == count
-
-        def seen(event: JsonObject) -> bool:
-            if event["object"]["status"]["phase"] == Phase.COMPLETED:
-                left.discard(event["object"]["metadata"]["uid"])
-            return not left
 
         async def retry(_: int, job: IngestionJob) -> None:
             await ask(stand, job)
@@ -132,14 +132,16 @@ class Running:
             client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60.0)
             await stack.enter_async_context(client)
             feed = await stack.enter_async_context(Feed(stand.kube, ingestion_path(stand.namespace)))
-            running, completed = feed.expect(runs), feed.expect(seen)
+            children = Feed(stand.kube, child_path(stand.namespace), selector=f"{names.LABEL_GENERATION}=1")
+            ended = (await stack.enter_async_context(children)).expect(lags.ended)
+            running, completed = feed.expect(runs), feed.expect(lags.recorded)
             before = [await _cpu_at_rest(process) for process in processes]
             start = await scrape(client)
             await per_second(jobs, lanes=_LANES, do=retry)
             await running
             metrics = await _drained(client)  # how long keys waited while the retries came in is the storm's
-            assert left, "keys waited for as long as jobs ran"
-            await completed
+            assert not completed.done(), "keys waited for as long as jobs ran"
+            await asyncio.gather(completed, ended)
             after = await scrape(client)
             used = [await _cpu_at_rest(process) for process in processes]
         cpu = [(end - begin) / (count * _SEGMENTS) for begin, end in zip(before, used, strict=True)]
@@ -152,6 +154,9 @@ class Running:
             _SPREAD: happened.largest / max(happened.median, _NOTICED),
             _LONGEST: happened.largest,
             _LATEST: due.largest,
+            _LAG_SPREAD: max(lags.longest) / median(lags.longest),
+            _LAG_LONGEST: max(lags.longest),
+            _LAG_MEDIAN: median(lags.longest),
         }
         await many.remove(stand, jobs)
         await stand.quiet()
@@ -194,6 +199,9 @@ for _few, _many in ((10, 100), (100, 1_000)):
             Measure(what=_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
             Measure(what=_LONGEST, unit="s"),
             Measure(what=_LATEST, unit="s"),
+            Measure(what=_LAG_SPREAD, unit="", budget=Budget(at_most=3.0) if _budgeted else None),
+            Measure(what=_LAG_LONGEST, unit="s"),
+            Measure(what=_LAG_MEDIAN, unit="s"),
             *(Measure(what=_each(what, count), unit="") for what in _COUNTED for count in (_few, _many)),
         ],
         run=_run(_few, _many),
