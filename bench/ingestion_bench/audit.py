@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +12,7 @@ from local_cluster.control_plane import APISERVER
 
 from ingestion_bench.stand import API_USER, OPERATOR_USER, Plane
 
+_SILENT_SECONDS: Final = 1.0
 _POLICY: Final = f"""\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -21,13 +24,15 @@ rules:
 """
 
 
-def audited(*, nodes: int) -> Plane:
-    """Return a control plane that keeps an audit log of the product's requests."""
-    return Plane(
-        nodes=nodes,
-        files={"audit-policy.yaml": _POLICY},
-        flags={APISERVER: ["--audit-policy-file={folder}/audit-policy.yaml", "--audit-log-path={folder}/audit.log"]},
-    )
+def audited(*, nodes: int, flags: Mapping[str, Sequence[str]] | None = None) -> Plane:
+    """Return a control plane that keeps an audit log of the product's requests.
+
+    Args:
+        nodes: fake nodes.
+        flags: of components other than the API server.
+    """
+    audit = ["--audit-policy-file={folder}/audit-policy.yaml", "--audit-log-path={folder}/audit.log"]
+    return Plane(nodes=nodes, files={"audit-policy.yaml": _POLICY}, flags={**(flags or {}), APISERVER: audit})
 
 
 class Audit:
@@ -54,6 +59,16 @@ class Audit:
         whole = lines[: lines.rfind(b"\n") + 1]
         self._at += len(whole)
         return [request for line in whole.splitlines() if (request := _request(json.loads(line))) is not None]
+
+    async def read_until_silent(self) -> list[str]:
+        """Return the same once the product has sent nothing more for a second."""
+        found: list[str] = []
+        while True:
+            await asyncio.sleep(_SILENT_SECONDS)
+            more = self.read()
+            if not more:
+                return found
+            found += more
 
 
 def _request(entry: dict[str, object]) -> str | None:

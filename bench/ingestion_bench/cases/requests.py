@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -29,7 +28,6 @@ TO_COMPLETED_AT_MOST: Final = 25
 EACH_SECOND: Final = 2
 """One read and one status write."""
 _RUNS: Final = 3
-_SILENT_SECONDS: Final = 1.0
 
 
 class Counting:
@@ -56,7 +54,7 @@ class Counting:
         async with Feed(stand.kube, ingestion_path(stand.namespace)) as jobs:
             recorded = jobs.expect(of(job, _uid_recorded))
             completed = jobs.expect(of(job, lambda body: body["status"]["phase"] == Phase.COMPLETED))
-            await self._silence()
+            await self._audit.read_until_silent()  # what is sent because of how the job was stored
             answer = await self._api.post(f"/ingestion-jobs/{job.job_id}/retry")
             assert answer.status_code == 202, answer.text
             begun = await recorded
@@ -71,13 +69,6 @@ class Counting:
             TO_COMPLETED: len(rest) - EACH_SECOND * seconds,
             _TO_COMPLETED_ALL: len(rest),
         }
-
-    async def _silence(self) -> None:
-        """Wait until the product sends nothing more about how the job was stored."""
-        while True:
-            await asyncio.sleep(_SILENT_SECONDS)
-            if not self._audit.read():
-                return
 
 
 def _uid_recorded(body: JsonObject) -> bool:
