@@ -60,7 +60,7 @@ class IndexedJob:
     batch: tuple[str, int | None] | None
     resource_version: int
     place: Place
-    phase: Phase
+    phase: str
     entry: bytes
 
     @classmethod
@@ -166,7 +166,7 @@ class JobIndex:
         while at > 0:
             at -= 1
             job = self._jobs[places[at][1]]
-            if phase is not None and job.phase is not phase:
+            if phase is not None and job.phase != phase:
                 continue
             if len(found) == limit:
                 return found, last

@@ -14,7 +14,9 @@ from ingestion_crds.constants import API_VERSION, BATCH_KIND, GROUP, KIND, LABEL
 from ingestion_crds.job import Document, Spec
 from ingestion_crds.kube import ApiError, KubeClient, batch_path, find, ingestion_path
 from ingestion_crds.retry import Retryable
+from pydantic import ValidationError
 
+from ingestion_api.forms import words
 from ingestion_api.idempotency import KeyDigest
 from ingestion_api.job_index import JobIndex
 from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
@@ -73,7 +75,8 @@ class Jobs:
         """Return a job, or a batch, as it is now: by what the index has for the id, else by the id as its name.
 
         Raises:
-            ProblemError: 404 when this namespace has nothing of this id; 503 when that is not known yet.
+            ProblemError: 404 when this namespace has nothing of this id; 503 when that is not known yet; 500 for
+                what this release does not understand.
             ApiError: the API server does not answer.
         """
         text = str(wanted)
@@ -108,7 +111,10 @@ class Jobs:
         if body is None:
             return None
         self._index.put(body)
-        return ShownBatch.model_validate(body) if kind == BATCH_KIND else ShownJob.model_validate(body)
+        try:
+            return ShownBatch.model_validate(body) if kind == BATCH_KIND else ShownJob.model_validate(body)
+        except ValidationError as error:
+            raise UnreadableJobError(name, error) from error
 
     async def made(self, making: Making) -> Sequence[Document] | None:
         """Return the documents of what a request with the same key has made, None when there is nothing.
@@ -175,7 +181,7 @@ class Jobs:
         """Return the documents of what has this name, which this request or another has made."""
         try:
             made = await self._read(kind, making.namespace, making.name)
-        except (ApiError, ValueError) as error:
+        except (ApiError, UnreadableJobError) as error:
             raise JobUnknownError(making.name) from error
         if made is None:
             raise JobUnknownError(making.name)
@@ -237,6 +243,18 @@ def _refusal(namespace: str, error: ApiError) -> Exception:
     if error.conflict:
         return unavailable("the namespace's quota of ingestion jobs keeps changing; try again")
     return error
+
+
+class UnreadableJobError(ProblemError):
+    """The job is there, and this release cannot read it."""
+
+    def __init__(self, name: str, error: ValidationError) -> None:
+        super().__init__(
+            status=500,
+            error="unreadable_job",
+            message=f"this release does not understand the ingestion job {name}, which a newer one may have written:"
+            f" upgrade, or look at it with kubectl; {words(error, '')}",
+        )
 
 
 class JobUnknownError(ProblemError):

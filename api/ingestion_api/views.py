@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from enum import StrEnum
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from ingestion_crds.batch import BatchStatus, DocumentFailure, Documents, IngestionBatch
@@ -24,7 +25,17 @@ from ingestion_crds.constants import (
     Trigger,
     VersionState,
 )
-from ingestion_crds.job import Attempt, Failure, IngestionJob, Model, Status, Version, is_retry_pending, job_id_of
+from ingestion_crds.job import (
+    Attempt,
+    Document,
+    Failure,
+    IngestionJob,
+    Model,
+    Status,
+    Version,
+    is_retry_pending,
+    job_id_of,
+)
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -32,6 +43,9 @@ JOB_TYPE: Final = "document"
 BATCH_TYPE: Final = "batch"
 _PLACE: Final = re.compile(r"^[0-9]{1,4}$")
 Item = TypeVar("Item")
+Known = TypeVar("Known", bound=StrEnum)
+OrText = Annotated[Known | str, Field(union_mode="left_to_right")]
+"""One of ours, else the text that it is: an operator newer than this API may write more of them."""
 
 
 class _NarrowOwner(Model):
@@ -79,7 +93,7 @@ class _NarrowSpec(Model):
 
 
 class _NarrowCondition(Model):
-    # Types and reasons as plain text: an operator newer than this API may write more of them.
+    # As plain text, as all that is merely shown.
     type: str
     status: str
     message: str = ""
@@ -97,9 +111,9 @@ class _NarrowSegments(Model):
 
 class _NarrowStatus(Model):
     observed_retry_generation: int | None = None
-    phase: Phase = Phase.QUEUED
-    mode: Mode | None = None
-    stage: str | None = None  # as plain text, too
+    phase: OrText[Phase] = Phase.QUEUED
+    mode: OrText[Mode] | None = None
+    stage: str | None = None
     version: _NarrowVersion | None = None
     segments: _NarrowSegments | None = None
     start_time: datetime | None = None
@@ -159,7 +173,7 @@ class NarrowBatch(Model):
 
 
 class _NarrowAttempt(Model):
-    # Trigger and reason as plain text, too. Its Jobs are not shown.
+    # Its Jobs are not shown.
     generation: int
     trigger: str
     requested_by: str | None = None
@@ -172,31 +186,55 @@ class _NarrowAttempt(Model):
     completion_time: datetime | None = None
 
 
+class _ShownSpec(_NarrowSpec):
+    document: Document  # type: ignore[assignment]
+
+
+class _ShownVersion(Version):
+    state: str = VersionState.PENDING  # type: ignore[assignment]
+
+
+class _ShownFailure(Failure):
+    stage: str  # type: ignore[assignment]
+
+
 class _ShownStatus(Status):
+    phase: OrText[Phase] = Phase.QUEUED  # type: ignore[assignment]
+    stage: str | None = None  # type: ignore[assignment]
+    mode: OrText[Mode] | None = None  # type: ignore[assignment]
+    version: _ShownVersion | None = None
+    failures: list[_ShownFailure] = Field(default_factory=list)  # type: ignore[assignment]
     conditions: list[_NarrowCondition] = Field(default_factory=list)  # type: ignore[assignment]
     attempts: list[_NarrowAttempt] = Field(default_factory=list)  # type: ignore[assignment]
 
 
 class ShownJob(IngestionJob):
-    """An IngestionJob to be shown or retried: a newer operator may have written reasons that are unknown here."""
+    """An IngestionJob to be shown or retried, whatever a newer release has written: what that needs, and no more."""
 
+    spec: _ShownSpec  # type: ignore[assignment]
     status: _ShownStatus = Field(default_factory=_ShownStatus)
 
 
+class _ShownBatchSpec(_NarrowBatchSpec):
+    documents: list[Document]
+
+
 class _ShownBatchStatus(BatchStatus):
+    phase: OrText[Phase] = Phase.QUEUED  # type: ignore[assignment]
     conditions: list[_NarrowCondition] = Field(default_factory=list)  # type: ignore[assignment]
 
 
 class ShownBatch(IngestionBatch):
-    """An IngestionBatch to be shown or retried."""
+    """The same of an IngestionBatch."""
 
+    spec: _ShownBatchSpec  # type: ignore[assignment]
     status: _ShownBatchStatus = Field(default_factory=_ShownBatchStatus)
 
 
 AnyJob = NarrowJob | IngestionJob | NarrowBatch | IngestionBatch
 
 
-def shown_phase(job: AnyJob) -> Phase:
+def shown_phase(job: AnyJob) -> str:
     """Return the phase that clients see: queued while a retry waits."""
     return Phase.QUEUED if job.retry_pending else job.status.phase
 
@@ -206,14 +244,14 @@ class VersionView(BaseModel):
 
     id: str
     number: int | None = None
-    state: VersionState
+    state: str = Field(description=f"One of {', '.join(VersionState)}.")
 
 
 class FailureView(BaseModel):
     """Why a segment, or a stage, failed."""
 
     segment: int | None = None
-    stage: Stage
+    stage: str = Field(description=f"One of {', '.join(Stage)}.")
     code: str
     retryable: bool
     message: str = ""
@@ -314,7 +352,9 @@ class IngestionJobResponse(BaseModel):
     updated_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
-    stage: Stage | None = Field(None, description="The stage that runs, or that ended the attempt.")
+    stage: str | None = Field(
+        None, description=f"The stage that runs, or that ended the attempt: one of {', '.join(Stage)}."
+    )
     version: VersionView | None = Field(
         None, description="The version that the job makes; searches see the newest active one."
     )
@@ -361,7 +401,7 @@ def _batch_summary(batch: NarrowBatch) -> IngestionJobSummaryResponse:
     return IngestionJobSummaryResponse(
         id=UUID(batch.job_id),
         job_type=BATCH_TYPE,
-        status=shown_phase(batch).value,
+        status=shown_phase(batch),
         knowledge_base_id=UUID(batch.spec.knowledge_base),
         total_documents=len(batch.spec.documents),
         processed_count=status.documents.completed_count if status.documents else 0,
@@ -381,7 +421,7 @@ def _job_summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     return IngestionJobSummaryResponse(
         id=UUID(job.job_id),
         job_type=JOB_TYPE,
-        status=phase.value,
+        status=phase,
         knowledge_base_id=UUID(job.spec.knowledge_base),
         item_title=job.spec.document.title or None,
         total_documents=1,
@@ -414,7 +454,7 @@ def _batch_progress(batch: IngestionBatch) -> IngestionJobResponse:
     return IngestionJobResponse(
         id=UUID(batch.job_id),
         job_type=BATCH_TYPE,
-        status=shown_phase(batch).value,
+        status=shown_phase(batch),
         knowledge_base_id=UUID(batch.spec.knowledge_base),
         total_documents=total,
         completed=done.completed_count,
@@ -457,7 +497,7 @@ def _job_progress(job: IngestionJob) -> IngestionJobResponse:
     return IngestionJobResponse(
         id=UUID(job.job_id),
         job_type=JOB_TYPE,
-        status=phase.value,
+        status=phase,
         knowledge_base_id=UUID(job.spec.knowledge_base),
         total_documents=1,
         completed=int(phase is Phase.COMPLETED),

@@ -30,7 +30,7 @@ def wrong_phase(job: Retryable) -> str | None:
     if job.status.phase in RETRYABLE_PHASES:
         return None
     word = _word(job)
-    return f"the {word} is {job.status.phase.value}; only a failed or partially failed {word} can be retried"
+    return f"the {word} is {job.status.phase}; only a failed or partially failed {word} can be retried"
 
 
 def _word(job: Retryable) -> str:

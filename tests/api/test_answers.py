@@ -23,6 +23,7 @@ import pytest
 from fastapi import Body, FastAPI, Request
 from ingestion_api.app import connect, create_app
 from ingestion_api.auth import KeyEntry, Principal, encode_entry, hash_key, new_key
+from ingestion_api.documents import document_view
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import JobIndex
 from ingestion_api.jobs import JobUnknownError
@@ -31,12 +32,12 @@ from ingestion_api.middleware import MAX_HEADERS, MAX_QUERY_BYTES, Limits
 from ingestion_api.options import Options
 from ingestion_api.problems import ProblemError, busy, from_api_error, install, unavailable
 from ingestion_api.routes.ingest import bulk_ingest
-from ingestion_api.routes.jobs import retry_ingestion_job
+from ingestion_api.routes.jobs import get_ingestion_job_progress, retry_ingestion_job
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
 from ingestion_api.services import Services
 from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
 from ingestion_api.upload import MAX_FIELD_BYTES, MAX_FIELDS
-from ingestion_api.views import NarrowJob, ShownJob, page_json, progress, summary
+from ingestion_api.views import NarrowBatch, NarrowJob, ShownBatch, ShownJob, page_json, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
 from ingestion_crds.job import IngestionJob
@@ -259,16 +260,25 @@ async def test_a_job_whose_namespace_is_no_tenant_any_more_is_not_retried(
     assert (problem.status, problem.error) == (status, error)
 
 
-async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) -> None:
-    """Its conditions and reasons may be of a kind that this release has none of."""
+@pytest.mark.parametrize("phase", ["failed", "brand_new"])
+async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path, phase: str) -> None:
+    """Whatever is a choice in it may be one that this release has none of."""
     moment = "2026-01-01T00:00:00Z"
     conditions = [
         {"type": "BrandNew", "status": "True", "reason": "Published"},
         {"type": "Stalled", "status": "True", "reason": "BrandNew", "message": "look", "lastTransitionTime": moment},
     ]
     attempt = {"generation": 0, "trigger": "BrandNew", "reason": "BrandNew", "startTime": moment}
-    known = {"phase": "failed", "observedRetryGeneration": 0, "conditions": conditions, "attempts": [attempt]}
-    body = {**stored(str(uuid.UUID(int=1))), "status": known}
+    ran = [{"stage": "brand_new", "name": f"job-{number}", "mapDigest": "d"} for number in range(4)]
+    body = stored(str(uuid.UUID(int=1)))
+    body["spec"] |= {"mode": "BrandNew", "template": {"tolerations": [{"operator": "BrandNew"}]}}
+    body["status"] = {
+        **{"phase": phase, "stage": "brand_new", "mode": "BrandNew", "observedRetryGeneration": 0},
+        "version": {"id": str(uuid.UUID(int=2)), "state": "brand_new"},
+        "failures": [{"stage": "brand_new", "code": "BrandNew", "retryable": True, "attempt": 0}],
+        "attempts": [{**attempt, "jobs": ran}],
+        "conditions": conditions,
+    }
     commands: list[str] = []
 
     def server(request: BaseHTTPRequestHandler) -> None:
@@ -280,10 +290,38 @@ async def test_a_job_of_a_newer_operator_is_shown_and_retried(tmp_path: Path) ->
         parts.index.synced = True
         job = await parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=1))
         shown = progress(job)
-        assert (shown.status, shown.error_message) == ("failed", "look")
+        assert (shown.status, shown.stage, shown.error_message) == (phase, "brand_new", "look")
         assert [(attempt.trigger, attempt.reason) for attempt in shown.attempts] == [("BrandNew", "BrandNew")]
-        await parts.retries.accept(caller=CALLER, job=job, key=None)
-    assert commands == ["GET", "PATCH"]
+        assert [(failure.stage, failure.code) for failure in shown.failures] == [("brand_new", "BrandNew")]
+        assert shown.version is not None
+        assert shown.version.state == "brand_new"
+        assert document_view(job).status == phase
+        which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "limit": 9, "before": None}
+        assert [json.loads(listed.entry)["status"] for listed in parts.index.page(**which)[0]] == [phase]
+        if phase == "failed":
+            await parts.retries.accept(caller=CALLER, job=job, key=None)
+        else:
+            with pytest.raises(ProblemError, match="the job is brand_new; only a failed") as refused:
+                await parts.retries.accept(caller=CALLER, job=job, key=None)
+            assert refused.value.error == "not_retryable"
+    assert commands == ["GET", "PATCH"][: 1 + (phase == "failed")]
+
+
+def test_a_batch_of_a_newer_operator_is_shown() -> None:
+    body = stored(str(uuid.UUID(int=1)))
+    document = body["spec"].pop("document")
+    body["spec"] |= {"documents": [document], "mode": "BrandNew"}
+    body["status"] = {"phase": "brand_new", "observedRetryGeneration": 0}
+    assert progress(ShownBatch.model_validate(body)).status == "brand_new"
+    assert summary(NarrowBatch.model_validate(body)).status == "brand_new"
+
+
+async def test_what_cannot_be_read_of_a_job_is_said(tmp_path: Path) -> None:
+    body = {**stored(str(uuid.UUID(int=1))), "status": {"phase": "failed", "version": {"id": ["brand", "new"]}}}
+    async with services(tmp_path, lambda request: answer(request, 200, json.dumps(body).encode())) as parts:
+        with pytest.raises(ProblemError, match=r"upgrade, .*; status\.version\.id: ") as unread:
+            await get_ingestion_job_progress(request(parts), uuid.UUID(int=1), CALLER)
+    assert (unread.value.status, unread.value.error) == (500, "unreadable_job")
 
 
 @pytest.mark.parametrize("doubt", ["a list fails", "a read of the keys failed"])
@@ -372,13 +410,6 @@ def test_jobs_are_listed_newest_first() -> None:
     second, end = index.page(**which, before=place)
     assert [job.name for job in [*first, *second]] == ["job-3", "job-2", "job-1"]
     assert (len(first), end) == (2, None)
-
-
-def test_a_job_at_a_stage_of_a_newer_operator_is_listed() -> None:
-    index = JobIndex(kube=cast(KubeClient, None), metrics=Metrics())
-    index.put({**stored(), "status": {"phase": "processing", "stage": "brand_new"}})
-    which = {"namespace": "team-a", "knowledge_base": KNOWLEDGE_BASE, "phase": None, "limit": 9, "before": None}
-    assert [job.name for job in index.page(**which)[0]] == ["handbook"]
 
 
 def test_a_job_that_is_kept_takes_little_memory() -> None:
