@@ -335,11 +335,23 @@ class Segments(Model):
     progress: str = Field("0/0", max_length=16, description="completedCount/total.")
 
 
+_STAGES: Final = frozenset(Stage)
+
+
+def _known_stage(value: Any) -> Any:
+    """Call a stage that only a newer release has as the last one of this, as `_known_attempt` does."""
+    return Stage.PUBLISH if isinstance(value, str) and value not in _STAGES else value
+
+
+ToldStage = Annotated[Stage, BeforeValidator(_known_stage)]
+"""A stage that is told, and by which nothing is decided."""
+
+
 class Failure(Model):
     """Why a segment, or a stage, failed."""
 
     segment: int | None = Field(None, ge=0, le=MAX_SEGMENTS, description="The segment; absent for prepare and publish.")
-    stage: Stage = Field(description="The stage that failed.")
+    stage: ToldStage = Field(description="The stage that failed.")
     code: str = Field(max_length=CODE_LENGTH, pattern=NAME_PATTERN, description="A code of docs/error-codes.md.")
     retryable: bool = Field(
         description="Whether a retry can succeed once its cause is mended; docs/error-codes.md says what to do."
@@ -409,7 +421,10 @@ def known_conditions(value: Any) -> Any:
 
 
 def _known_attempts(value: Any, info: ValidationInfo) -> Any:
-    """Say in words of this release what only a newer one can: how the last attempt ended, the phase tells."""
+    """Say in words of this release what only a newer one can: how the last attempt ended, the phase tells.
+
+    But not of an attempt that is open: what its Jobs do is to be known, and who does not know it leaves it alone.
+    """
     if not isinstance(value, list):
         return value
     last = _ENDS.get(info.data.get("phase", Phase.FAILED), Reason.PUBLISH_FAILED)
@@ -424,7 +439,14 @@ def _known_attempt(attempt: Any, end: Reason) -> Any:
         known["trigger"] = Trigger.PATCH
     if attempt.get("reason", end) not in _REASONS:
         known["reason"] = end
+    jobs = attempt.get("jobs")
+    if "completionTime" in attempt and isinstance(jobs, list) and not all(map(_is_known_job, jobs)):
+        known["jobs"] = [job if _is_known_job(job) else {**job, "stage": Stage.PUBLISH} for job in jobs[-len(Stage) :]]
     return {**attempt, **known} if known else attempt
+
+
+def _is_known_job(job: Any) -> bool:
+    return not isinstance(job, dict) or job.get("stage") in _STAGES
 
 
 class Status(Model):
@@ -437,7 +459,7 @@ class Status(Model):
         None, max_length=256, description="The last value of the annotation retry-requested-at that was dealt with."
     )
     phase: Phase = Field(Phase.QUEUED, description="queued, processing, completed, failed or partial_failure.")
-    stage: Stage | None = Field(None, description="The stage that runs, or that ended the attempt.")
+    stage: ToldStage | None = Field(None, description="The stage that runs, or that ended the attempt.")
     mode: Mode | None = Field(None, description="Segmented or SinglePass, once prepare_document has decided.")
     version: Version | None = Field(None, description="The version of the document that this job makes.")
     segments: Segments | None = Field(None, description="Which segments are done.")

@@ -12,6 +12,7 @@ from ingestion_crds.batch import IngestionBatch
 from ingestion_operator.batch_memory import BatchMemory
 from ingestion_operator.batch_plan import settled
 from ingestion_operator.queue import WorkQueue
+from ingestion_operator.results import shorten
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ class BatchIntake:
             return
         try:
             batch = IngestionBatch.model_validate(body)
-        except ValueError:
-            log.exception("an object that the models do not understand", extra={"job": key})
+        except ValueError as error:
+            text = "left alone: this release does not understand what is there; a newer one may have written it: %s"
+            log.error(text, shorten(str(error)), extra={"job": key})
             return
         if pace is None and settled(batch):
             return

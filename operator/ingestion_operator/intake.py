@@ -17,6 +17,7 @@ from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
 from ingestion_operator.questions import begins, settled
 from ingestion_operator.queue import WorkQueue
+from ingestion_operator.results import shorten
 
 # An RFC 1123 subdomain, as every IngestionJob's name is: anything else would be another path on the API server, or a
 # key of a quarter of a megabyte.
@@ -96,8 +97,9 @@ class Intake:
         news = pace is None or pace.on_job_seen(resource_version)
         try:
             job = IngestionJob.model_validate(body)
-        except ValueError:
-            log.exception("an object that the models do not understand", extra={"job": key})
+        except ValueError as error:
+            text = "left alone: this release does not understand what is there; a newer one may have written it: %s"
+            log.error(text, shorten(str(error)), extra={"job": key})
             return
         if settled(job):
             # A list may be older than what has been done since. So a job that is followed is left to its next look.

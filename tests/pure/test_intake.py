@@ -96,10 +96,13 @@ def test_what_a_newer_release_has_said_hides_no_job(phase: str, *, retried: bool
     made, memory, queue = intake(leading=True, before="unknown", is_open=False)
     shown = body(5, at_rest=True)
     shown["spec"]["retryGeneration"] = 1 + retried
-    first = {**AT_REST["attempts"][0], "reason": "BrandNew"}
+    ran = [{"stage": "brand_new", "name": f"ran-{number}", "mapDigest": "d"} for number in range(4)]
+    first = {**AT_REST["attempts"][0], "reason": "BrandNew", "jobs": ran}
     shown["status"] = {
         **AT_REST,
         "phase": phase,
+        "stage": "brand_new",
+        "failures": [{"stage": "brand_new", "code": "BrandNew", "retryable": True, "attempt": 0}],
         "observedRetryGeneration": 1,
         "segments": {"total": 2, "completed": "0" if phase == "partial_failure" else "0-1", "completedCount": 1},
         "attempts": [first, {**first, "generation": 1, "trigger": "BrandNew"}],

@@ -14,7 +14,7 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, ingestion_pat
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS, Release
-from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.stories import (
     HANGS,
@@ -374,6 +374,42 @@ def test_a_reason_of_a_newer_release_does_not_keep_a_job_from_its_end(cluster: S
     cluster.verdicts.clear()
     reach(cluster, "completed")
     assert "BrandNew" not in {item["reason"] for item in live(cluster)["status"]["conditions"]}
+
+
+def roll_back(cluster: SimulatedCluster, by: RunningOperator, *, called: str) -> RunningOperator:
+    """Begin with another operator after one whose release calls the last stage so; its CRD stays."""
+    cluster.kill(by)
+    status = live(cluster)["status"]
+    *earlier, last = status["attempts"]
+    jobs = [*last["jobs"][:-1], {**last["jobs"][-1], "stage": called}]
+    status |= {"stage": called, "attempts": [*earlier, {**last, "jobs": jobs}]}
+    cluster.api._objects[INGESTION_JOBS, NAMESPACE, "handbook"] = {**live(cluster), "status": status}
+    return cluster.start_operator()
+
+
+def test_a_job_that_was_at_a_stage_of_a_newer_release_when_it_failed_can_be_retried(cluster: SimulatedCluster) -> None:
+    """Invariant 5."""
+    roll_back(cluster, fail_in_part(cluster), called="brand_new")
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
+
+
+def test_a_job_that_runs_a_stage_of_a_newer_release_is_left_to_that() -> None:
+    """Nothing of it is written over, and it goes on once an operator knows what it does.
+
+    Without the oracle, which does not know such a stage either.
+    """
+    cluster = SimulatedCluster(segments=SEGMENTS)
+    rolled_back = roll_back(cluster, start(cluster), called="brand_new")
+    left = live(cluster)
+    cluster.verdicts.clear()
+    cluster.pass_until(lambda: False, seconds=300)
+    assert live(cluster) == left
+    assert cluster.api.all("jobs")
+    roll_back(cluster, rolled_back, called="process_segments")
+    reach(cluster, "completed")
+    cluster.close()
 
 
 def test_the_phase_of_an_attempt_that_runs_is_put_right(cluster: SimulatedCluster) -> None:
