@@ -10,9 +10,10 @@ from typing import Final
 
 from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
-from ingestion_crds.batch import BatchStatus, IngestionBatch
+from ingestion_crds.batch import BatchStatus, Documents, IngestionBatch
 from ingestion_crds.config import Config
-from ingestion_crds.constants import Phase, Reason
+from ingestion_crds.constants import ConditionType, Phase, Reason
+from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, dump_status, format_time
 from ingestion_crds.kube import ApiError
 
@@ -184,6 +185,7 @@ class BatchReconciler:
                 raise ConflictError(str(error)) from error
             raise
         metrics.STATUS_WRITES.inc()
+        _count_ends(batch.status, decided.status)
         metadata = batch.metadata.changed(resource_version=raw["metadata"]["resourceVersion"])
         pace.resource_versions.append(metadata.resource_version)
         if decided.status.documents is not None and batch.status.phase is not decided.status.phase:
@@ -299,6 +301,20 @@ class BatchReconciler:
         except ApiError as error:
             return _refusal(batch.metadata.name, error)
         return None
+
+
+def _count_ends(before: BatchStatus, after: BatchStatus) -> None:
+    """Count what has ended since the status was written last."""
+    if after.completion_time is not None and after.completion_time != before.completion_time:
+        reason = next(condition.reason for condition in after.conditions if condition.type is ConditionType.READY)
+        metrics.BATCH_ATTEMPTS_ENDED.labels(reason=reason.value).inc()
+    old, new = before.documents or Documents(), after.documents or Documents()
+    for phase, was, now in (
+        (Phase.COMPLETED, old.completed, new.completed),
+        (Phase.FAILED, old.failed, new.failed),
+    ):
+        count = len(IndexSet.parse(now) - IndexSet.parse(was))
+        metrics.BATCH_DOCUMENTS_ENDED.labels(result=phase.value).inc(count)
 
 
 def _refusal(name: str, error: ApiError) -> Waiting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ingestion_crds.constants import Reason, Trigger
+from ingestion_crds.constants import Phase, Reason, Trigger
 from ingestion_crds.errors import ERROR_CODES
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -28,6 +28,10 @@ CONFLICTS: Final = Counter("ingestion_conflicts", "Writes that lost a race and w
 ATTEMPTS: Final = Counter("ingestion_attempts", "Attempts begun.", ["trigger"])
 ATTEMPTS_ENDED: Final = Counter("ingestion_attempts_ended", "Attempts ended.", ["reason"])
 FAILURES: Final = Counter("ingestion_failures", "Failed segments and stages.", ["code"])
+BATCH_ATTEMPTS_ENDED: Final = Counter("ingestion_batch_attempts_ended", "Attempts of batches ended.", ["reason"])
+BATCH_DOCUMENTS_ENDED: Final = Counter(
+    "ingestion_batch_documents_ended", "Documents of batches that are completed, or whose attempt failed.", ["result"]
+)
 
 # A series that is born with its first increase shows none to `rate`: those whose labels are known begin at 0.
 # Source: https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics
@@ -43,3 +47,7 @@ for _reason in (
     ATTEMPTS_ENDED.labels(reason=_reason.value)
 for _code in ERROR_CODES:
     FAILURES.labels(code=_code)
+for _reason in (Reason.SUCCEEDED, Reason.DOCUMENTS_FAILED, Reason.CANCELLED):
+    BATCH_ATTEMPTS_ENDED.labels(reason=_reason.value)
+for _phase in (Phase.COMPLETED, Phase.FAILED):
+    BATCH_DOCUMENTS_ENDED.labels(result=_phase.value)

@@ -80,6 +80,8 @@ def test_counters_whose_labels_are_known_begin_at_0() -> None:
 
     assert values(metrics.FAILURES, "code") == set(ERROR_CODES)
     assert values(metrics.ATTEMPTS, "trigger") == set(Trigger)
+    assert values(metrics.BATCH_ATTEMPTS_ENDED, "reason") == {"Succeeded", "DocumentsFailed", "Cancelled"}
+    assert values(metrics.BATCH_DOCUMENTS_ENDED, "result") == {"completed", "failed"}
     assert values(Metrics().retries, "outcome") == {"bumped", "joined", "repeated", "refused"}
 
 

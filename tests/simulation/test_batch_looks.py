@@ -10,6 +10,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, TABLE, ApiError, batch_path, ingestion_path
+from ingestion_operator import metrics
 from support.builders import ingestion_batch
 
 from simulation import api
@@ -300,3 +301,30 @@ def test_a_suspended_batch_is_looked_at_rarely(cluster: SimulatedCluster, monkey
     assert 1 <= len(lists) <= 2
     patch(cluster, suspend=False)
     until(cluster, ended(cluster, "completed"))
+
+
+# ── what is counted ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_ends_is_counted_once(cluster: SimulatedCluster) -> None:
+    """Also by an operator that takes over in between."""
+
+    def counted() -> list[float]:
+        ends = [metrics.BATCH_ATTEMPTS_ENDED.labels(reason=name) for name in ("Succeeded", "DocumentsFailed")]
+        documents = [metrics.BATCH_DOCUMENTS_ENDED.labels(result=name) for name in ("completed", "failed")]
+        return [counter._value.get() for counter in (*ends, *documents)]
+
+    before = counted()
+    cluster.kubelet.missing = {"Manual 0", "Manual 1"}
+    first = cluster.start_operator()
+    create(cluster)
+    until(cluster, ended(cluster, "partial_failure"))
+    cluster.kill(first)
+    cluster.start_operator()
+    cluster.kubelet.missing.discard("Manual 1")
+    patch(cluster, retryGeneration=1)
+    until(cluster, ended(cluster, "partial_failure", 1))
+    cluster.kubelet.missing.clear()
+    patch(cluster, retryGeneration=2)
+    until(cluster, ended(cluster, "completed", 2))
+    assert [now - was for now, was in zip(counted(), before, strict=True)] == [1, 2, 3, 3]
