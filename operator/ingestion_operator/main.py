@@ -329,16 +329,23 @@ class Operator:
     def _healthy(self) -> bool:
         """True while the tasks run and the queue moves; a replica that stands by has nothing to move."""
         dead = any(task.done() for task in (*self._watch, *self._election, *self._work))
-        oldest = max(self.queue.oldest_age, self.batch_queue.oldest_age)
-        return not dead and oldest < _UNHEALTHY_AGE_SECONDS
+        return not dead and self._oldest_age < _UNHEALTHY_AGE_SECONDS
+
+    @property
+    def _depth(self) -> int:
+        return len(self.queue) + len(self.batch_queue)
+
+    @property
+    def _oldest_age(self) -> float:
+        return max(self.queue.oldest_age, self.batch_queue.oldest_age)
 
     async def _healthz(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
         healthy = self._healthy
         body = {
             "healthy": healthy,
             "leading": self.intake.leading,
-            "queue": len(self.queue),
-            "oldestAgeSeconds": round(self.queue.oldest_age, 1),
+            "queue": self._depth,
+            "oldestAgeSeconds": round(self._oldest_age, 1),
         }
         return aiohttp.web.json_response(body, status=200 if healthy else 503)
 
@@ -348,8 +355,8 @@ class Operator:
         return aiohttp.web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _metrics(self, _: aiohttp.web.Request) -> aiohttp.web.Response:
-        metrics.QUEUE_DEPTH.set(len(self.queue))
-        metrics.QUEUE_AGE.set(self.queue.oldest_age)
+        metrics.QUEUE_DEPTH.set(self._depth)
+        metrics.QUEUE_AGE.set(self._oldest_age)
         return aiohttp.web.Response(
             body=prometheus_client.generate_latest(),
             headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST},

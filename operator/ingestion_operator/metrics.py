@@ -21,7 +21,7 @@ QUEUE_WAIT: Final = Histogram(
     buckets=[round(step * 10.0**power, 4) for power in range(-3, 3) for step in (1, 1.5, 2, 3, 5, 7)],
 )
 WATCH_EVENTS: Final = Counter("ingestion_watch_events", "Events taken in, objects of first lists among them.", ["kind"])
-RECONCILE_SECONDS: Final = Histogram("ingestion_reconcile_seconds", "Duration of one look at a job.")
+RECONCILE_SECONDS: Final = Histogram("ingestion_reconcile_seconds", "Duration of one look at a job, or a batch.")
 RECONCILE_ERRORS: Final = Counter("ingestion_reconcile_errors", "Looks that ended in an error.", ["reason"])
 STATUS_WRITES: Final = Counter("ingestion_status_writes", "Status writes that the API server accepted.")
 CONFLICTS: Final = Counter("ingestion_conflicts", "Writes that lost a race and were planned anew.")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds import follow as following
 from ingestion_crds.config import Config
 from ingestion_crds.kube import ApiError, KubeClient, batch_path
-from ingestion_operator import main
+from ingestion_operator import main, metrics
 from ingestion_operator.main import Operator
 
 
@@ -40,6 +42,18 @@ async def test_what_ends_a_task_is_in_the_log(caplog: pytest.LogCaptureFixture) 
     tasks = {f"the task {name!r} has ended" for name in ("watch Jobs", "watch IngestionBatches")}
     assert {record.getMessage() for record in said} == tasks
     assert {record.exc_info and record.exc_info[0] for record in said} == {KeyError}
+
+
+@pytest.mark.parametrize("which", ["queue", "batch_queue"])
+async def test_what_ends_an_operator_is_seen_in_its_metrics_before(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """A queue that stands still, whichever it is."""
+    operator = operator_of(Server())
+    getattr(operator, which).add("team-a/handbook")
+    waited = time.monotonic() + main._UNHEALTHY_AGE_SECONDS
+    monkeypatch.setattr(getattr(operator, which), "_clock", lambda: waited)
+    await operator._metrics(make_mocked_request("GET", "/metrics"))
+    assert (metrics.QUEUE_DEPTH._value.get(), operator._healthy) == (1, False)
+    assert metrics.QUEUE_AGE._value.get() >= main._UNHEALTHY_AGE_SECONDS - 1
 
 
 class Discovery:
