@@ -330,15 +330,25 @@ def _pass_on(draft: _Draft) -> None:
             draft.set(passed_on_generation=draft.generation)
         elif not batch.spec.suspend:
             _retry(draft, behind)
-    if passes_on_suspend(batch):
+    late = _come_late(snapshot)
+    if passes_on_suspend(batch) or late:
         # Nothing, from before the first job is told: who changes his mind meanwhile has all of them told once more.
-        draft.set(passed_on_suspend=None if snapshot.unlike else batch.spec.suspend)
+        draft.set(passed_on_suspend=None if snapshot.unlike or late else batch.spec.suspend)
+        if late:
+            draft.go_on()
         most = _MOST_STOPS if batch.spec.suspend else snapshot.starts
         draft.starting = draft.starting or (not batch.spec.suspend and len(snapshot.unlike) > most)
         for index in draft.in_turn(snapshot.unlike)[:most]:
             body = {"spec": {"suspend": batch.spec.suspend}}
             draft.actions.append(PatchDocumentJob(index=index, name=name_of(batch, index), body=body))
             draft.go_on()
+
+
+def _come_late(snapshot: BatchSnapshot) -> bool:
+    """True when there are jobs, since the last look, although the batch is suspended: they know nothing of that."""
+    status = snapshot.batch.status
+    made = IndexSet.parse(status.documents.made if status.documents is not None else "")
+    return snapshot.batch.spec.suspend and not IndexSet.of(snapshot.jobs) <= made
 
 
 def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:

@@ -17,6 +17,7 @@ from simulation import api
 from simulation.api import BATCHES, INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, SimulatedCluster
 from simulation.controllers import Verdict
+from simulation.stories import HANGS
 
 # None of these may need the resync, two minutes later.
 PATIENCE_SECONDS = 60.0
@@ -299,6 +300,29 @@ def test_a_suspended_batch_is_looked_at_rarely(cluster: SimulatedCluster, monkey
     lists = note_lists(cluster, monkeypatch)
     cluster.pass_until(lambda: False, seconds=900)
     assert 1 <= len(lists) <= 2
+    patch(cluster, suspend=False)
+    until(cluster, ended(cluster, "completed"))
+
+
+def test_a_job_that_comes_too_late_for_its_batch_s_suspension_is_suspended(cluster: SimulatedCluster) -> None:
+    """The operator that sent it has died, and the next one has told all jobs that there were."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    first = cluster.start_operator()
+    create(cluster)
+
+    def last(call: Call) -> bool:
+        return makes(call, "Manual 2")
+
+    until(cluster, lambda: any(map(last, cluster.calls)), held=last)
+    [sent] = filter(last, cluster.kill(first))
+    cluster.late.append(sent)
+    patch(cluster, suspend=True)
+    cluster.start_operator()
+    until(cluster, lambda: status(cluster).get("passedOnSuspend") is True)
+    cluster.arrive(sent)
+    until(cluster, lambda: bool(job(cluster, 2)["spec"]["suspend"]))
+    until(cluster, lambda: status(cluster).get("passedOnSuspend") is True)
+    cluster.verdicts.clear()
     patch(cluster, suspend=False)
     until(cluster, ended(cluster, "completed"))
 
