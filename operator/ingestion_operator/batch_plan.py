@@ -322,6 +322,9 @@ def _begin(draft: _Draft) -> None:
 def _pass_on(draft: _Draft) -> None:
     """Pass on what the spec asks of jobs that exist; record what has been passed on to all of them."""
     snapshot, batch = draft.snapshot, draft.batch
+    late = _come_late(snapshot)
+    if late and draft.cancelled and draft.over:
+        draft.set(ended_generation=None)
     if draft.cancelling:
         _cancel(draft)
     if passes_on_generation(batch):
@@ -330,8 +333,7 @@ def _pass_on(draft: _Draft) -> None:
             draft.set(passed_on_generation=draft.generation)
         elif not batch.spec.suspend:
             _retry(draft, behind)
-    late = _come_late(snapshot)
-    if passes_on_suspend(batch) or late:
+    if passes_on_suspend(batch) or (late and batch.spec.suspend):
         # Nothing, from before the first job is told: who changes his mind meanwhile has all of them told once more.
         draft.set(passed_on_suspend=None if snapshot.unlike or late else batch.spec.suspend)
         if late:
@@ -345,10 +347,12 @@ def _pass_on(draft: _Draft) -> None:
 
 
 def _come_late(snapshot: BatchSnapshot) -> bool:
-    """True when there are jobs, since the last look, although the batch is suspended: they know nothing of that."""
-    status = snapshot.batch.status
-    made = IndexSet.parse(status.documents.made if status.documents is not None else "")
-    return snapshot.batch.spec.suspend and not IndexSet.of(snapshot.jobs) <= made
+    """True when there are jobs that no look has seen yet: they may know nothing of what was passed on.
+
+    Their operator may have died, and others been told all before the request arrived.
+    """
+    documents = snapshot.batch.status.documents
+    return not IndexSet.of(snapshot.jobs) <= IndexSet.parse(documents.made if documents is not None else "")
 
 
 def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:

@@ -304,18 +304,24 @@ def test_a_suspended_batch_is_looked_at_rarely(cluster: SimulatedCluster, monkey
     until(cluster, ended(cluster, "completed"))
 
 
-def test_a_job_that_comes_too_late_for_its_batch_s_suspension_is_suspended(cluster: SimulatedCluster) -> None:
-    """The operator that sent it has died, and the next one has told all jobs that there were."""
-    cluster.verdicts[Stage.PREPARE, None] = HANGS
-    first = cluster.start_operator()
-    create(cluster)
+def die_with_the_last_create(cluster: SimulatedCluster) -> Call:
+    """Make a batch, and end the operator as it makes the last of the jobs; return that request: it is to be late."""
 
     def last(call: Call) -> bool:
         return makes(call, "Manual 2")
 
+    only = cluster.start_operator()
+    create(cluster)
     until(cluster, lambda: any(map(last, cluster.calls)), held=last)
-    [sent] = filter(last, cluster.kill(first))
+    [sent] = filter(last, cluster.kill(only))
     cluster.late.append(sent)
+    return sent
+
+
+def test_a_job_that_comes_too_late_for_its_batch_s_suspension_is_suspended(cluster: SimulatedCluster) -> None:
+    """The operator that sent it has died, and the next one has told all jobs that there were."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    sent = die_with_the_last_create(cluster)
     patch(cluster, suspend=True)
     cluster.start_operator()
     until(cluster, lambda: status(cluster).get("passedOnSuspend") is True)
@@ -325,6 +331,19 @@ def test_a_job_that_comes_too_late_for_its_batch_s_suspension_is_suspended(clust
     cluster.verdicts.clear()
     patch(cluster, suspend=False)
     until(cluster, ended(cluster, "completed"))
+
+
+def test_a_job_that_comes_too_late_for_its_batch_s_cancellation_is_cancelled(cluster: SimulatedCluster) -> None:
+    """The attempt is over by then."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    sent = die_with_the_last_create(cluster)
+    patch(cluster, cancelGeneration=0)
+    cluster.start_operator()
+    until(cluster, ended(cluster, "failed"))
+    cluster.arrive(sent)
+    until(cluster, lambda: job(cluster, 2)["spec"].get("cancelGeneration") == 0)
+    until(cluster, ended(cluster, "failed"))
+    assert status(cluster)["failureSummary"] == {"Cancelled": 3}
 
 
 # ── what is counted ───────────────────────────────────────────────────────────────────────────────────────────────
