@@ -169,6 +169,7 @@ class Jobs:
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
         }
         # Asked last: a job and a batch may have one name, and what is sent from here on keeps its files.
+        # No name is unique across kinds: requests of one file and of several that come at the same time make both.
         if (made := await self.made(making)) is not None:
             return made
         try:
