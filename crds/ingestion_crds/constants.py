@@ -39,6 +39,9 @@ LABEL_BATCH_INDEX: Final = f"{GROUP}/batch-index"
 # Annotations on children.
 ANNOTATION_MAP_DIGEST: Final = f"{GROUP}/map-digest"
 ANNOTATION_JOB_NAME: Final = f"{GROUP}/ingestion-job"
+ANNOTATION_SUSPEND: Final = f"{GROUP}/suspend"
+# Kueue's, on a Job that it may admit with fewer pods than the Job asks for.
+ANNOTATION_MIN_PARALLELISM: Final = "kueue.x-k8s.io/job-min-parallelism"
 
 # Annotations on an IngestionJob, or an IngestionBatch.
 ANNOTATION_RETRY_REQUESTED: Final = f"{GROUP}/retry-requested-at"

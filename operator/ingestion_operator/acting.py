@@ -183,7 +183,9 @@ class Acting:
                 await self._cluster.clear_start_time(
                     namespace=namespace, name=name, resource_version=action.clear_start_of
                 )
-            answer = await self._cluster.patch_child(namespace=namespace, name=name, uid=action.uid, spec=action.spec)
+            answer = await self._cluster.patch_child(
+                namespace=namespace, name=name, uid=action.uid, spec=action.spec, annotations=action.annotations
+            )
         except ApiError as error:
             if error.conflict or error.not_found:
                 raise ConflictError(str(error)) from error

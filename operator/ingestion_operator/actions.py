@@ -58,12 +58,14 @@ class PatchChild:
 
     Args:
         spec: the change.
+        annotations: to be changed with it.
         clear_start_of: the Job's resourceVersion, if its status.startTime is to be taken off before; else None.
     """
 
     name: str
     uid: ChildUid
     spec: JsonObject
+    annotations: JsonObject
     clear_start_of: str | None = None
 
 

@@ -179,7 +179,7 @@ def build_child(dispatch: Dispatch) -> JsonObject:
         },
         "template": {
             # Without the queue's: their Job waits for them, and once it is taken out of the queue they are not in it.
-            "metadata": {"labels": dict(metadata["labels"]), "annotations": metadata["annotations"]},
+            "metadata": {"labels": dict(metadata["labels"]), "annotations": dict(metadata["annotations"])},
             "spec": _pod_spec(dispatch),
         },
     }
@@ -188,7 +188,14 @@ def build_child(dispatch: Dispatch) -> JsonObject:
     if queue:  # Kueue admits a Job by unsuspending it.
         metadata["labels"][names.LABEL_QUEUE_NAME] = queue
         child_spec["suspend"] = True
+    else:
+        metadata["annotations"] |= suspend_annotation(wanted=False)
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": child_spec}
+
+
+def suspend_annotation(*, wanted: bool) -> JsonObject:
+    """Return the annotation that says what the operator has last made of a Job's `spec.suspend`."""
+    return {names.ANNOTATION_SUSPEND: str(wanted).lower()}
 
 
 def _metadata(dispatch: Dispatch) -> JsonObject:
@@ -336,7 +343,10 @@ class ChildJob:
         queue: the one that it was made for, which suspends it and admits it; empty without one.
         managed_by: who runs it in place of Kubernetes' own Job controller, as in another cluster; else empty.
         suspended: it is to have no pods now.
+        let_go: the operator made it to run, or has resumed it last: if it is suspended, somebody else has done that.
+            False of a Job of a queue, and of one that a release has made which did not say so.
         parallelism: pods at the same time at most.
+        takes_fewer: Kueue may admit it with a lower parallelism, and then lets nobody change that while it runs.
         deadline_seconds: from `start_time` on; None for no end, 0 once its attempt was cancelled.
         active: how many pods have not ended.
         ready: how many of them are ready.
@@ -360,7 +370,9 @@ class ChildJob:
     queue: str = ""
     managed_by: str = ""
     suspended: bool = False
+    let_go: bool = False
     parallelism: int = 1
+    takes_fewer: bool = False
     deadline_seconds: int | None = None
     active: int = 0
     ready: int = 0
@@ -404,7 +416,9 @@ def read_child(raw: JsonObject) -> ChildJob:
         queue=labels.get(names.LABEL_QUEUE_NAME, ""),
         managed_by=managed_by if managed_by != _JOB_CONTROLLER else "",
         suspended=bool(spec.get("suspend", False)),
+        let_go=annotations.get(names.ANNOTATION_SUSPEND) == "false",
         parallelism=spec.get("parallelism", 1),
+        takes_fewer=names.ANNOTATION_MIN_PARALLELISM in annotations,
         deadline_seconds=spec.get("activeDeadlineSeconds"),
         active=status.get("active", 0),
         ready=status.get("ready", 0),

@@ -130,14 +130,16 @@ class KubeCluster:
         """
         return await self._client.request("POST", child_path(body["metadata"]["namespace"]), body=body)
 
-    async def patch_child(self, *, namespace: str, name: str, uid: ChildUid, spec: JsonObject) -> JsonObject:
-        """Merge into the spec of a Job (RFC 7396), and return the Job as it is then.
+    async def patch_child(
+        self, *, namespace: str, name: str, uid: ChildUid, spec: JsonObject, annotations: JsonObject
+    ) -> JsonObject:
+        """Merge into the spec and the annotations of a Job (RFC 7396), and return the Job as it is then.
 
         Raises:
             ApiError: `not_found` when there is none; with status 422 when there is one of that name with another UID,
                 or the change is not valid.
         """
-        body = {"metadata": {"uid": uid}, "spec": spec}
+        body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": spec}
         return await self._client.request("PATCH", child_path(namespace, name), body=body, content_type=MERGE_PATCH)
 
     async def clear_start_time(self, *, namespace: str, name: str, resource_version: str) -> JsonObject:

@@ -52,7 +52,7 @@ from ingestion_operator.actions import (
     RemovePods,
     RestoreConfigMap,
 )
-from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map
+from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map, suspend_annotation
 from ingestion_operator.obstacles import Waiting, no_store
 from ingestion_operator.questions import (
     cancelled,
@@ -561,9 +561,10 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             wish["activeDeadlineSeconds"] = 0
     else:
         parallelism, deadline = _parallelism(draft), _deadline(draft)
-        if child.suspended != job.spec.suspend and not child.queue:
+        suspended_by_us = child.suspended and not child.let_go
+        if suspended_by_us != job.spec.suspend and not child.queue:
             wish["suspend"] = job.spec.suspend
-        if child.parallelism != parallelism:
+        if child.parallelism != parallelism and (child.suspended or not child.takes_fewer):
             wish["parallelism"] = parallelism
         if child.deadline_seconds != deadline:
             wish["activeDeadlineSeconds"] = deadline
@@ -573,6 +574,10 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         elif job.spec.suspend:
             kept = "the running Job is its queue's to suspend" if child.queue else "what is done is kept"
             draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
+        elif child.suspended and not suspended_by_us:
+            text = f"somebody else has suspended the Job {child.name}, and is to resume it: a person, or Kueue"
+            text += f", which may want the label {names.LABEL_QUEUE_NAME}"
+            draft.held = Waiting(reason=Reason.WAITING, message=text)
     if wish and not child.deleting and not _refused(draft):
         # One patch for each field: one that the cluster refuses must not keep the others from being made.
         draft.actions += [_patch(child, key, value) for key, value in wish.items()]
@@ -599,7 +604,10 @@ def _patch(child: ChildJob, key: str, value: Any) -> PatchChild:
     """
     resumed = key == "suspend" and not value and child.start_time is not None
     version = str(child.resource_version) if resumed else None
-    return PatchChild(name=child.name, uid=child.uid, spec={key: value}, clear_start_of=version)
+    annotations = suspend_annotation(wanted=value) if key == "suspend" else {}
+    return PatchChild(
+        name=child.name, uid=child.uid, spec={key: value}, annotations=annotations, clear_start_of=version
+    )
 
 
 def _restore_config_map(draft: _Draft) -> None:

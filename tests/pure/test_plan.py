@@ -16,7 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingestion_crds import retry
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.constants import LABEL_GENERATION, TERMINAL_PHASES, Phase, Reason, Stage, VersionState
+from ingestion_crds.constants import (
+    ANNOTATION_SUSPEND,
+    LABEL_GENERATION,
+    TERMINAL_PHASES,
+    Phase,
+    Reason,
+    Stage,
+    VersionState,
+)
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, Spec, Status, Template, dump_status
 from ingestion_crds.schema import custom_resource_definition
@@ -56,6 +64,7 @@ class World:
         self.config = CONFIG
         self.dispatched: list[tuple[int, list[int]]] = []
         self.completed_before: IndexSet = IndexSet()
+        self.held: set[str] = set()  # UIDs of Jobs that somebody else has suspended
 
     def step(self, *, crash_after: int | None = None, tidied: frozenset[str] = frozenset()) -> bool:
         """Make one plan and apply it, or only its first parts; return whether anything changed."""
@@ -105,8 +114,11 @@ class World:
                 self.children.pop(action.uid, None)
                 return True
             case PatchChild():
-                child = self.children[action.uid]
+                child, said = self.children[action.uid], action.annotations.get(ANNOTATION_SUSPEND)
                 resumed = action.spec.get("suspend") is False
+                assert not (resumed and child.uid in self.held), "somebody else is to resume it"
+                if "suspend" in action.spec:
+                    self.held.discard(child.uid)
                 assert resumed == (action.clear_start_of is not None), "its time does not begin anew"
                 if action.spec.get("activeDeadlineSeconds") == 0:
                     self.children[action.uid] = replace(child, failure_reason="DeadlineExceeded", deadline_seconds=0)
@@ -114,6 +126,7 @@ class World:
                     self.children[action.uid] = replace(
                         child,
                         suspended=action.spec.get("suspend", child.suspended),
+                        let_go=child.let_go if said is None else said == "false",
                         parallelism=action.spec.get("parallelism", child.parallelism),
                         start_time=self.now if resumed else child.start_time,
                     )
@@ -173,6 +186,14 @@ class World:
             results = {0: PodResult(succeeded=True, payload=said)}
         self.harvests[child.uid] = results
 
+    def hold(self, suspended: bool) -> None:
+        """Suspend or resume the live Job as somebody else does."""
+        child = self.live()
+        if child is None or child.suspended == suspended:
+            return
+        self.children[child.uid] = replace(child, suspended=suspended)
+        (self.held.add if suspended else self.held.discard)(child.uid)
+
 
 def segments_run(*, count: int = 6) -> tuple[World, ChildJob]:
     """Return a job whose document was prepared, and the Job that runs its segments."""
@@ -192,6 +213,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("look"), st.none()),
     st.tuples(st.just("retry"), st.none() | st.sets(st.integers(0, 7), min_size=1)),
     st.tuples(st.just("suspend"), st.booleans()),
+    st.tuples(st.just("hold"), st.booleans()),
     st.tuples(st.just("cancel"), st.none()),
     st.tuples(st.just("lose"), st.none()),
 )
@@ -215,6 +237,8 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
                 world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=wanted)
             case "suspend":
                 world.edit(suspend=argument)
+            case "hold":
+                world.hold(argument)
             case "cancel":
                 world.edit(cancel_generation=world.job.spec.retry_generation)
             case "lose":
@@ -228,6 +252,8 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
             break
         if retry.why_not(world.job) is None:
             world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=None)
+        if world.held:
+            world.hold(False)
         world.end(good=set(range(8)))
     assert world.job.status.phase is Phase.COMPLETED
     assert settled(world.job)
@@ -294,6 +320,65 @@ def test_a_terminal_phase_is_reached_or_a_reason_is_given() -> None:
     world.rest()
     assert world.job.status.phase not in TERMINAL_PHASES
     assert {item.reason.value for item in world.job.status.conditions if item.type == "Ready"} == {"Suspended"}
+
+
+def ready(world: World) -> str:
+    """Return the reason of condition Ready."""
+    return next(item.reason.value for item in world.job.status.conditions if item.type == "Ready")
+
+
+def test_a_job_that_somebody_else_suspends_is_theirs_to_resume() -> None:
+    """Kueue suspends what it has not admitted, again and again."""
+    world, child = segments_run()
+    world.hold(True)
+    world.rest()
+    assert world.children[child.uid].suspended
+    assert ready(world) == "Waiting"
+    world.hold(False)
+    world.rest()
+    assert ready(world) == "ProcessingSegments"
+    world.edit(suspend=True)
+    world.rest()
+    world.hold(False)
+    world.rest()
+    assert world.children[child.uid].suspended, "spec.suspend is true"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_spec_suspend_has_suspended_is_resumed_by_it(held: bool) -> None:
+    """Also what somebody else had suspended before: that is taken over."""
+    world, child = segments_run()
+    world.hold(held)
+    world.rest()
+    world.edit(suspend=True)
+    world.rest()
+    assert ready(world) == "Suspended"
+    world.edit(suspend=False)
+    world.rest()
+    assert not world.children[child.uid].suspended
+
+
+def test_a_job_of_a_release_that_did_not_say_who_suspended_it_is_resumed() -> None:
+    world, child = segments_run()
+    world.children[child.uid] = replace(child, suspended=True, let_go=False)
+    world.rest()
+    assert not world.children[child.uid].suspended
+    world.hold(True)
+    world.rest()
+    assert world.children[child.uid].suspended
+
+
+@pytest.mark.parametrize(("takes_fewer", "suspended", "asked"), [(False, False, 3), (True, False, 1), (True, True, 3)])
+def test_what_kueue_has_admitted_with_fewer_pods_keeps_them_while_it_runs(
+    takes_fewer: bool, suspended: bool, asked: int
+) -> None:
+    """It refuses any other parallelism, and gives the Job's own back when it evicts it."""
+    world, child = segments_run()
+    admitted = replace(child, queue="night", takes_fewer=takes_fewer, suspended=suspended, parallelism=1)
+    world.children[child.uid] = admitted
+    world.edit(parallelism=3)
+    world.rest()
+    assert world.children[child.uid].parallelism == asked
 
 
 def test_an_image_that_the_chart_does_not_allow_waits_until_either_changes() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import ingestion_operator.main
 from ingestion_crds import JsonObject
@@ -121,6 +121,14 @@ class RunningOperator:
     delivered: list[Change] = field(default_factory=list)
 
 
+class Part(Protocol):
+    """One of the cluster's own parts, or a guest of it."""
+
+    def steps(self) -> Iterator[Step]:
+        """Yield what it can do now."""
+        ...
+
+
 class _Broken(logging.Handler):
     """Remembers exceptions that the operator did not expect."""
 
@@ -150,6 +158,7 @@ class SimulatedCluster:
         self.jobs = JobController(self.api, self.now)
         self.garbage = GarbageCollector(self.api)
         self.kubelet = Kubelet(self.api, self.store, self.now, self._verdict, lambda: (self.segments, self.single))
+        self.parts: list[Part] = [self.jobs, self.kubelet, self.garbage]
         self.calls: list[Call] = []
         self.late: list[Call] = []
         self.kept_pods: set[str] = set()  # UIDs of Jobs whose pods nobody was allowed to remove
@@ -369,7 +378,7 @@ class SimulatedCluster:
             for resource in (INGESTION_JOBS, "jobs", BATCHES):
                 if self.undelivered(running, resource) is not None:
                     yield partial(self.deliver, running, resource)
-        for part in (self.jobs, self.kubelet, self.garbage):
+        for part in self.parts:
             yield from part.steps()
 
     def step(self, choice: int, held: Callable[[Call], bool] = lambda _: False) -> bool:

@@ -34,6 +34,7 @@ SUITES: Final = {
         "tests/simulation/test_left_pods.py",
         "tests/simulation/test_unrecorded_jobs.py",
         "tests/simulation/test_wishes.py",
+        "tests/simulation/test_queues.py",
         "tests/simulation/test_refusals.py",
         "tests/simulation/test_crowds.py",
         "tests/simulation/test_retries.py",
@@ -299,7 +300,12 @@ def _dispatch_of(""",
     Mutation(
         name="no uid in the patch of a Job",
         file="cluster.py",
-        changes=(("""body = {"metadata": {"uid": uid}, "spec": spec}""", """body = {"spec": spec}"""),),
+        changes=(
+            (
+                """body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": spec}""",
+                """body = {"spec": spec}""",
+            ),
+        ),
     ),
     Mutation(
         name="deletes without a propagation policy",
@@ -540,6 +546,26 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
                 "    resumed = False\n",
             ),
         ),
+    ),
+    Mutation(
+        name="the operator resumes whatever is suspended",
+        file="plan.py",
+        changes=(
+            (
+                "        suspended_by_us = child.suspended and not child.let_go\n",
+                "        suspended_by_us = child.suspended\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="what the operator has suspended is not known as that",
+        file="plan.py",
+        changes=(("""suspend_annotation(wanted=value) if key == "suspend" else {}""", "{}"),),
+    ),
+    Mutation(
+        name="a parallelism that Kueue has lowered is put back",
+        file="plan.py",
+        changes=((" and (child.suspended or not child.takes_fewer):\n", ":\n"),),
     ),
     Mutation(
         name="a start is taken off whatever has become of the Job",

@@ -10,7 +10,7 @@ from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, child_path, ingestion_path
 from support.builders import ingestion_job
 
-from simulation.api import INGESTION_JOBS
+from simulation.api import INGESTION_JOBS, Change
 from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluster
 from simulation.controllers import Verdict
 
@@ -102,6 +102,13 @@ def suspend(cluster: SimulatedCluster) -> None:
 
 def _all_ended(cluster: SimulatedCluster) -> bool:
     return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in cluster.api.all("pods"))
+
+
+def turns(change: Change) -> bool:
+    """Return whether a Job is suspended, or resumed."""
+    if change.resource != "jobs" or change.before is None:
+        return False
+    return bool(change.before["spec"]["suspend"] != change.after["spec"]["suspend"])
 
 
 def make_late(cluster: SimulatedCluster, **metadata: Any) -> str:

@@ -32,11 +32,11 @@ from ingestion_operator.children import child_name
 from support.builders import foreign_job, ingestion_job
 from support.campaign import record
 
-from simulation.api import INGESTION_JOBS, Release, owner_of
+from simulation.api import INGESTION_JOBS, Release, finished, owner_of
 from simulation.cluster import NAMESPACE, Fate, SimulatedClient, SimulatedCluster
 from simulation.controllers import GOOD, Verdict
 from simulation.oracle import Oracle, ViolationError
-from simulation.stories import says_why
+from simulation.stories import says_why, turns
 
 JOB: Final = "9f0b8e6e-54a1-4d59-8a2c-7b9d2f3c4e55"  # a UUID, so that the API finds it by its name
 PATH: Final = ingestion_path(NAMESPACE, JOB)
@@ -77,6 +77,8 @@ CHANGES: Final = [
     "delete",
     "create",
     "retrySegments",
+    "suspend the Job",
+    "resume the Job",
 ]
 WAYS = st.sampled_from(["post", "annotate", "patch"])
 TALLY: Counter[str] = Counter()
@@ -395,12 +397,23 @@ class Convergence(RuleBasedStateMachine):
             self.patch({"spec": {"cancelGeneration": live["spec"]["retryGeneration"] if number < 5 else None}})
         elif what in ("suspend", "resume"):
             self.patch({"spec": {"suspend": what == "suspend"}})
+        elif what in ("suspend the Job", "resume the Job"):
+            self.turn_jobs(suspend=what == "suspend the Job")
         elif what == "retrySegments":
             self.patch({"spec": {what: "" if number < 5 else None}})  # what is none to the CRD may change at any time
         else:
             self.patch({"spec": {"parallelism": number}})
         self.injected[f"{what} by hand"] += 1
         self.check()
+
+    def turn_jobs(self, *, suspend: bool) -> None:
+        """Suspend the Jobs or resume them, beside the operator, as Kueue does."""
+        for job in self.world.api.all("jobs"):
+            if not finished(job) and job["spec"]["suspend"] != suspend:
+                path = child_path(NAMESPACE, job["metadata"]["name"])
+                if not suspend:
+                    self.by_hand("PATCH", f"{path}/status", {"status": {"startTime": None}})
+                self.by_hand("PATCH", path, {"spec": {"suspend": suspend}})
 
     def create(self) -> None:
         body = ingestion_job(name=JOB, namespace=NAMESPACE, **self.spec)
@@ -439,6 +452,8 @@ class Convergence(RuleBasedStateMachine):
                     self.by_hand(
                         "DELETE", path(NAMESPACE, item["metadata"]["name"]), {"propagationPolicy": "Background"}
                     )
+        if world.pass_until(lambda: self.over() or self.waits_for_somebody(), seconds=BOUND_SECONDS):
+            self.turn_jobs(suspend=False)
         if not world.pass_until(self.over, seconds=BOUND_SECONDS):
             live = self.live()
             raise ViolationError(f"invariant 5: it does not end: {live and live['status']}")
@@ -453,6 +468,16 @@ class Convergence(RuleBasedStateMachine):
     def quiet(self) -> bool:
         live = self.live()
         return self.over() or (live is not None and says_why(live) is not None)
+
+    def waits_for_somebody(self) -> bool:
+        """Return whether the job says that its Job was suspended by somebody else, which must be so."""
+        live = self.live()
+        if live is None or says_why(live) != "Waiting":
+            return False
+        turned = [change for change in self.world.api.changes if turns(change) and change.after["spec"]["suspend"]]
+        if turned[-1].by.startswith("operator"):
+            raise ViolationError(f"invariant 5: the operator waits for what it has suspended itself: {turned[-1]}")
+        return True
 
     def over(self) -> bool:
         live = self.live()

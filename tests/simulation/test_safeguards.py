@@ -90,7 +90,9 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
         with pytest.raises(ApiError):
             send(
                 cluster,
-                lambda kube: kube.patch_child(namespace=NAMESPACE, name=name, uid=ANOTHER, spec={"parallelism": 3}),
+                lambda kube: kube.patch_child(
+                    namespace=NAMESPACE, name=name, uid=ANOTHER, spec={"parallelism": 3}, annotations={}
+                ),
             )
     assert cluster.api.all("jobs") == [job]
     assert not live(cluster)["metadata"].get("deletionTimestamp")
