@@ -344,6 +344,30 @@ async def test_suspend_stops_the_pods_and_resume_goes_on(world: World) -> None:
     await world.settled("completed")
 
 
+async def test_what_somebody_else_suspends_waits_for_them_or_for_the_ingestion_job(world: World) -> None:
+    """Invariants 5 and 8: Kueue would suspend it again whenever the operator resumed it."""
+    world.kubelet.script = lambda pod: HANG if pod.stage == SEGMENTS else script(segments=2)(pod)
+    await world.create()
+    await world.until(lambda job: job["status"].get("stage") == SEGMENTS and len(world.segments_run(0)) == 2)
+    path = child_path(world.namespace, next(job["metadata"]["name"] for job in await world.jobs() if _runs(job)))
+    await world.kube.request("PATCH", path, body={"spec": {"suspend": True}}, content_type=MERGE_PATCH)
+    job = await world.until(lambda job: _condition(job, "Ready")["reason"] == "Waiting")
+    assert names.LABEL_QUEUE_NAME in _condition(job, "Ready")["message"]
+    await asyncio.sleep(10)
+    held = await world.kube.request("GET", path)
+    assert held["spec"]["suspend"]
+    assert held["metadata"]["generation"] == 2, "somebody changed it again"
+    await world.patch({"suspend": True})
+    await world.until(lambda job: _condition(job, "Ready")["reason"] == "Suspended")
+    world.kubelet.script = script(segments=2)
+    await world.patch({"suspend": False})
+    await world.settled("completed")
+
+
+def _runs(job: JsonObject) -> bool:
+    return SEGMENTS in job["metadata"]["labels"].values()
+
+
 async def test_cancel_of_a_suspended_attempt_keeps_what_is_done(world: World) -> None:
     world.kubelet.script = lambda pod: (
         HANG if pod.stage == SEGMENTS and pod.segment in (1, 2) else script(segments=4)(pod)
