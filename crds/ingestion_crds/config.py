@@ -65,7 +65,9 @@ class Config(Model):
 
     Args (fields):
         worker_image, worker_image_pull_policy: of worker pods, where a job names no image; the policy always.
-        worker_resources, worker_node_selector, worker_tolerations: of worker pods, where a job's template has none.
+        worker_resources, worker_node_selector, worker_tolerations, worker_priority_class_name: of worker pods, where a
+            job's template has none.
+        worker_pod_labels, worker_pod_annotations: of worker pods, beside the operator's own, which nothing replaces.
         worker_allowed_images: patterns (`*`) of the images that a job may name besides `worker_image`; empty for all.
         source_allow: hosts, addresses and networks that http(s) sources may be on although they are not public.
         source_deny: networks that count as not public besides those that are private by their numbers.
@@ -81,6 +83,9 @@ class Config(Model):
     worker_resources: Resources = Field(default_factory=Resources)
     worker_node_selector: dict[str, str] = Field(default_factory=dict)
     worker_tolerations: list[Toleration] = Field(default_factory=list)
+    worker_priority_class_name: str = ""
+    worker_pod_labels: dict[str, str] = Field(default_factory=dict)
+    worker_pod_annotations: dict[str, str] = Field(default_factory=dict)
     worker_allowed_images: list[str] = Field(default_factory=list)
     source_allow: list[str] = Field(default_factory=list)
     source_deny: list[str] = Field(default_factory=list)

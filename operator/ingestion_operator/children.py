@@ -179,7 +179,10 @@ def build_child(dispatch: Dispatch) -> JsonObject:
         },
         "template": {
             # Without the queue's: their Job waits for them, and once it is taken out of the queue they are not in it.
-            "metadata": {"labels": dict(metadata["labels"]), "annotations": dict(metadata["annotations"])},
+            "metadata": {
+                "labels": dispatch.config.worker_pod_labels | metadata["labels"],
+                "annotations": dispatch.config.worker_pod_annotations | metadata["annotations"],
+            },
             "spec": _pod_spec(dispatch),
         },
     }
@@ -276,6 +279,8 @@ def _pod_spec(dispatch: Dispatch) -> JsonObject:
         pod["tolerations"] = [
             toleration.model_dump(by_alias=True, exclude_none=True) for toleration in config.worker_tolerations
         ]
+    if config.worker_priority_class_name:
+        pod["priorityClassName"] = config.worker_priority_class_name
     if template is not None:
         chosen = template.model_dump(
             by_alias=True,

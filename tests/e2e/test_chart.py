@@ -95,12 +95,16 @@ def api_server(found: dict[str, Any]) -> Iterator[str]:
         server.shutdown()
 
 
-def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every pod template, by kind and name."""
+def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every pod, and template of one, by kind and name."""
     found = {f"{each['kind']}/{each['metadata']['name']}": each for each in documents}
-    templates = {name: each["spec"].get("template", {}).get("spec") for name, each in found.items() if "spec" in each}
-    pods = {name: each["spec"] for name, each in found.items() if each["kind"] == "Pod"}
-    return {name: spec for name, spec in templates.items() if spec} | pods
+    templates = {name: each["spec"]["template"] for name, each in found.items() if "template" in each.get("spec", {})}
+    return templates | {name: each for name, each in found.items() if each["kind"] == "Pod"}
+
+
+def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The spec of every pod, and template of one, by kind and name."""
+    return {name: pod["spec"] for name, pod in pods(documents).items()}
 
 
 def config_of(documents: list[dict[str, Any]]) -> Config:
@@ -170,6 +174,13 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"operator": {"tolerations": [{"effect": "NoStart"}]}}, "/operator/tolerations/0/effect"),
         ({"api": {"tolerations": [{"keys": "pool"}]}}, "keys"),
         ({"store": {"embedded": {"tolerations": [{"key": None}]}}}, "/store/embedded/tolerations/0/key"),
+        ({"api": {"affinity": {"podAffinities": {}}}}, "/api/affinity"),
+        ({"worker": {"priorityClassName": "Not a name"}}, "/worker/priorityClassName"),
+        ({"worker": {"podLabels": {"team": True}}}, "/worker/podLabels/team"),
+        ({"operator": {"podLabels": {"cost center": "1"}}}, "cost center"),
+        ({"store": {"embedded": {"podLabels": {"team": "of two words"}}}}, "/store/embedded/podLabels/team"),
+        ({"operator": {"podAnnotations": {"n": 1}}}, "/operator/podAnnotations/n"),
+        ({"api": {"serviceAccountAnnotations": {"n": 1}}}, "/api/serviceAccountAnnotations/n"),
         ({"api": {"ingress": {"enabled": True, "host": "x.example"}}}, "api.ingress.tlsSecret"),
         ({"api": {"ingress": {"enabled": True, "tlsSecret": "tls"}}}, "api.ingress.host"),
         ({"api": {"ingress": {"host": "https://x.example"}}}, "/api/ingress/host"),
@@ -394,7 +405,7 @@ def test_a_digest_wins_over_a_tag(tmp_path: Path) -> None:
 
 def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
     """Helm takes the key of a null away, so that the schema has nothing to say."""
-    empty = dict.fromkeys(("resources", "nodeSelector", "tolerations"))
+    empty = dict.fromkeys(("resources", "nodeSelector", "tolerations", "podLabels", "podAnnotations"))
     values = {
         **dict.fromkeys(("tenants", "embeddingProviders")),
         **{"images": {"pullSecrets": None}, "sources": {"allow": None}, "networkPolicy": {"workerEgress": None}},
@@ -403,12 +414,9 @@ def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
     documents = render({**VALUES, **values}, folder=tmp_path)
     config = config_of(documents)
     assert config.worker_resources == Resources()
-    assert (config.worker_node_selector, config.worker_tolerations, config.source_allow, config.tenants) == (
-        {},
-        [],
-        [],
-        [],
-    )
+    lists = (config.worker_tolerations, config.source_allow, config.tenants)
+    maps = (config.worker_node_selector, config.worker_pod_labels, config.worker_pod_annotations)
+    assert (lists, maps) == (([],) * 3, ({},) * 3)
     for name in ("operator", "api", "store"):
         assert pod_specs(documents)[f"Deployment/i-{name}"]["containers"][0]["resources"] == {}
 
@@ -459,14 +467,64 @@ def test_worker_pods_pull_with_the_secrets_that_the_others_do(tmp_path: Path) ->
 
 def test_every_pod_can_be_placed(tmp_path: Path) -> None:
     """On clusters whose nodes all have a taint, too."""
-    place = {"nodeSelector": {"pool": "ingestion"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
-    values = {"operator": place, "api": place, "store": {"embedded": place}, "worker": place}
+    place = {
+        "nodeSelector": {"pool": "ingestion"},
+        "tolerations": [{"key": "pool", "operator": "Exists"}],
+        "priorityClassName": "important",
+    }
+    spread = {**place, "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}
+    values = {"operator": spread, "api": spread, "store": {"embedded": spread}, "worker": place}
     documents = render({**VALUES, **values}, folder=tmp_path)
     for name, spec in pod_specs(documents).items():
-        assert {key: spec.get(key) for key in place} == place, name
-    config = config_of(documents)
-    assert config.worker_node_selector == place["nodeSelector"]
-    assert [each.model_dump(exclude_none=True) for each in config.worker_tolerations] == place["tolerations"]
+        assert {key: spec.get(key) for key in spread} == spread, name
+    pod = worker_pod(config_of(documents))
+    assert {key: pod.get(key) for key in place} == place
+
+
+def test_every_pod_has_the_labels_and_annotations_that_it_is_given(tmp_path: Path) -> None:
+    """As policies, meshes and bills ask for them; what the chart itself sets stays."""
+    labels = {"team": "data", "app.kubernetes.io/name": "mine"}
+    annotations = {"linkerd.io/inject": "disabled", "helm.sh/hook": "mine", f"{names.GROUP}/config-digest": "mine"}
+    given = {"podLabels": labels, "podAnnotations": annotations}
+
+    def metadata(values: dict[str, Any]) -> dict[str, dict[str, dict[str, str]]]:
+        """Without what differs from one rendering to the next: digests of secrets that are made."""
+        return {
+            re.sub("-setup-.*", "-setup", name): {
+                key: {each: re.sub("^[0-9a-f]{64}$", "digest", text) for each, text in pod["metadata"][key].items()}
+                for key in ("labels", "annotations")
+            }
+            for name, pod in pods(render({**VALUES, **values}, folder=tmp_path)).items()
+        }
+
+    own = metadata({})
+    parts = {"operator": given, "api": given, "store": {"embedded": given}, "worker": given}
+    assert metadata(parts) == {
+        name: {"labels": labels | each["labels"], "annotations": annotations | each["annotations"]}
+        for name, each in own.items()
+    }
+    config = config_of(render({**VALUES, **parts}, folder=tmp_path))
+    assert (config.worker_pod_labels, config.worker_pod_annotations) == (labels, annotations)
+
+
+def test_every_account_has_the_annotations_that_it_is_given(tmp_path: Path) -> None:
+    parts = ("operator", "api", "worker")
+    values = {part: {"serviceAccountAnnotations": {"of": part}} for part in parts}
+    documents = render({**VALUES, **values}, folder=tmp_path)
+    accounts = [each["metadata"] for each in documents if each["kind"] == "ServiceAccount"]
+    assert {each["name"].rpartition("-")[2]: each["annotations"]["of"] for each in accounts} == {part: part for part in parts}
+
+
+def test_prometheus_is_told_of_pods_that_serve_metrics_unless_it_is_not_to_be(tmp_path: Path) -> None:
+    def scraped(**values: Any) -> dict[str, str]:
+        made = pods(render({**VALUES, **values}, folder=tmp_path)).items()
+        annotations = {name: pod["metadata"].get("annotations") or {} for name, pod in made}
+        on = {name: each for name, each in annotations.items() if each.get("prometheus.io/scrape") == "true"}
+        return {name: each["prometheus.io/port"] for name, each in on.items()}
+
+    assert scraped() == {"Deployment/i-operator": "8080", "Deployment/i-api": "8000"}
+    off = {"podAnnotations": {"prometheus.io/scrape": "false"}}
+    assert scraped(operator=off, api={"podAnnotations": None}) == {}
 
 
 def test_every_pod_has_the_resources_that_it_is_given(tmp_path: Path) -> None:

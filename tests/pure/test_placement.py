@@ -6,17 +6,23 @@ from typing import Any
 
 import pytest
 from ingestion_crds.config import Config
+from ingestion_crds.constants import ANNOTATION_JOB_NAME, LABEL_STAGE
 from pydantic import ValidationError
-from support.builders import worker_pod
+from support.builders import worker_job, worker_pod
 
 CHART = Config.model_validate(
     {
         "workerImage": "worker:test",
         "workerNodeSelector": {"pool": "ingestion"},
         "workerTolerations": [{"key": "pool", "operator": "Exists"}],
+        "workerPriorityClassName": "low",
     }
 )
-OF_THE_CHART = {"nodeSelector": {"pool": "ingestion"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
+OF_THE_CHART = {
+    "nodeSelector": {"pool": "ingestion"},
+    "tolerations": [{"key": "pool", "operator": "Exists"}],
+    "priorityClassName": "low",
+}
 
 
 @pytest.mark.parametrize(
@@ -28,8 +34,9 @@ OF_THE_CHART = {"nodeSelector": {"pool": "ingestion"}, "tolerations": [{"key": "
         (
             CHART,
             {"template": {"nodeSelector": {"pool": "gpu"}}},
-            {"nodeSelector": {"pool": "gpu"}, "tolerations": OF_THE_CHART["tolerations"]},
+            {**OF_THE_CHART, "nodeSelector": {"pool": "gpu"}},
         ),
+        (CHART, {"template": {"priorityClassName": "high"}}, {**OF_THE_CHART, "priorityClassName": "high"}),
     ],
 )
 def test_worker_pods_go_where_the_chart_says_unless_their_job_says_otherwise(
@@ -37,6 +44,19 @@ def test_worker_pods_go_where_the_chart_says_unless_their_job_says_otherwise(
 ) -> None:
     pod = worker_pod(config, **spec)
     assert {key: pod[key] for key in OF_THE_CHART if key in pod} == place
+
+
+def test_worker_pods_are_labelled_as_the_chart_says_beside_what_they_are_known_by() -> None:
+    labels, annotations = {"team": "data", LABEL_STAGE: "mine"}, {"mesh": "none", ANNOTATION_JOB_NAME: "mine"}
+    more = {"workerPodLabels": labels, "workerPodAnnotations": annotations}
+    plain = worker_job(Config(worker_image="worker:test"))
+    made = worker_job(Config.model_validate({"workerImage": "worker:test", **more}))
+    own = plain["spec"]["template"]["metadata"]
+    assert made["spec"]["template"]["metadata"] == {
+        "labels": labels | own["labels"],
+        "annotations": annotations | own["annotations"],
+    }
+    assert made["metadata"] == plain["metadata"]
 
 
 def test_worker_pods_hold_no_token_and_write_nothing_but_their_scratch() -> None:

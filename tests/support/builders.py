@@ -53,6 +53,12 @@ def ingestion_batch(*, documents: int = 3, name: str = "manuals", namespace: str
 
 def worker_pod(config: Config, **spec: Any) -> JsonObject:
     """Return the spec of the pod that prepares a job of an installation; keyword arguments go into the job's spec."""
+    pod: JsonObject = worker_job(config, **spec)["spec"]["template"]["spec"]
+    return pod
+
+
+def worker_job(config: Config, **spec: Any) -> JsonObject:
+    """Return the Job of that pod."""
     body = ingestion_job(**spec)
     body["metadata"] |= {"uid": "u-1", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "1"}
     dispatch = Dispatch(
@@ -65,8 +71,7 @@ def worker_pod(config: Config, **spec: Any) -> JsonObject:
         tenant=Tenant(namespace="team-a", bucket="team-a"),
         provider=config.provider(body["spec"].get("pipeline", {}).get("embedding", {}).get("provider", "")),
     )
-    pod: JsonObject = build_child(dispatch)["spec"]["template"]["spec"]
-    return pod
+    return build_child(dispatch)
 
 
 def foreign_job(name: str) -> JsonObject:

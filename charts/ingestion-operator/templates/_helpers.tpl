@@ -33,7 +33,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Arguments: values with nodeSelector and tolerations. */ -}}
+{{- /* Arguments: values with nodeSelector, tolerations, affinity and priorityClassName. */ -}}
 {{- define "ingestion.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -41,6 +41,17 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- with .tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* Labels or annotations: the chart's own, and others beside them. Arguments: a list of the former as YAML, and of the latter. */ -}}
+{{- define "ingestion.beside" -}}
+{{- merge (index . 0 | fromYaml) (index . 1 | default dict) | toYaml -}}
 {{- end -}}
 
 {{- define "ingestion.pullSecrets" -}}
