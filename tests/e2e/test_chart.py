@@ -7,6 +7,7 @@ import inspect
 import ipaddress
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,12 +51,13 @@ def render(
     release: str = "i",
     namespace: str = "s",
     found: dict[str, Any] | None = None,
+    chart: Path = install.CHART,
 ) -> list[dict[str, Any]]:
     """Render the chart, as for a cluster where it looks up what is `found`, by path; without, nothing is looked up."""
     file = folder / "values.json"
     file.write_text(json.dumps(values))
     where: list[str | Path] = ["--namespace", namespace, "--kube-version", versions.KUBERNETES, "--values", file]
-    command: list[str | Path] = [binaries.path(name="helm"), "template", release, install.CHART, *where]
+    command: list[str | Path] = [binaries.path(name="helm"), "template", release, chart, *where]
     if found is None:
         text = run(command)
     else:
@@ -182,7 +184,9 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"operator": {"podAnnotations": {"n": 1}}}, "/operator/podAnnotations/n"),
         ({"api": {"serviceAccountAnnotations": {"n": 1}}}, "/api/serviceAccountAnnotations/n"),
         ({"api": {"ingress": {"enabled": True, "host": "x.example"}}}, "api.ingress.tlsSecret"),
+        ({"api": {"ingress": {"enabled": True, "host": "x", "tlsSecret": "y", "tlsElsewhere": True}}}, "tlsElsewhere"),
         ({"api": {"ingress": {"enabled": True, "tlsSecret": "tls"}}}, "api.ingress.host"),
+        ({"api": {"ingress": {"enabled": True, "tlsElsewhere": True}}}, "api.ingress.host"),
         ({"api": {"ingress": {"host": "https://x.example"}}}, "/api/ingress/host"),
         ({"caCertificates": "-----BEGIN CERTIFICATE-----\n" * 1000}, "/caCertificates"),
         ({"store": {"embedded": {"existingSecret": "a: b"}}}, "/store/embedded/existingSecret"),
@@ -511,8 +515,10 @@ def test_every_account_has_the_annotations_that_it_is_given(tmp_path: Path) -> N
     parts = ("operator", "api", "worker")
     values = {part: {"serviceAccountAnnotations": {"of": part}} for part in parts}
     documents = render({**VALUES, **values}, folder=tmp_path)
-    accounts = [each["metadata"] for each in documents if each["kind"] == "ServiceAccount"]
-    assert {each["name"].rpartition("-")[2]: each["annotations"]["of"] for each in accounts} == {part: part for part in parts}
+    made = [each["metadata"] for each in documents if each["kind"] == "ServiceAccount"]
+    assert {each["name"].rpartition("-")[2]: each["annotations"] for each in made} == {
+        part: {"of": part} for part in parts
+    }
 
 
 def test_prometheus_is_told_of_pods_that_serve_metrics_unless_it_is_not_to_be(tmp_path: Path) -> None:
@@ -649,11 +655,29 @@ def test_an_ingress_leads_to_what_asks_for_a_key_and_nowhere_else(tmp_path: Path
     (rule,) = spec["rules"]
     (path,) = rule["http"]["paths"]
     assert (rule["host"], path["path"], path["pathType"]) == ("x.example", "/v1", "Prefix")
+    elsewhere = {"ingress": {"enabled": True, "host": "x.example", "tlsElsewhere": True}}
+    (without,) = [each for each in render({"api": elsewhere}, folder=tmp_path) if each["kind"] == "Ingress"]
+    assert without["spec"] == {key: value for key, value in spec.items() if key != "tls"}
     service = documents["Service/i-api"]
     assert service["metadata"]["annotations"] == {"lb": "internal"}
     assert path["backend"]["service"]["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
     for off in ({}, {"api": {"ingress": None}}):
         assert not [each for each in render({**VALUES, **off}, folder=tmp_path) if each["kind"] == "Ingress"]
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("ClusterIP", False), ("NodePort", True), ("LoadBalancer", True)])
+def test_who_installs_is_warned_of_plain_http(kind: str, warned: bool, tmp_path: Path) -> None:
+    """By the chart's notes, which are rendered for an installation alone, and here as a template."""
+    chart = tmp_path / "chart"
+    shutil.copytree(install.CHART, chart)
+    text = (chart / "templates" / "NOTES.txt").read_text()
+    (chart / "templates" / "notes.yaml").write_text(
+        f'{{{{ define "notes" }}}}{text}{{{{ end }}}}notes: {{{{ include "notes" . | quote }}}}'
+    )
+    documents = render({**VALUES, "api": {"service": {"type": kind}}}, folder=tmp_path, chart=chart)
+    [notes] = [each["notes"] for each in documents if "notes" in each]
+    assert "Mint an API key" in notes
+    assert (f"WARNING: api.service.type is {kind}" in notes) is warned
 
 
 def test_a_budget_of_one_replica_would_block_a_drain(tmp_path: Path) -> None:

@@ -220,8 +220,11 @@ Arguments: a list of the root context and the tenant.
   {{- end -}}
 {{- end -}}
 {{- with .Values.api.ingress -}}
-  {{- if and .enabled (not (and .host .tlsSecret)) -}}
-    {{- fail "api.ingress.host and api.ingress.tlsSecret: both are needed with api.ingress.enabled; API keys must not cross the network in clear text" -}}
+  {{- if and .enabled (not .host) -}}
+    {{- fail "api.ingress.host: it is needed with api.ingress.enabled" -}}
+  {{- end -}}
+  {{- if and .enabled (eq (empty .tlsSecret) (not .tlsElsewhere)) -}}
+    {{- fail "api.ingress.tlsSecret: it is needed with api.ingress.enabled, as API keys must not cross the network in clear text; or, in its place, tlsElsewhere, where the load balancer has its certificate from elsewhere" -}}
   {{- end -}}
 {{- end -}}
 {{- $names := list -}}
