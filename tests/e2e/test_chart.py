@@ -429,7 +429,7 @@ def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
     "path",
     [
         *("images.worker", "images.worker.repository", "images.worker.pullPolicy", "images.api.pullPolicy"),
-        *("images", "sources", "sources.maxBytes", "worker", "operator", "operator.replicas", "api", "api.replicas"),
+        *("images", "sources", "sources.maxBytes", "worker", "operator", "operator.replicas", "api"),
         *("api.service.port", "api.temporaryStorage", "store", "store.region", "store.embedded.persistence.enabled"),
         *("store.embedded.persistence.size", "networkPolicy.enabled"),
     ],
@@ -683,6 +683,14 @@ def test_who_installs_is_warned_of_plain_http(kind: str, warned: bool, tmp_path:
 def test_a_budget_of_one_replica_would_block_a_drain(tmp_path: Path) -> None:
     values = {**VALUES, "api": {"replicas": 1}, "operator": {"replicas": 1}}
     assert not [each for each in render(values, folder=tmp_path) if each["kind"] == "PodDisruptionBudget"]
+
+
+def test_a_budget_stays_where_an_autoscaler_says_how_many_replicas_there_are(tmp_path: Path) -> None:
+    documents = render({**VALUES, "api": {"replicas": None}}, folder=tmp_path)
+    budgets = [each["metadata"]["name"] for each in documents if each["kind"] == "PodDisruptionBudget"]
+    assert budgets == ["i-api", "i-operator"]
+    [deployment] = [each for each in documents if (each["kind"], each["metadata"]["name"]) == ("Deployment", "i-api")]
+    assert "replicas" not in deployment["spec"]
 
 
 def test_the_api_keys_are_never_written_by_the_chart(tmp_path: Path) -> None:
