@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from ingestion_crds.constants import BUILTIN_PROVIDER, ENV_CONFIG, MAX_SOURCE_BYTES, STORE_SECRET
 from ingestion_crds.job import Model, Resources, Toleration
+from ingestion_crds.logs import LogLevel
 
 DEFAULT_CONFIG: Final = "/etc/ingestion-operator/config.yaml"
 
@@ -68,6 +69,7 @@ class Config(Model):
         worker_resources, worker_node_selector, worker_tolerations, worker_priority_class_name: of worker pods, where a
             job's template has none.
         worker_pod_labels, worker_pod_annotations: of worker pods, beside the operator's own, which nothing replaces.
+        worker_log_level: what is less severe, worker pods do not log.
         worker_allowed_images: patterns (`*`) of the images that a job may name besides `worker_image`; empty for all.
         source_allow: hosts, addresses and networks that http(s) sources may be on although they are not public.
         source_deny: networks that count as not public besides those that are private by their numbers.
@@ -86,6 +88,7 @@ class Config(Model):
     worker_priority_class_name: str = ""
     worker_pod_labels: dict[str, str] = Field(default_factory=dict)
     worker_pod_annotations: dict[str, str] = Field(default_factory=dict)
+    worker_log_level: LogLevel = "info"
     worker_allowed_images: list[str] = Field(default_factory=list)
     source_allow: list[str] = Field(default_factory=list)
     source_deny: list[str] = Field(default_factory=list)

@@ -49,6 +49,9 @@ ANNOTATION_RETRY_HANDLED: Final = f"{GROUP}/retry-handled"
 ANNOTATION_RETRY_ORIGIN: Final = f"{GROUP}/retry-origin"
 ANNOTATION_IDEMPOTENCY_KEYS: Final = f"{GROUP}/idempotency-keys"
 
+# Environment of operator, API and worker.
+ENV_LOG_LEVEL: Final = "INGESTION_LOG_LEVEL"
+
 # Environment of operator and API.
 ENV_CONFIG: Final = "INGESTION_CONFIG"
 ENV_POD_NAMESPACE: Final = "POD_NAMESPACE"

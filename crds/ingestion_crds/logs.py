@@ -8,11 +8,16 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
+from ingestion_crds.constants import ENV_LOG_LEVEL
+
+# Nothing of ours is less severe; what libraries say then has not been looked through for secrets.
+LogLevel = Literal["info", "warning", "error"]
 # Credentials in URLs and Authorization values, should a library put one into an error text.
 _SECRETS: Final = re.compile(r"""(?i)(bearer\s+)[^\s"']+|(://[^/\s:@]*:)[^\s@/]+(?=@)""")
 # What every record has: the rest was given as `extra`.
@@ -54,16 +59,24 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(*, logger: str | None = None, level: int | str = logging.INFO, **context: Any) -> None:
+def configure(*, env: Mapping[str, str] = os.environ, logger: str | None = None, **context: Any) -> None:
     """Write what a logger is given to stdout, each line with the fields of `context`.
 
     Args:
+        env: the process's environment; what is less severe than INGESTION_LOG_LEVEL says is not written.
         logger: its name; None for all, those of libraries too.
-        level: what is less severe is not written.
         context: fields of every line.
+
+    Raises:
+        ValueError: when there is no such level.
     """
+    chosen, levels = env.get(ENV_LOG_LEVEL, "info"), get_args(LogLevel)
+    if chosen not in levels:
+        raise ValueError(f"{ENV_LOG_LEVEL}: {chosen!r} is none of {', '.join(levels)}")
+    level = chosen.upper()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter(context=context))
+    handler.setLevel(level)  # of loggers that have a level of their own, too
     target = logging.getLogger(logger)
     target.handlers[:] = [handler]
     target.setLevel(level)

@@ -311,6 +311,7 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
         names.ENV_MAP_DIGEST: dispatch.digest,
         names.ENV_STORE_URL: f"s3://{tenant.bucket}",
         names.ENV_MAX_SOURCE_BYTES: str(config.max_source_bytes),
+        names.ENV_LOG_LEVEL: config.worker_log_level,
         "AWS_REGION": config.store.region,
         "HOME": "/tmp",  # noqa: S108 - the container's own emptyDir
     }

@@ -447,7 +447,7 @@ def registry_for(config: Config, lease: Lease | None) -> kopf.OperatorRegistry:
 
 def main() -> None:
     """Run until told to stop."""
-    logs.configure(level=os.environ.get("INGESTION_LOG_LEVEL", "INFO"))
+    logs.configure()
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         config = Config.load()

@@ -200,6 +200,7 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"worker": {"resources": {"requests": {"cpu": -1}}}}, "/worker/resources/requests/cpu"),
         ({"worker": {"resources": {"requests": {"memory": "2Gi"}}}}, "worker.resources.requests.memory"),
         ({"worker": {"resources": {"limits": {"cpu": "99m"}}}}, "worker.resources.requests.cpu"),
+        ({"api": {"logLevel": "debug"}}, "/api/logLevel"),
         ({"api": {"replicas": 0}}, "replicas"),
         ({"operator": {"replicas": 0}}, "replicas"),
     ],
@@ -347,6 +348,15 @@ def test_authorities_of_ones_own_reach_the_api_and_all_worker_pods(tmp_path: Pat
     assert "ca" not in json.dumps(worker_pod(config_of(render(VALUES, folder=tmp_path)))["volumes"]).split('"')
 
 
+def test_operator_api_and_workers_log_what_they_are_told_to(tmp_path: Path) -> None:
+    levels = {"operator": "error", "api": "warning", "worker": "error"}
+    documents = render({**VALUES, **{part: {"logLevel": level} for part, level in levels.items()}}, folder=tmp_path)
+    made = {part: pod_specs(documents)[f"Deployment/i-{part}"] for part in ("operator", "api")}
+    made["worker"] = worker_pod(config_of(documents))
+    for part, pod in made.items():
+        assert {"name": names.ENV_LOG_LEVEL, "value": levels[part]} in pod["containers"][0]["env"], part
+
+
 def test_names_and_quantities_may_look_like_numbers(tmp_path: Path) -> None:
     documents = render(
         {
@@ -430,6 +440,7 @@ def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
     [
         *("images.worker", "images.worker.repository", "images.worker.pullPolicy", "images.api.pullPolicy"),
         *("images", "sources", "sources.maxBytes", "worker", "operator", "operator.replicas", "api"),
+        *("operator.logLevel", "api.logLevel", "worker.logLevel"),
         *("api.service.port", "api.temporaryStorage", "store", "store.region", "store.embedded.persistence.enabled"),
         *("store.embedded.persistence.size", "networkPolicy.enabled"),
     ],

@@ -219,6 +219,17 @@ def test_no_process_of_the_same_user_reads_a_workers_credentials() -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
+def test_a_container_logs_what_it_is_told_to(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def levels(**more: str) -> set[str]:
+        env = container_env(folder=tmp_path, document=attempt_document(), store_url=url, **more)
+        code, message = run(env=env, command="prepare_document")
+        assert (code > 0, message["code"]) == (True, "SourceNotFound")
+        return {json.loads(line)["level"] for line in capsys.readouterr().out.splitlines()}
+
+    assert levels() == {"info", "error"}
+    assert levels(INGESTION_LOG_LEVEL="error") == {"error"}
+
+
 def test_no_command_imports_at_its_start_what_takes_long() -> None:
     code = (
         "import sys; import ingestion_worker.main, ingestion_worker.context;"

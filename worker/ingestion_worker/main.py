@@ -63,7 +63,7 @@ def run_stage(*, command: str, env: Mapping[str, str], scratch: Path) -> dict[st
     if attempt.stage is Stage.SEGMENTS:
         segment = segment_index(attempt=attempt, env=env)
         fields["segment"] = segment
-    logs.configure(logger=LOG.name, **fields)
+    logs.configure(env=env, logger=LOG.name, **fields)
     LOG.info("begun")
     if env.get(ENV_CA_FILE):
         from ingestion_worker.tls import trust
@@ -141,6 +141,7 @@ def run_container(*, command: str, env: Mapping[str, str]) -> int:
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     scratch = Path(tempfile.mkdtemp(prefix="ingestion-"))
     logs.configure(
+        env=env,
         logger=LOG.name,
         job_uid=env.get(ENV_JOB_UID),
         generation=env.get(ENV_GENERATION),
