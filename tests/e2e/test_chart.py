@@ -223,7 +223,7 @@ def test_a_key_id_is_one_that_the_embedded_store_takes(key: str, tmp_path: Path)
 
 def test_every_pod_keeps_to_the_restricted_level(tmp_path: Path) -> None:
     pods = pod_specs(render(VALUES, folder=tmp_path))
-    assert len(pods) == 5
+    assert len(pods) == 7
     for name, spec in pods.items():
         assert spec["securityContext"]["runAsNonRoot"] is True, name
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
@@ -413,7 +413,8 @@ def test_a_digest_wins_over_a_tag(tmp_path: Path) -> None:
     images["api"]["digest"] = ""
     documents = render({**VALUES, "images": images}, folder=tmp_path)
     used = {each["image"] for spec in pod_specs(documents).values() for each in spec["containers"]}
-    assert used == {f"registry:5000/operator@{DIGEST}", "registry:5000/api:1.2", f"registry:5000/store@{DIGEST}"}
+    pinned = {f"registry:5000/{name}@{DIGEST}" for name in ("operator", "worker", "store")}
+    assert used == pinned | {"registry:5000/api:1.2"}
     assert config_of(documents).worker_image == f"registry:5000/worker@{DIGEST}"
 
 
@@ -491,7 +492,8 @@ def test_every_pod_can_be_placed(tmp_path: Path) -> None:
     values = {"operator": spread, "api": spread, "store": {"embedded": spread}, "worker": place}
     documents = render({**VALUES, **values}, folder=tmp_path)
     for name, spec in pod_specs(documents).items():
-        assert {key: spec.get(key) for key in spread} == spread, name
+        wanted = place if spec.get("serviceAccountName") == names.WORKER_SERVICE_ACCOUNT else spread
+        assert {key: spec.get(key) for key in wanted} == wanted, name
     pod = worker_pod(config_of(documents))
     assert {key: pod.get(key) for key in place} == place
 
@@ -547,9 +549,41 @@ def test_prometheus_is_told_of_pods_that_serve_metrics_unless_it_is_not_to_be(tm
 def test_every_pod_has_the_resources_that_it_is_given(tmp_path: Path) -> None:
     """Where a quota or a LimitRange wants some, a pod without them is refused."""
     given = {"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}}
-    documents = render({**VALUES, "operator": given, "api": given, "store": {"embedded": given}}, folder=tmp_path)
+    values = {"operator": given, "api": given, "store": {"embedded": given}, "worker": given}
+    documents = render({**VALUES, **values}, folder=tmp_path)
     for name, spec in pod_specs(documents).items():
         assert [container["resources"] for container in spec["containers"]] == [given["resources"]], name
+
+
+@pytest.mark.parametrize("pem", ["", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"])
+def test_a_tenant_s_store_is_tried_as_its_worker_pods_use_it(pem: str, tmp_path: Path) -> None:
+    """By a pod that their NetworkPolicy holds for too."""
+    tenant = {"namespace": "team-a", "bucket": "team-a"}
+    documents = render({"tenants": [tenant], "caCertificates": pem}, folder=tmp_path)
+    config, made = config_of(documents), pods(documents)["Pod/i-test-team-a"]
+    pod, trial = worker_pod(config), made["spec"]
+    assert made["metadata"]["namespace"] == "team-a"
+    assert names.LABEL_JOB_UID in made["metadata"]["labels"]
+    of_the_pod = ("restartPolicy", "serviceAccountName", "automountServiceAccountToken", "enableServiceLinks")
+    assert {key: trial[key] for key in of_the_pod} == {key: pod[key] for key in of_the_pod}
+    (ours,), (theirs,) = trial["containers"], pod["containers"]
+    for key in ("image", "imagePullPolicy", "resources", "securityContext"):
+        assert ours[key] == theirs[key]
+    needless = {names.ENV_LOG_LEVEL, names.ENV_MAX_SOURCE_BYTES, names.ENV_SOURCE_DENY, "HOME"}
+    needless |= {names.ENV_ATTEMPT_FILE, names.ENV_JOB_UID, names.ENV_GENERATION, names.ENV_STAGE, names.ENV_MAP_DIGEST}
+    assert ours["env"] == [each for each in theirs["env"] if each["name"] not in needless]
+    assert [each for each in theirs["volumeMounts"] if each["name"] == "ca"] == ours["volumeMounts"][:-1]
+    assert [each for each in pod["volumes"] if each["name"] == "ca"] == trial["volumes"][:-1]
+
+
+def test_a_store_of_ones_own_is_tried_with_the_tenant_s_secret(tmp_path: Path) -> None:
+    tenants = [{"namespace": "a", "bucket": "aaa", "existingSecret": "mine"}]
+    documents = render({"tenants": tenants, "store": {"embedded": {"enabled": False}}}, folder=tmp_path)
+    (container,) = pod_specs(documents)["Pod/i-test-a"]["containers"]
+    env = {each["name"]: each for each in container["env"]}
+    assert "AWS_ENDPOINT_URL" not in env  # AWS S3
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    assert [env[key]["valueFrom"]["secretKeyRef"]["name"] for key in keys] == ["mine", "mine"]
 
 
 def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:

@@ -9,16 +9,24 @@ The arguments are the same everywhere: UUIDs of knowledge base and document, and
 from __future__ import annotations
 
 import re
+import uuid
 from typing import Final
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _OUTPUT: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,9})/([0-9]{7,9})\.parquet")
 MAX_FILE_NAME: Final = 100
+TRIALS: Final = "trials"
+"""The prefix of what is written to try the store, and deleted again."""
 
 
 def upload_key(*, document_id: str, upload_id: str, file_name: str) -> str:
     """Return the key of an uploaded file."""
     return f"uploads/{document_id}/{upload_id}/{safe_file_name(name=file_name)}"
+
+
+def trial_key() -> str:
+    """Return a key that nobody has."""
+    return f"{TRIALS}/{uuid.uuid4()}"
 
 
 def safe_file_name(*, name: str) -> str:

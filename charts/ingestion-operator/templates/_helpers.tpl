@@ -54,6 +54,13 @@ priorityClassName: {{ . | quote }}
 {{- merge (index . 0 | fromYaml) (index . 1 | default dict) | toYaml -}}
 {{- end -}}
 
+{{- /* The annotations of a pod of `helm test`. */ -}}
+{{- define "ingestion.test" -}}
+helm.sh/hook: test
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+prometheus.io/scrape: "false"
+{{- end -}}
+
 {{- define "ingestion.pullSecrets" -}}
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:
