@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ingestion_crds.job import Spec, version_id_of
 from lupa.lua51 import LuaRuntime
 
-SCRIPT = (Path(__file__).parents[2] / "charts" / "ingestion-operator" / "argocd-health.lua").read_text()
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = (REPOSITORY / "charts" / "ingestion-operator" / "argocd-health.lua").read_text()
 
 
 def health(obj: dict[str, Any]) -> tuple[str, str]:
@@ -51,3 +53,11 @@ WAITING = ("Progressing", "Waiting for the operator")
 )
 def test_the_health_of_a_job(obj: dict[str, Any], wanted: tuple[str, str]) -> None:
     assert health(obj) == wanted
+
+
+def test_the_install_page_warns_of_what_git_holds_and_the_operator_deletes() -> None:
+    """Made again by self-heal, each time it would ingest its document as a new version."""
+    _, _, section = (REPOSITORY / "docs" / "install.md").read_text().partition("\n## With Argo CD\n")
+    field = Spec.model_fields["ttl_seconds_after_finished"].alias
+    assert f"is to be without `{field}`" in section.partition("\n## ")[0]
+    assert version_id_of("made") != version_id_of("made again")
