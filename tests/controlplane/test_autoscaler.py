@@ -37,9 +37,13 @@ async def test_an_upgrade_leaves_to_an_autoscaler_how_many_replicas_there_are(
     body = autoscaler(namespace)
     strict = {"fieldValidation": "Strict"}
     apps, scalers = (f"/apis/{group}/namespaces/{namespace}" for group in ("apps/v1", body["apiVersion"]))
-    await kube.request("POST", f"{apps}/deployments", body=deployment, query=strict)
+    before = {**deployment, "spec": {**deployment["spec"], "replicas": 2}}
+    await kube.request("POST", f"{apps}/deployments", body=before, query=strict)
     await kube.request("POST", f"{scalers}/horizontalpodautoscalers", body=body, query=strict)
     path = f"{apps}/deployments/ingestion-api"
+    # What Helm makes of a field that its last manifest had and this one has not.
+    taken = await kube.request("PATCH", path, body={"spec": {"replicas": None}}, content_type=STRATEGIC)
+    assert taken["spec"]["replicas"] == 1
     async with asyncio.timeout(120):
         while (await kube.request("GET", path))["spec"]["replicas"] != body["spec"]["minReplicas"]:
             await asyncio.sleep(0.5)

@@ -35,7 +35,8 @@ def try_store(*, env: Mapping[str, str]) -> None:
     any(store.list(prefix=layout.TRIALS))
     key = layout.trial_key()
     try:
-        if not store.create(key=key, data=b"first") or store.create(key=key, data=b"second"):
+        store.create(key=key, data=b"first")
+        if store.create(key=key, data=b"second"):
             raise WorkerError("StoreUnavailable", "the store ignores If-None-Match: *")
     finally:
         store.delete(key=key)
