@@ -95,6 +95,11 @@ class ApiError(Exception):
         return self.status == 409 and self.reason != "AlreadyExists"
 
     @property
+    def refused(self) -> bool:
+        """True when validation, admission, a quota or a namespace that is being deleted does not let it through."""
+        return self.status in (400, 403, 422)
+
+    @property
     def denied(self) -> bool:
         """True when an admission webhook or policy does not want it, whoever asks; False for a lack of access."""
         return self.status == 403 and _DENIED.search(self.message) is not None

@@ -12,6 +12,7 @@ What does the work:
     reconcile          looks at one job: reads a snapshot, has it planned, writes the status, has it acted on
     acting             does what was planned, and what it means when the API server refuses
     cluster            the requests that this takes
+    custom_resources   those about the IngestionJob itself: its status, the answer to an annotation, Events
     creation_failures  one of them, asked for many Jobs at once: why their pods are not created
     metrics            what Prometheus sees
 
@@ -28,6 +29,6 @@ What decides, and sends nothing:
     obstacles          why pods do not start, or do not end
     retry_requests     how an annotation that asks for a retry is answered
 
-The same for batches: batch_intake, batch_memory, batch_reconcile and batch_cluster do the work, batch_plan with
-batch_actions decides, and document_jobs has the IngestionJobs of a batch.
+The same for batches: batch_intake, batch_memory, batch_reconcile and batch_cluster do the work, with custom_resources
+too; batch_plan with batch_actions decides, and document_jobs has the IngestionJobs of a batch.
 """

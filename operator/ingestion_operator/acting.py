@@ -10,39 +10,33 @@ from typing import Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.job import IngestionJob, format_time
+from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError
 
 from ingestion_operator.actions import (
     Action,
+    AnswerAnnotation,
     CreateChild,
     DeleteChild,
     DeleteConfigMap,
     DeleteIngestionJob,
-    Event,
     PatchChild,
-    PatchIngestionJob,
     RemovePods,
     RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, is_child_name, read_child
 from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.custom_resources import raise_conflict
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
 from ingestion_operator.plan import Snapshot
 
-# By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
-_REFUSALS: Final = (400, 403, 422)
 # A webhook that does not answer may do so in a moment: nobody is told of the first tries.
 _TRIES_OF_WEBHOOKS: Final = 4
 # For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
 _TRY_TO_MAKE_SECONDS: Final = 120.0
 
 log = logging.getLogger(__name__)
-
-
-class ConflictError(Exception):
-    """Something changed under the plan: read and plan anew."""
 
 
 class Acting:
@@ -59,6 +53,7 @@ class Acting:
 
     def __init__(self, *, cluster: KubeCluster, memory: Memory, now: Callable[[], datetime]) -> None:
         self._cluster = cluster
+        self._jobs = cluster.ingestion_jobs
         self._memory = memory
         self._now = now
 
@@ -91,31 +86,10 @@ class Acting:
                 return raw, await self._patch_child(action, snapshot)
             case RemovePods():
                 return raw, await self._remove_pods(action, snapshot)
-            case PatchIngestionJob():
-                return await self._patch_ingestion_job(action, raw, snapshot)
+            case AnswerAnnotation():
+                return await self._answer_annotation(action, raw, snapshot)
             case DeleteIngestionJob():
                 return raw, await self._delete_ingestion_job(action, snapshot)
-
-    async def tell(self, raw: JsonObject, events: tuple[Event, ...]) -> None:
-        """Send events. They are for people: one that cannot be sent is logged, and holds nothing up.
-
-        Args:
-            raw: the IngestionJob that they are about.
-            events: in order.
-        """
-        for event in events:
-            fields = {"job": f"{raw['metadata']['namespace']}/{raw['metadata']['name']}", "reason": event.reason.value}
-            log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
-            try:
-                await self._cluster.create_event(
-                    job=raw,
-                    reason=event.reason,
-                    message=event.message,
-                    warning=event.warning,
-                    now=format_time(self._now()),
-                )
-            except ApiError as error:
-                log.warning("event not sent: %s", error, extra=fields)
 
     # ── ConfigMap and Job ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,8 +161,7 @@ class Acting:
                 namespace=namespace, name=name, uid=action.uid, spec=action.spec, annotations=action.annotations
             )
         except ApiError as error:
-            if error.conflict or error.not_found:
-                raise ConflictError(str(error)) from error
+            raise_conflict(error)
             return self._rejected(snapshot, name, error)
         # As it is now, or the next round would do the same again.
         patched = read_child(answer)
@@ -238,37 +211,24 @@ class Acting:
             self._tolerate(job.key, "finished pods stay", error)
         return replace(snapshot, tidied=snapshot.tidied | {action.child_uid})
 
-    async def _patch_ingestion_job(
-        self, action: PatchIngestionJob, raw: JsonObject, snapshot: Snapshot
+    async def _answer_annotation(
+        self, action: AnswerAnnotation, raw: JsonObject, snapshot: Snapshot
     ) -> tuple[JsonObject, Snapshot]:
-        namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
-        # Texts are not to be tested: the API server compares their bytes, and JSON has two ways to write "é".
-        resource_version = raw["metadata"]["resourceVersion"]
-        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version}
         try:
-            raw = await self._cluster.patch_ingestion_job(
-                namespace=namespace, name=name, operations=[unchanged, *action.operations]
-            )
+            raw = await self._jobs.answer(action, raw)
         except ApiError as error:
-            if error.conflict or error.not_found:
-                raise ConflictError(str(error)) from error
-            self._expect_refusal(snapshot.job.key, error)
-            # A failed `test` is 422 Invalid: the object is not what the plan was made from.
-            live = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
-            if live["metadata"]["resourceVersion"] != resource_version:
-                raise ConflictError(str(error)) from error
-            log.warning("an annotation is not answered: %s", error, extra={"job": snapshot.job.key})
+            self._tolerate(snapshot.job.key, "an annotation is not answered", error)
             return raw, replace(snapshot, answer_refused=True)
         raw, job = kept = Kept.of(raw, IngestionJob.model_validate(raw))
         self._memory.remember(snapshot.job.key, kept)
-        await self.tell(raw, (action.told,) if action.told else ())
+        await self._jobs.tell(raw, action.told, now=self._now())
         # A policy may have taken the mark off that the patch has made.
         return raw, replace(snapshot, job=job, answered=action.token)
 
     async def _delete_ingestion_job(self, action: DeleteIngestionJob, snapshot: Snapshot) -> Snapshot:
         namespace, name = snapshot.job.metadata.namespace, snapshot.job.metadata.name
         try:
-            await self._cluster.delete_ingestion_job(namespace=namespace, name=name, uid=action.uid)
+            await self._jobs.delete(namespace=namespace, name=name, uid=action.uid)
         except ApiError as error:
             self._tolerate(snapshot.job.key, "a completed job stays", error)
             return replace(snapshot, rejection=f"{name}: {error.message}")
@@ -282,13 +242,13 @@ class Acting:
         return replace(snapshot, rejection=f"{name}: {error.message}")
 
     def _tolerate(self, key: str, what: str, error: ApiError) -> None:
-        """Go on without a deletion that the API server has refused; raises any other error."""
+        """Go on without what the API server has refused; raises any other error."""
         self._expect_refusal(key, error)
         log.warning("%s: %s", what, error, extra={"job": key})
 
     def _expect_refusal(self, key: str, error: ApiError) -> None:
         """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long."""
-        if error.status in _REFUSALS:
+        if error.refused:
             return
         if error.status == 500 and "webhook" in error.message:
             self._memory.unanswered[key] += 1

@@ -11,7 +11,7 @@ from ingestion_crds.job import ChildUid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A Kubernetes event about the job, to be sent once the status that it tells of is written."""
+    """A Kubernetes event about the job or batch, to be sent once the status that it tells of is written."""
 
     reason: Reason
     message: str
@@ -78,17 +78,18 @@ class RemovePods:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchIngestionJob:
-    """Answer an annotation by a JSON patch of the IngestionJob, if it is still what the plan was made from.
+class AnswerAnnotation:
+    """Answer an annotation by a JSON patch of what carries it, if that is still what the plan was made from.
 
     Args:
         token: of the annotation, by which it is known that it was answered.
+        operations: the patch.
         told: to be sent once that is done.
     """
 
     token: str
     operations: tuple[JsonObject, ...]
-    told: Event | None = None
+    told: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,6 @@ Action = (
     | DeleteConfigMap
     | PatchChild
     | RemovePods
-    | PatchIngestionJob
+    | AnswerAnnotation
     | DeleteIngestionJob
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ingestion_crds import JsonObject
 
-from ingestion_operator.actions import Event
+from ingestion_operator.actions import AnswerAnnotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +37,10 @@ class PatchDocumentJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchBatch:
-    """Answer an annotation by a JSON patch of the IngestionBatch, if it is still what the plan was made from.
-
-    Args:
-        token: of the annotation, by which it is known that it was answered.
-        told: to be sent once that is done.
-    """
-
-    token: str
-    operations: tuple[JsonObject, ...]
-    told: Event | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteBatch:
     """Delete the IngestionBatch: its time to live is over. The garbage collector takes its jobs."""
 
     uid: str
 
 
-BatchAction = CreateDocumentJob | PatchDocumentJob | PatchBatch | DeleteBatch
+BatchAction = CreateDocumentJob | PatchDocumentJob | AnswerAnnotation | DeleteBatch

@@ -1,4 +1,4 @@
-"""The requests that the work on batches makes."""
+"""The requests that the work on batches makes, but for those about the batch itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any, Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.constants import Reason
 from ingestion_crds.follow import pages
 from ingestion_crds.kube import (
-    JSON_PATCH,
     MERGE_PATCH,
     TABLE,
     ApiError,
@@ -21,7 +19,7 @@ from ingestion_crds.kube import (
     no_answer,
 )
 
-from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.custom_resources import CustomResources
 
 PAGE: Final = 20
 """Batches in one answer at most: each may have half a megabyte."""
@@ -36,11 +34,7 @@ class BatchCluster:
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
-        self._cluster = KubeCluster(client)
-
-    async def find_batch(self, *, namespace: str, name: str) -> JsonObject | None:
-        """Return an IngestionBatch, or None when there is none."""
-        return await find(self._client, batch_path(namespace, name))
+        self.batches = CustomResources(client, kind=names.BATCH_KIND, path=batch_path)
 
     async def list_batches(self) -> AsyncIterator[JsonObject]:
         """Yield all IngestionBatches, read page by page; none where their CRD is not there."""
@@ -48,38 +42,6 @@ class BatchCluster:
             async for items, _ in pages(self._client, batch_path(), most=PAGE):
                 for item in items:
                     yield item
-        except ApiError as error:
-            if not error.not_found:
-                raise
-
-    async def patch_status(self, *, namespace: str, name: str, resource_version: str, status: JsonObject) -> JsonObject:
-        """Merge into a batch's status (RFC 7396), and return the batch as it is then.
-
-        Raises:
-            ApiError: `conflict` when the batch has changed, `not_found` when it is gone.
-        """
-        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
-        return await self._client.request(
-            "PATCH", batch_path(namespace, name, "status"), body=body, content_type=MERGE_PATCH
-        )
-
-    async def patch_batch(self, *, namespace: str, name: str, operations: tuple[JsonObject, ...]) -> None:
-        """Apply a JSON patch (RFC 6902) to all of a batch but its status.
-
-        Raises:
-            ApiError: with status 422 when a `test` among the operations fails, or the result is not valid.
-        """
-        await self._client.request("PATCH", batch_path(namespace, name), body=list(operations), content_type=JSON_PATCH)
-
-    async def delete_batch(self, *, namespace: str, name: str, uid: str) -> None:
-        """Delete a batch, and its jobs after it; that it is gone already is no error.
-
-        Raises:
-            ApiError: `conflict` when there is one of that name with another UID.
-        """
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        try:
-            await self._client.request("DELETE", batch_path(namespace, name), body=body)
         except ApiError as error:
             if not error.not_found:
                 raise
@@ -122,9 +84,3 @@ class BatchCluster:
             ApiError: `not_found` when there is none; with status 422 when the change is not admitted.
         """
         await self._client.request("PATCH", ingestion_path(namespace, name), body=body, content_type=MERGE_PATCH)
-
-    async def create_event(self, *, batch: JsonObject, reason: Reason, message: str, warning: bool, now: str) -> None:
-        """Create an Event about a batch; the arguments are those of `KubeCluster.create_event`."""
-        await self._cluster.create_event(
-            job=batch, reason=reason, message=message, warning=warning, now=now, kind=names.BATCH_KIND
-        )

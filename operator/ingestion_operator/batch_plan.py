@@ -27,13 +27,7 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import MAX_CODES, Condition
 
 from ingestion_operator.actions import Event
-from ingestion_operator.batch_actions import (
-    BatchAction,
-    CreateDocumentJob,
-    DeleteBatch,
-    PatchBatch,
-    PatchDocumentJob,
-)
+from ingestion_operator.batch_actions import BatchAction, CreateDocumentJob, DeleteBatch, PatchDocumentJob
 from ingestion_operator.document_jobs import DocumentJob, build, name_of, retry_patch
 from ingestion_operator.obstacles import Waiting, no_store
 from ingestion_operator.results import shorten
@@ -496,7 +490,7 @@ def _answer_annotation(draft: _Draft) -> None:
     elif token and draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
     elif token:
-        draft.actions.append(PatchBatch(token=token, **answer(draft.batch, token)))
+        draft.actions.append(answer(draft.batch, token))
 
 
 # ── what people read ──────────────────────────────────────────────────────────────────────────────────────────

@@ -14,19 +14,12 @@ from ingestion_crds.batch import BatchStatus, Documents, IngestionBatch
 from ingestion_crds.config import Config
 from ingestion_crds.constants import ConditionType, Phase, Reason
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob, dump_status, format_time
+from ingestion_crds.job import IngestionJob, dump_status
 from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
-from ingestion_operator.acting import ConflictError
-from ingestion_operator.actions import Event
-from ingestion_operator.batch_actions import (
-    BatchAction,
-    CreateDocumentJob,
-    DeleteBatch,
-    PatchBatch,
-    PatchDocumentJob,
-)
+from ingestion_operator.actions import AnswerAnnotation
+from ingestion_operator.batch_actions import BatchAction, CreateDocumentJob, DeleteBatch, PatchDocumentJob
 from ingestion_operator.batch_cluster import BatchCluster
 from ingestion_operator.batch_memory import BatchMemory, BatchPace
 from ingestion_operator.batch_plan import (
@@ -42,8 +35,6 @@ from ingestion_operator.document_jobs import DocumentJob, is_owned, read_table
 from ingestion_operator.obstacles import LONGEST_MESSAGE, Waiting
 from ingestion_operator.results import shorten
 
-# By a quota, by admission, by a namespace that is being deleted: a person is told, and it is tried again later.
-_REFUSALS: Final = (400, 403, 422)
 # After so many in one look it is not one document that is at fault: a quota refuses all of them.
 _MOST_REFUSALS: Final = 3
 _OLD_CRD: Final = Waiting(
@@ -68,6 +59,7 @@ class BatchReconciler:
         self, *, cluster: BatchCluster, config: Config, memory: BatchMemory, now: Callable[[], datetime]
     ) -> None:
         self._cluster = cluster
+        self._batches = cluster.batches
         self._config = config
         self._memory = memory
         self._now = now
@@ -95,7 +87,7 @@ class BatchReconciler:
     async def _look(self, key: str, pace: BatchPace) -> float | None:
         namespace, _, name = key.partition("/")
         stirred, pace.stirred = pace.stirred, False
-        raw = await self._cluster.find_batch(namespace=namespace, name=name)
+        raw = await self._batches.find(namespace=namespace, name=name)
         if raw is None:
             return self._memory.forget(key)
         batch = IngestionBatch.model_validate(raw)
@@ -172,43 +164,15 @@ class BatchReconciler:
         patch = merge_diff(raw.get("status", {}), dump_status(decided.status)) if decided.status != batch.status else {}
         if not patch:
             return raw, batch
-        try:
-            raw = await self._cluster.patch_status(
-                namespace=batch.metadata.namespace,
-                name=batch.metadata.name,
-                resource_version=batch.metadata.resource_version,
-                status=patch,
-            )
-        except ApiError as error:
-            if error.conflict or error.not_found:
-                metrics.CONFLICTS.inc()
-                raise ConflictError(str(error)) from error
-            raise
-        metrics.STATUS_WRITES.inc()
+        raw = await self._batches.write_status(raw, patch)
         _count_ends(batch.status, decided.status)
         metadata = batch.metadata.changed(resource_version=raw["metadata"]["resourceVersion"])
         pace.resource_versions.append(metadata.resource_version)
         if decided.status.documents is not None and batch.status.phase is not decided.status.phase:
             log.info("%s", decided.status.phase.value, extra={"job": batch.key})
-        for event in decided.events:
-            await self._tell(raw, event)
+        await self._batches.tell(raw, decided.events, now=self._now())
         # Read back as it is stored: a policy may have changed it.
         return raw, batch.changed(metadata=metadata, status=BatchStatus.model_validate(raw.get("status", {})))
-
-    async def _tell(self, raw: JsonObject, event: Event) -> None:
-        """Send an event. They are for people: one that cannot be sent is logged, and holds nothing up."""
-        fields = {"job": f"{raw['metadata']['namespace']}/{raw['metadata']['name']}", "reason": event.reason.value}
-        log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
-        try:
-            await self._cluster.create_event(
-                batch=raw,
-                reason=event.reason,
-                message=event.message,
-                warning=event.warning,
-                now=format_time(self._now()),
-            )
-        except ApiError as error:
-            log.warning("event not sent: %s", error, extra=fields)
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,7 +192,7 @@ class BatchReconciler:
                     waiting = await self._patch(action, snapshot.batch)
                     if waiting is None and action.cancels is not None:
                         pace.told.add((action.index, action.cancels))
-                case PatchBatch():
+                case AnswerAnnotation():
                     await self._answer(action, raw, snapshot.batch, pace)
                 case DeleteBatch():
                     waiting = await self._delete(action, snapshot.batch)
@@ -270,34 +234,23 @@ class BatchReconciler:
             return None if error.not_found or error.conflict else _refusal(action.name, error)
         return None
 
-    async def _answer(self, action: PatchBatch, raw: JsonObject, batch: IngestionBatch, pace: BatchPace) -> None:
+    async def _answer(self, action: AnswerAnnotation, raw: JsonObject, batch: IngestionBatch, pace: BatchPace) -> None:
         """Answer an annotation. The batch is read anew after that, as its spec has changed."""
-        namespace, name = batch.metadata.namespace, batch.metadata.name
-        version = pace.resource_versions[-1]
-        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
         try:
-            await self._cluster.patch_batch(namespace=namespace, name=name, operations=(unchanged, *action.operations))
+            await self._batches.answer(action, raw)
         except ApiError as error:
-            if error.conflict or error.not_found:
-                raise ConflictError(str(error)) from error
-            _refusal(name, error)
-            # A failed `test` is 422 Invalid: the object is not what the plan was made from.
-            live = await self._cluster.find_batch(namespace=namespace, name=name)
-            if live is None or live["metadata"]["resourceVersion"] != version:
-                raise ConflictError(str(error)) from error
+            if not error.refused:
+                raise
             log.warning("an annotation is not answered: %s", error, extra={"job": batch.key})
             pace.answer_refused = True
             return
         pace.answered = action.token
         pace.stirred = True
-        if action.told is not None:
-            await self._tell(raw, action.told)
+        await self._batches.tell(raw, action.told, now=self._now())
 
     async def _delete(self, action: DeleteBatch, batch: IngestionBatch) -> Waiting | None:
         try:
-            await self._cluster.delete_batch(
-                namespace=batch.metadata.namespace, name=batch.metadata.name, uid=action.uid
-            )
+            await self._batches.delete(namespace=batch.metadata.namespace, name=batch.metadata.name, uid=action.uid)
         except ApiError as error:
             return _refusal(batch.metadata.name, error)
         return None
@@ -319,7 +272,7 @@ def _count_ends(before: BatchStatus, after: BatchStatus) -> None:
 
 def _refusal(name: str, error: ApiError) -> Waiting:
     """Return what the API server has refused; raises any other error."""
-    if error.status not in _REFUSALS:
+    if not error.refused:
         raise error
     text = shorten(f"{name}: {error.message}", limit=LONGEST_MESSAGE)
     return Waiting(reason=Reason.REJECTED_BY_CLUSTER, message=text)

@@ -1,4 +1,4 @@
-"""The requests that the reconcile loop makes."""
+"""The requests that the reconcile loop makes, but for those about the IngestionJob itself."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ from typing import Any, Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.constants import Reason
 from ingestion_crds.follow import PAGE, pages
 from ingestion_crds.job import ChildUid
-from ingestion_crds.kube import (
-    JSON_PATCH,
-    MERGE_PATCH,
-    ApiError,
-    KubeClient,
-    child_path,
-    core_path,
-    find,
-    ingestion_path,
-)
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, child_path, core_path, find, ingestion_path
 
+from ingestion_operator.custom_resources import CustomResources, delete
 from ingestion_operator.obstacles import LONGEST_MESSAGE
 
 # A page of 500 has some 3.5 MB. What is not among so many is said to be unknown.
@@ -51,57 +42,13 @@ class KubeCluster:
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
-
-    async def get_ingestion_job(self, *, namespace: str, name: str) -> JsonObject:
-        """Return an IngestionJob.
-
-        Raises:
-            ApiError: `not_found` when there is none.
-        """
-        return await self._client.request("GET", ingestion_path(namespace, name))
+        self.ingestion_jobs = CustomResources(client, kind=names.KIND, path=ingestion_path)
 
     async def list_ingestion_jobs(self) -> AsyncIterator[JsonObject]:
         """Yield all IngestionJobs, read page by page."""
         async for items, _ in pages(self._client, ingestion_path()):
             for item in items:
                 yield item
-
-    async def patch_ingestion_job(self, *, namespace: str, name: str, operations: list[JsonObject]) -> JsonObject:
-        """Apply a JSON patch (RFC 6902) to all but the status, and return the IngestionJob as it is then.
-
-        Raises:
-            ApiError: with status 422 when a `test` among the operations fails, or the result is not valid.
-        """
-        return await self._client.request(
-            "PATCH", ingestion_path(namespace, name), body=operations, content_type=JSON_PATCH
-        )
-
-    async def patch_status(self, *, namespace: str, name: str, resource_version: str, status: JsonObject) -> JsonObject:
-        """Merge into status (RFC 7396), and return the IngestionJob as it is then.
-
-        Only the resourceVersion protects another one of that name: a wrong uid in a status patch is ignored.
-
-        Args:
-            namespace: the IngestionJob's.
-            name: the IngestionJob's.
-            resource_version: of the IngestionJob that the patch was made for.
-            status: a merge patch: null takes a field away.
-
-        Raises:
-            ApiError: `conflict` when the IngestionJob has changed, `not_found` when it is gone.
-        """
-        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
-        return await self._client.request(
-            "PATCH", ingestion_path(namespace, name, "status"), body=body, content_type=MERGE_PATCH
-        )
-
-    async def delete_ingestion_job(self, *, namespace: str, name: str, uid: str) -> None:
-        """Delete an IngestionJob; that it is gone already is no error.
-
-        Raises:
-            ApiError: `conflict` when there is one of that name with another UID.
-        """
-        await self._delete(ingestion_path(namespace, name), uid)
 
     async def list_children(self, *, namespace: str, job_uid: str) -> AsyncIterator[JsonObject]:
         """Yield all Jobs that carry an IngestionJob's UID, read page by page."""
@@ -165,7 +112,7 @@ class KubeCluster:
         Raises:
             ApiError: `conflict` when there is one of that name with another UID.
         """
-        await self._delete(child_path(namespace, name), uid)
+        await delete(self._client, child_path(namespace, name), uid)
 
     async def get_config_map(self, *, namespace: str, name: str) -> JsonObject:
         """Return a ConfigMap.
@@ -193,7 +140,7 @@ class KubeCluster:
         Raises:
             ApiError: `conflict` when there is one of that name with another UID.
         """
-        await self._delete(core_path("configmaps", namespace, name), uid)
+        await delete(self._client, core_path("configmaps", namespace, name), uid)
 
     async def list_pods(
         self, *, namespace: str, child_uid: ChildUid, failed_only: bool, take: Callable[[list[JsonObject]], None]
@@ -279,50 +226,6 @@ class KubeCluster:
         body = {"propagationPolicy": "Background"}
         answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
         return bool(answer.get("metadata", {}).get("continue"))
-
-    async def create_event(
-        self, *, job: JsonObject, reason: Reason, message: str, warning: bool, now: str, kind: str = names.KIND
-    ) -> None:
-        """Create an Event about an IngestionJob, or an object of another kind.
-
-        Args:
-            job: the object.
-            reason: in one word.
-            message: for people; what goes beyond 1,000 characters is cut off.
-            warning: of type Warning; else Normal.
-            now: the time, as Kubernetes writes it.
-            kind: the object's.
-        """
-        metadata = job["metadata"]
-        body = {
-            "metadata": {"generateName": f"{metadata['name'][:200]}.", "namespace": metadata["namespace"]},
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": kind,
-                "namespace": metadata["namespace"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-            },
-            "type": "Warning" if warning else "Normal",
-            "reason": reason.value,
-            "message": message[:1000],
-            "source": {"component": names.MANAGED_BY},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        await self._client.request("POST", core_path("events", metadata["namespace"]), body=body)
-
-    async def _delete(self, path: str, uid: str | None) -> None:
-        """Delete with Background propagation (the default orphans a Job's pods); gone already is well."""
-        body: JsonObject = {"propagationPolicy": "Background"}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
-        try:
-            await self._client.request("DELETE", path, body=body)
-        except ApiError as error:
-            if not error.not_found:
-                raise
 
 
 def _is_since(told: str, since: datetime) -> bool:

@@ -28,12 +28,12 @@ from ingestion_crds.follow import follow
 from ingestion_crds.kube import ApiError, KubeClient, batch_path, child_path, ingestion_path
 
 from ingestion_operator import metrics
-from ingestion_operator.acting import ConflictError
 from ingestion_operator.batch_cluster import PAGE, BatchCluster
 from ingestion_operator.batch_intake import BatchIntake
 from ingestion_operator.batch_memory import BatchMemory
 from ingestion_operator.batch_reconcile import BatchReconciler
 from ingestion_operator.cluster import KubeCluster
+from ingestion_operator.custom_resources import ConflictError
 from ingestion_operator.intake import Intake
 from ingestion_operator.leader import LeaderClient, Leadership, Lease, LeaseLostError, leave
 from ingestion_operator.login import log_in
@@ -246,6 +246,7 @@ class Operator:
             wait = await reconcile(key)
         except ConflictError as error:
             # After ever longer delays: what looks like a conflict may be a patch that is refused for good.
+            metrics.CONFLICTS.inc()
             delay = queue.retry(key)
             log.info("changed meanwhile, look again in %.1f s: %s", delay, error, extra={"job": key})
         except ApiError as error:

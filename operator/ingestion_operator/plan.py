@@ -48,7 +48,6 @@ from ingestion_operator.actions import (
     DeleteIngestionJob,
     Event,
     PatchChild,
-    PatchIngestionJob,
     RemovePods,
     RestoreConfigMap,
 )
@@ -231,7 +230,7 @@ def _answer_annotation(draft: _Draft) -> None:
     elif token and draft.snapshot.answer_refused:
         draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
     elif token:
-        draft.actions.append(PatchIngestionJob(token=token, **answer(draft.snapshot.job, token)))
+        draft.actions.append(answer(draft.snapshot.job, token))
 
 
 # ── the course of an attempt ──────────────────────────────────────────────────────────────────────────────────

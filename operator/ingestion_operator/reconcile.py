@@ -13,11 +13,10 @@ from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob, Status, dump_status
-from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
-from ingestion_operator.acting import Acting, ConflictError
-from ingestion_operator.actions import Action, CreateChild, DeleteChild, Event, PatchIngestionJob, RemovePods
+from ingestion_operator.acting import Acting
+from ingestion_operator.actions import Action, AnswerAnnotation, CreateChild, DeleteChild, Event, RemovePods
 from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
@@ -63,6 +62,7 @@ class Reconciler:
         self, *, cluster: KubeCluster, config: Config, memory: Memory, now: Callable[[], datetime] = utc_now
     ) -> None:
         self._cluster = cluster
+        self._jobs = cluster.ingestion_jobs
         self._config = config
         self._memory = memory
         self._now = now
@@ -109,14 +109,11 @@ class Reconciler:
     async def _full_look(self, key: str) -> float | None:
         """Read the IngestionJob and its Jobs live, and act on what is there."""
         namespace, _, name = key.partition("/")
-        try:
-            raw = await self._cluster.get_ingestion_job(namespace=namespace, name=name)
-        except ApiError as error:
-            if error.not_found:
-                self._memory.to_list.discard(key)
-                self._memory.littered.discard(key)
-                return self._memory.forget(key)
-            raise
+        raw = await self._jobs.find(namespace=namespace, name=name)
+        if raw is None:
+            self._memory.to_list.discard(key)
+            self._memory.littered.discard(key)
+            return self._memory.forget(key)
         raw, job = kept = Kept.of(raw, IngestionJob.model_validate(raw))
         self._memory.remember(key, kept)
         listing = key in self._memory.to_list
@@ -189,7 +186,7 @@ class Reconciler:
             if not (written and _only_removes_left_pods(decided, job)):
                 for action in decided.actions:
                     raw, snapshot = await self._acting.apply(action, raw, snapshot)
-            await self._acting.tell(raw, decided.events)
+            await self._jobs.tell(raw, decided.events, now=self._now())
             if settled(snapshot.job):
                 return self._memory.forget(key)
             if _only_removes_left_pods(decided, snapshot.job) and job.status.pods_to_remove not in snapshot.tidied:
@@ -374,19 +371,7 @@ class Reconciler:
             left = self._memory.pace(key).counts_wait(self._memory.monotonic())
             if left > 0:
                 return kept, left
-        try:
-            raw = await self._cluster.patch_status(
-                namespace=job.metadata.namespace,
-                name=job.metadata.name,
-                resource_version=raw["metadata"]["resourceVersion"],
-                status=patch,
-            )
-        except ApiError as error:
-            if error.conflict or error.not_found:
-                metrics.CONFLICTS.inc()
-                raise ConflictError(str(error)) from error
-            raise
-        metrics.STATUS_WRITES.inc()
+        raw = await self._jobs.write_status(raw, patch)
         if raw["status"] == wanted:  # else the CRD is an older one, or a policy changed it
             # All else in the answer was so before: the patch named the resourceVersion.
             metadata = job.metadata.changed(resource_version=raw["metadata"]["resourceVersion"])
@@ -395,7 +380,7 @@ class Reconciler:
             written = IngestionJob.model_validate(raw)
         raw, _ = kept = Kept.of(raw, written)
         self._memory.remember(key, kept)
-        await self._acting.tell(raw, tuple(_transitions(job.status, decided.status)))
+        await self._jobs.tell(raw, tuple(_transitions(job.status, decided.status)), now=self._now())
         return kept, None
 
 
@@ -426,7 +411,7 @@ def _only_removes_left_pods(decided: Plan, job: IngestionJob) -> bool:
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:
     """True when the plan has to be made again with what the actions did."""
-    return any(isinstance(action, CreateChild | RemovePods | PatchIngestionJob | DeleteChild) for action in actions)
+    return any(isinstance(action, CreateChild | RemovePods | AnswerAnnotation | DeleteChild) for action in actions)
 
 
 def _obstacle_before(job: IngestionJob) -> Waiting | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Final, TypedDict
+from typing import Final
 
 from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
@@ -11,17 +11,10 @@ from ingestion_crds.constants import Reason, Trigger
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.retry import Retryable
 
-from ingestion_operator.actions import Event
+from ingestion_operator.actions import AnswerAnnotation, Event
 
 # Characters by which two requests are told apart.
 _TOKEN_LENGTH: Final = 256
-
-
-class Answer(TypedDict):
-    """A JSON patch of the object that carries the annotation, and what to say once it is made."""
-
-    operations: tuple[JsonObject, ...]
-    told: Event | None
 
 
 def token_of(job: Retryable) -> str:
@@ -46,7 +39,7 @@ def unanswered(job: Retryable, *, answered: str) -> tuple[str, str]:
     return ("" if token == job.status.last_handled_retry_request else token), ""
 
 
-def answer(job: Retryable, token: str) -> Answer:
+def answer(job: Retryable, token: str) -> AnswerAnnotation:
     """Return what marks a token handled, and raises the generation if a retry is admitted.
 
     Args:
@@ -57,7 +50,7 @@ def answer(job: Retryable, token: str) -> Answer:
     why_not = retry.why_not(job)
     if why_not is not None:
         told = Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {why_not}", warning=True)
-        return Answer(operations=(mark,), told=told)
+        return AnswerAnnotation(token=token, operations=(mark,), told=(told,))
     generation = job.spec.retry_generation + 1
     origin = json.dumps({"generation": generation, "trigger": Trigger.ANNOTATION.value})
     operations: list[JsonObject] = [
@@ -67,7 +60,7 @@ def answer(job: Retryable, token: str) -> Answer:
     ]
     if isinstance(job, IngestionJob) and job.spec.retry_segments is not None:
         operations.append({"op": "remove", "path": "/spec/retrySegments"})
-    return Answer(operations=tuple(operations), told=None)
+    return AnswerAnnotation(token=token, operations=tuple(operations))
 
 
 def _annotation_path(name: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason
 from ingestion_crds.job import Resources
 from ingestion_crds.kube import KubeClient
+from ingestion_operator.actions import AnswerAnnotation, Event
 from ingestion_operator.batch_cluster import BatchCluster
 from ingestion_operator.cluster import KubeCluster
 from local_cluster import binaries, install, versions
@@ -279,16 +281,19 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
             return {"items": [], "metadata": {}, "kind": "Table"}
 
     client = cast(KubeClient, Client())
-    body = {"metadata": {"namespace": "a", "name": "n", "uid": "u"}}
+    body = {"metadata": {"namespace": "a", "name": "n", "uid": "u", "resourceVersion": "1"}}
     about = {"namespace": "a", "name": "n", "uid": "u", "job_uid": "u", "child_uid": "u", "batch_uid": "u"}
-    about |= {"job": body, "batch": body, "body": body}
-    change = {"operations": [], "resource_version": "1", "status": {}, "spec": {}, "keep": ()}
-    told = {"reason": Reason.QUEUED, "message": "", "warning": False, "now": "", "failed_only": True, "since": None}
-    given = about | change | told | {"take": lambda _: None, "kind": "IngestionJob", "fields": ""}
+    about |= {"raw": body, "body": body}
+    change = {"resource_version": "1", "spec": {}, "patch": {}, "keep": ()}
+    change |= {"action": AnswerAnnotation(token="t", operations=())}
+    told = {"events": (Event(reason=Reason.QUEUED, message=""),), "now": datetime.now(UTC)}
+    read = {"failed_only": True, "since": None, "take": lambda _: None, "fields": ""}
+    given = about | change | told | read
+    jobs, batches = KubeCluster(client), BatchCluster(client)
     methods = [
         each
-        for cluster in (KubeCluster, BatchCluster)
-        for each in inspect.getmembers(cluster(client), inspect.ismethod)
+        for requests in (jobs, jobs.ingestion_jobs, batches, batches.batches)
+        for each in inspect.getmembers(requests, inspect.ismethod)
     ]
     for name, method in methods:
         if not name.startswith("_"):

@@ -20,7 +20,8 @@ from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import RETRYABLE_PHASES, TERMINAL_PHASES, Phase, Reason
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import dump_status
-from ingestion_operator.batch_actions import CreateDocumentJob, DeleteBatch, PatchBatch, PatchDocumentJob
+from ingestion_operator.actions import AnswerAnnotation
+from ingestion_operator.batch_actions import CreateDocumentJob, DeleteBatch, PatchDocumentJob
 from ingestion_operator.batch_plan import (
     BatchPlan,
     BatchSnapshot,
@@ -129,7 +130,7 @@ class World:
                 if action.cancels is not None:
                     self.told.add((action.index, action.cancels))
                 return self.patch(action.index, action.body["spec"])
-            case PatchBatch() | DeleteBatch():
+            case AnswerAnnotation() | DeleteBatch():
                 return False
         raise AssertionError(action)
 
@@ -606,10 +607,10 @@ def test_an_annotation_asks_for_a_retry(failed: tuple[int, ...], *, admitted: bo
     annotations = {names.ANNOTATION_RETRY_REQUESTED: "token"}
     world.batch = world.batch.changed(metadata=world.batch.metadata.changed(annotations=annotations))
     assert not settled(world.batch)
-    [patch] = plan(world.snapshot(), now=world.now).actions
-    assert isinstance(patch, PatchBatch)
-    assert (patch.told is None) is admitted
-    assert any(item["path"] == "/spec/retryGeneration" for item in patch.operations) is admitted
+    [answer] = plan(world.snapshot(), now=world.now).actions
+    assert isinstance(answer, AnswerAnnotation)
+    assert (not answer.told) is admitted
+    assert any(item["path"] == "/spec/retryGeneration" for item in answer.operations) is admitted
 
 
 def test_a_completed_batch_is_deleted_when_its_time_is_over_and_a_failed_one_never() -> None:

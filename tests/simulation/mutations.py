@@ -279,23 +279,18 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="no resourceVersion on the status write",
-        file="cluster.py",
+        file="custom_resources.py",
         changes=(
             (
-                """body = {"metadata": {"resourceVersion": resource_version}, "status": status}""",
-                """body = {"status": status}""",
+                """body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}""",
+                """body = {"status": patch}""",
             ),
         ),
     ),
     Mutation(
         name="no uid precondition on deletes",
-        file="cluster.py",
-        changes=(
-            (
-                """        if uid is not None:\n            body["preconditions"]""",
-                """        if uid == "":\n            body["preconditions"]""",
-            ),
-        ),
+        file="custom_resources.py",
+        changes=(("    if uid is not None:\n", """    if uid == "":\n"""),),
     ),
     Mutation(
         name="no uid in the patch of a Job",
@@ -309,15 +304,8 @@ def _dispatch_of(""",
     ),
     Mutation(
         name="deletes without a propagation policy",
-        file="cluster.py",
-        changes=(
-            (
-                """        body: JsonObject = {"propagationPolicy": "Background"}
-        if uid""",
-                """        body: JsonObject = {}
-        if uid""",
-            ),
-        ),
+        file="custom_resources.py",
+        changes=(("""    body: JsonObject = {"propagationPolicy": "Background"}\n""", "    body: JsonObject = {}\n"),),
     ),
     Mutation(
         name="the Job's UID is not recorded",
@@ -468,8 +456,8 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     ),
     Mutation(
         name="no `test` of the resourceVersion in the annotation's patch",
-        file="acting.py",
-        changes=(("operations=[unchanged, *action.operations]", "operations=[*action.operations]"),),
+        file="custom_resources.py",
+        changes=(("operations = [unchanged, *action.operations]", "operations = [*action.operations]"),),
     ),
     Mutation(
         name="the annotation is not marked handled in the patch that raises",

@@ -12,6 +12,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, ingestion_path
 from ingestion_operator import children
+from prometheus_client import REGISTRY
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS, Release
@@ -409,6 +410,19 @@ def test_an_annotation_whose_answer_is_refused_holds_nothing_up(
     handled = names.ANNOTATION_RETRY_HANDLED
     assert cluster.pass_until(lambda: live(cluster)["metadata"]["annotations"].get(handled) == "now", seconds=60)
     assert len(warnings(cluster)) == 1
+
+
+@pytest.mark.parametrize("path", [f"{PATH}/status", PATH], ids=["status", "answer to an annotation"])
+def test_a_write_that_loses_a_race_is_counted(cluster: SimulatedCluster, policy: Policy, path: str) -> None:
+    policy.refuses = lambda call: call.method == "PATCH" and call.path == path and not policy.refused
+    policy.error = ApiError(status=409, reason="Conflict", message="it has changed")
+    before = REGISTRY.get_sample_value("ingestion_conflicts_total")
+    create(cluster)
+    annotate(cluster, "now")
+    cluster.start_operator()
+    reach(cluster, "completed")
+    assert before is not None
+    assert REGISTRY.get_sample_value("ingestion_conflicts_total") == before + 1
 
 
 def take_the_mark_off(call: Call) -> None:

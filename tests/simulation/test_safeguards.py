@@ -78,7 +78,7 @@ def test_a_request_means_one_object_and_not_whatever_has_its_name(cluster: Simul
         with pytest.raises(ApiError):
             send(cluster, lambda kube: kube.delete_child(namespace=NAMESPACE, name=name, uid=ANOTHER))
         with pytest.raises(ApiError):
-            send(cluster, lambda kube: kube.delete_ingestion_job(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
+            send(cluster, lambda kube: kube.ingestion_jobs.delete(namespace=NAMESPACE, name="handbook", uid=ANOTHER))
     elif method == "clear":
         suspended = {"spec": {"suspend": True}}
         cluster.api.request("PATCH", child_path(NAMESPACE, name), body=suspended, content_type=MERGE_PATCH)
