@@ -12,7 +12,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason, Stage
-from ingestion_crds.job import IngestionJob, Status, dump_status
+from ingestion_crds.job import ChildUid, IngestionJob, Status, dump_status
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import Acting
@@ -183,13 +183,14 @@ class Reconciler:
             snapshot = replace(snapshot, job=job)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
-            if not (written and _only_removes_left_pods(decided, job)):
+            left = _left_pods(decided, job)
+            if not (written and left):
                 for action in decided.actions:
                     raw, snapshot = await self._acting.apply(action, raw, snapshot)
             await self._jobs.tell(raw, decided.events, now=self._now())
             if settled(snapshot.job):
                 return self._memory.forget(key)
-            if _only_removes_left_pods(decided, snapshot.job) and job.status.pods_to_remove not in snapshot.tidied:
+            if left and left not in snapshot.tidied:
                 return self._put_off(key, raw, snapshot)
             if not written and not _moves_on(decided.actions) and snapshot.rejection == rejection:
                 return self._keep(key, raw, snapshot, decided.look_again)
@@ -402,11 +403,10 @@ def _point(child: ChildJob | None) -> Point:
     return Point.RUNNING if child.ready or child.succeeded or child.failed else Point.STARTING
 
 
-def _only_removes_left_pods(decided: Plan, job: IngestionJob) -> bool:
-    """True when the plan is to remove the pods of an attempt that is over, and nothing else."""
-    return [isinstance(action, RemovePods) for action in decided.actions] == [True] and (
-        job.status.pods_to_remove is not None
-    )
+def _left_pods(decided: Plan, job: IngestionJob) -> ChildUid | None:
+    """Return whose pods an attempt that is over has left, if the plan is to remove them and nothing else."""
+    alone = [isinstance(action, RemovePods) for action in decided.actions] == [True]
+    return job.status.pods_to_remove if alone else None
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:
