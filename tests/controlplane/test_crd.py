@@ -1,4 +1,7 @@
-"""The CRD against a real API server: what is accepted, what is refused, and what the refusal says."""
+"""The CRDs against a real API server: what is accepted, what is refused, and what the refusal says.
+
+What the two have in common is here, and what is the jobs' alone.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,68 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import ANNOTATION_RETRY_REQUESTED, RETRYABLE_PHASES, Phase
 from ingestion_crds.job import IngestionJob
-from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, ingestion_path
-from ingestion_crds.schema import custom_resource_definition
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, batch_path, ingestion_path
+from ingestion_crds.schema import batch_resource_definition, custom_resource_definition
 from local_cluster import binaries
 from local_cluster.control_plane import ControlPlane
 from pydantic import ValidationError
-from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
+from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_batch, ingestion_job
 
 pytestmark = pytest.mark.controlplane
 
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
-CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ingestionjobs.ingestion-operator.io"
 
 
-async def create(kube: KubeClient, namespace: str, **spec: Any) -> JsonObject:
-    body = ingestion_job(namespace=namespace, **spec)
-    return await kube.request("POST", ingestion_path(namespace), body=body)
+class Kind(NamedTuple):
+    """A CRD as it is written, and objects of it."""
+
+    word: str
+    crd: JsonObject
+    path: Callable[..., str]
+    body: Callable[..., JsonObject]
+    selectors: tuple[str, ...]
+
+    def one(self, namespace: str, subresource: str = "") -> str:
+        """Return the path of the object that `create` makes."""
+        return self.path(namespace, self.body()["metadata"]["name"], subresource)
+
+    async def read(self, kube: KubeClient) -> JsonObject:
+        """Return the CRD as it is stored."""
+        name = self.crd["metadata"]["name"]
+        return await kube.request("GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
 
 
-async def patch(kube: KubeClient, namespace: str, body: JsonObject) -> JsonObject:
-    return await kube.request("PATCH", ingestion_path(namespace, "handbook"), body=body, content_type=MERGE_PATCH)
+SELECTORS = ("status.phase=queued", f"spec.knowledgeBase={KNOWLEDGE_BASE}")
+OF_DOCUMENT = f"spec.document.id={DOCUMENT}"
+JOBS = Kind("job", custom_resource_definition(), ingestion_path, ingestion_job, (*SELECTORS, OF_DOCUMENT))
+BATCHES = Kind("batch", batch_resource_definition(), batch_path, ingestion_batch, SELECTORS)
 
 
-async def set_status(kube: KubeClient, namespace: str, **status: Any) -> JsonObject:
-    path = ingestion_path(namespace, "handbook", "status")
+@pytest.fixture(params=[JOBS, BATCHES], ids=["jobs", "batches"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+async def create(kube: KubeClient, namespace: str, *, kind: Kind = JOBS, **spec: Any) -> JsonObject:
+    return await kube.request("POST", kind.path(namespace), body=kind.body(namespace=namespace, **spec))
+
+
+async def patch(kube: KubeClient, namespace: str, body: JsonObject, *, kind: Kind = JOBS) -> JsonObject:
+    return await kube.request("PATCH", kind.one(namespace), body=body, content_type=MERGE_PATCH)
+
+
+async def set_status(kube: KubeClient, namespace: str, *, kind: Kind = JOBS, **status: Any) -> JsonObject:
+    path = kind.one(namespace, "status")
     return await kube.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
 
 
@@ -123,24 +156,29 @@ async def test_no_pattern_means_one_thing_to_the_api_server_and_another_to_the_m
     ("field", "value"),
     [
         ("knowledgeBase", OTHER_UUID),
-        ("document", {"title": "Another"}),
         ("pipeline", {"chunkSize": 500}),
         ("mode", "SinglePass"),
         ("segmentation", {"pagesPerSegment": 1}),
     ],
 )
 async def test_what_a_version_is_made_from_is_immutable(
-    kube: KubeClient, namespace: str, field: str, value: Any
+    kube: KubeClient, namespace: str, kind: Kind, field: str, value: Any
 ) -> None:
+    await create(kube, namespace, kind=kind)
+    with pytest.raises(ApiError, match=f"{field} is immutable: make a new {kind.word}"):
+        await patch(kube, namespace, {"spec": {field: value}}, kind=kind)
+
+
+async def test_a_job_s_document_is_immutable(kube: KubeClient, namespace: str) -> None:
     await create(kube, namespace)
-    with pytest.raises(ApiError, match=f"{field} is immutable"):
-        await patch(kube, namespace, {"spec": {field: value}})
+    with pytest.raises(ApiError, match="document is immutable"):
+        await patch(kube, namespace, {"spec": {"document": {"title": "Another"}}})
 
 
-async def test_a_defaulted_field_cannot_be_changed_by_removing_it(kube: KubeClient, namespace: str) -> None:
-    await create(kube, namespace, segmentation={"pagesPerSegment": 7})
+async def test_a_defaulted_field_cannot_be_changed_by_removing_it(kube: KubeClient, namespace: str, kind: Kind) -> None:
+    await create(kube, namespace, kind=kind, segmentation={"pagesPerSegment": 7})
     with pytest.raises(ApiError, match="segmentation is immutable"):
-        await patch(kube, namespace, {"spec": {"segmentation": None}})
+        await patch(kube, namespace, {"spec": {"segmentation": None}}, kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -156,19 +194,17 @@ async def test_a_defaulted_field_cannot_be_changed_by_removing_it(kube: KubeClie
     ],
 )
 async def test_a_retry_is_admitted_from_failure_only(
-    kube: KubeClient, namespace: str, phase: str, observed: int | None, wanted: int, admitted: bool
+    kube: KubeClient, namespace: str, kind: Kind, phase: str, observed: int | None, wanted: int, admitted: bool
 ) -> None:
     """Invariant 4."""
-    await create(kube, namespace)
-    await set_status(kube, namespace, phase=phase, observedRetryGeneration=observed)
+    await create(kube, namespace, kind=kind)
+    await set_status(kube, namespace, kind=kind, phase=phase, observedRetryGeneration=observed)
     if admitted:
-        job = await patch(kube, namespace, {"spec": {"retryGeneration": wanted}})
-        assert job["spec"]["retryGeneration"] == wanted
-        with pytest.raises(ApiError, match="can only be raised by one"):
-            await patch(kube, namespace, {"spec": {"retryGeneration": wanted + 1}})
-    else:
-        with pytest.raises(ApiError, match="can only be raised by one"):
-            await patch(kube, namespace, {"spec": {"retryGeneration": wanted}})
+        raised = await patch(kube, namespace, {"spec": {"retryGeneration": wanted}}, kind=kind)
+        assert raised["spec"]["retryGeneration"] == wanted
+        wanted += 1
+    with pytest.raises(ApiError, match=f"can only be raised by one, and only while the {kind.word} is failed"):
+        await patch(kube, namespace, {"spec": {"retryGeneration": wanted}}, kind=kind)
 
 
 async def test_a_generation_given_on_create_is_the_baseline(kube: KubeClient, namespace: str) -> None:
@@ -204,27 +240,25 @@ async def test_retry_segments_change_only_with_a_retry(kube: KubeClient, namespa
         await patch(kube, namespace, {"spec": {"retrySegments": ""}})
 
 
-@pytest.mark.parametrize(
-    "selector", ["status.phase=queued", f"spec.knowledgeBase={KNOWLEDGE_BASE}", f"spec.document.id={DOCUMENT}"]
-)
-async def test_jobs_are_listed_by_selectable_fields(kube: KubeClient, namespace: str, selector: str) -> None:
-    await create(kube, namespace)
-    found = await kube.request("GET", ingestion_path(namespace), query={"fieldSelector": selector})
-    assert len(found["items"]) == 1
-    field, _, _ = selector.partition("=")
-    other = await kube.request("GET", ingestion_path(namespace), query={"fieldSelector": f"{field}=other"})
-    assert other["items"] == []
+async def test_they_are_listed_by_selectable_fields(kube: KubeClient, namespace: str, kind: Kind) -> None:
+    await create(kube, namespace, kind=kind)
+    for selector in kind.selectors:
+        found = await kube.request("GET", kind.path(namespace), query={"fieldSelector": selector})
+        assert len(found["items"]) == 1, selector
+        field, _, _ = selector.partition("=")
+        other = await kube.request("GET", kind.path(namespace), query={"fieldSelector": f"{field}=other"})
+        assert other["items"] == [], selector
 
 
-async def test_the_crd_is_stored_as_it_is_written(kube: KubeClient) -> None:
+async def test_the_crd_is_stored_as_it_is_written(kube: KubeClient, kind: Kind) -> None:
     """Else Argo CD finds a difference for ever: it compares lists whole (argoproj/argo-cd#3889)."""
-    written = custom_resource_definition()["spec"]
-    stored = (await kube.request("GET", CRD))["spec"]
+    written = kind.crd["spec"]
+    stored = (await kind.read(kube))["spec"]
     assert {name: stored[name] for name in written} == written
 
 
-async def test_every_field_of_spec_is_explained(kube: KubeClient) -> None:
-    crd = await kube.request("GET", CRD)
+async def test_every_field_is_explained(kube: KubeClient, kind: Kind) -> None:
+    crd = await kind.read(kube)
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
     def fields(node: JsonObject, place: str) -> list[str]:
