@@ -284,7 +284,7 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
     body = {"metadata": {"namespace": "a", "name": "n", "uid": "u", "resourceVersion": "1"}}
     about = {"namespace": "a", "name": "n", "uid": "u", "job_uid": "u", "child_uid": "u", "batch_uid": "u"}
     about |= {"raw": body, "body": body}
-    change = {"resource_version": "1", "spec": {}, "patch": {}, "keep": ()}
+    change = {"resource_version": "1", "spec": {}, "annotations": {}, "patch": {}, "keep": ()}
     change |= {"action": AnswerAnnotation(token="t", operations=())}
     told = {"events": (Event(reason=Reason.QUEUED, message=""),), "now": datetime.now(UTC)}
     read = {"failed_only": True, "since": None, "take": lambda _: None, "fields": ""}
