@@ -17,6 +17,7 @@ from ingestion_api.problems import ProblemError, bad_request, unavailable
 FRESH_SECONDS: Final = 60.0
 ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
 SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+SESSION_TOKEN: Final = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
 
 
 def tenant_of(config: Config, *, namespace: str) -> Tenant:
@@ -86,7 +87,9 @@ class TenantStores:
         )
         if values is None:
             raise unavailable(f"the Secret {where} with the store's credentials does not exist")
-        missing = [key for key in (ACCESS_KEY, SECRET_KEY) if values.get(key) is None]
+        # Only keys that hold for a time come with a token.
+        values = {SESSION_TOKEN: "", **values}
+        missing = [key for key in (ACCESS_KEY, SECRET_KEY, SESSION_TOKEN) if values.get(key) is None]
         if missing:
             raise unavailable(f"the Secret {where} lacks {' and '.join(missing)}, or what it has there is no text")
         return Store(
@@ -96,6 +99,7 @@ class TenantStores:
                 region=self._config.store.region,
                 access_key_id=values[ACCESS_KEY],
                 secret_access_key=values[SECRET_KEY],
+                session_token=values[SESSION_TOKEN],
             )
         )
 

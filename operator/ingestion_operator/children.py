@@ -326,13 +326,15 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
     if provider is not None:
         plain[names.ENV_EMBEDDING_URL] = provider.url
     env: list[JsonObject] = [{"name": name, "value": value} for name, value in plain.items()]
-    secrets = [(key, tenant.store_secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    env += [_from_secret(key, tenant.store_secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    env.append(_from_secret("AWS_SESSION_TOKEN", tenant.store_secret, "AWS_SESSION_TOKEN", optional=True))
     if provider is not None and provider.secret_name:
-        secrets.append((names.ENV_EMBEDDING_API_KEY, provider.secret_name, "apiKey"))
-    env += [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, secret, key in secrets
-    ]
+        env.append(_from_secret(names.ENV_EMBEDDING_API_KEY, provider.secret_name, "apiKey"))
     return env
+
+
+def _from_secret(name: str, secret: str, key: str, **more: bool) -> JsonObject:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, **more}}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

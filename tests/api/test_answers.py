@@ -35,7 +35,7 @@ from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.jobs import get_ingestion_job_progress, retry_ingestion_job
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
 from ingestion_api.services import Services
-from ingestion_api.stores import ACCESS_KEY, SECRET_KEY
+from ingestion_api.stores import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, TenantStores
 from ingestion_api.upload import MAX_FIELD_BYTES, MAX_FIELDS
 from ingestion_api.views import NarrowBatch, NarrowJob, ShownBatch, ShownJob, page_json, progress, summary
 from ingestion_crds import JsonObject
@@ -769,9 +769,10 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
     [
         ({ACCESS_KEY: "/w==", SECRET_KEY: "YQ=="}, ACCESS_KEY),
         ({ACCESS_KEY: "YQ=="}, SECRET_KEY),
+        ({ACCESS_KEY: "YQ==", SECRET_KEY: "YQ==", SESSION_TOKEN: "/w=="}, SESSION_TOKEN),
         (None, f"{ACCESS_KEY} and {SECRET_KEY}"),
     ],
-    ids=["one is no text", "one is missing", "it is empty"],
+    ids=["one is no text", "one is missing", "the token is no text", "it is empty"],
 )
 async def test_a_tenant_whose_secret_has_no_credentials_is_told_what_it_lacks(
     tmp_path: Path, data: JsonObject | None, lacks: str
@@ -789,6 +790,27 @@ async def test_a_tenant_whose_secret_has_no_credentials_is_told_what_it_lacks(
     (tenant,) = config.tenants
     assert refused.value.status == 503
     assert f"the Secret team-a/{tenant.store_secret} lacks {lacks}, or" in refused.value.message
+
+
+async def test_the_keys_of_a_tenant_are_read_anew_with_the_token_of_those_that_hold_for_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion_api.stores.FRESH_SECONDS", 0.0)
+    opened: list[StoreConfig] = []
+    monkeypatch.setattr("ingestion_api.stores.Store", lambda *, config: opened.append(config))
+    tokens: list[JsonObject] = [{}, {SESSION_TOKEN: "b25l"}, {SESSION_TOKEN: "dHdv"}]
+
+    def secret(request: BaseHTTPRequestHandler) -> None:
+        data = dict.fromkeys((ACCESS_KEY, SECRET_KEY), "YQ==") | tokens[len(opened)]
+        answer(request, 200, json.dumps({"data": data}).encode())
+
+    config = Config.model_validate({**configuration(tmp_path), "store": {"endpoint": "http://127.0.0.1:9"}})
+    with http_server(handle=secret) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            stores = TenantStores(kube=kube, config=config)
+            for _ in tokens:
+                await stores.of(namespace="team-a")
+    assert [config.session_token for config in opened] == ["", "one", "two"]
 
 
 async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_path: Path) -> None:

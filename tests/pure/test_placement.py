@@ -95,6 +95,16 @@ def test_what_is_denied_is_a_network() -> None:
         Config.model_validate({"workerImage": "worker:test", "sourceDeny": ["files.example"]})
 
 
+def test_the_keys_of_a_store_are_read_by_the_kubelet_from_the_tenants_secret() -> None:
+    """With the token that only those have which hold for a time."""
+    env = worker_pod(Config(worker_image="worker:test"))["containers"][0]["env"]
+    keys = {"AWS_ACCESS_KEY_ID": {}, "AWS_SECRET_ACCESS_KEY": {}, "AWS_SESSION_TOKEN": {"optional": True}}
+    assert [entry for entry in env if "valueFrom" in entry] == [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": "ingestion-store", "key": key} | more}}
+        for key, more in keys.items()
+    ]
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_the_key_of_a_provider_is_read_by_the_kubelet_from_its_secret(named: bool) -> None:
     provider = {"name": "openai", "url": "https://embed.example/v1"} | ({"secretName": "openai-key"} if named else {})

@@ -285,6 +285,7 @@ def test_wrong_credentials_are_forbidden(s3_server: Any) -> None:
     [
         (403, "RequestTimeTooSkewed", "Late.", "StoreForbidden: the store refused: RequestTimeTooSkewed: Late."),
         (403, "", "No key AKIAIOSFODNN7EXAMPLE!", "StoreForbidden: the store refused: AccessDenied: No key ***!"),
+        (400, "ExpiredToken", "Over.", "StoreForbidden: the store refused: ExpiredToken: Over."),
         (400, "X", "expecting &#39;eu-west-1&#39;", "StoreUnavailable: the store failed: X: expecting 'eu-west-1'"),
         (404, "NoSuchBucket", "None.", "StoreUnavailable: the store failed: NoSuchBucket: None."),
         (507, "", "Full.", "StoreUnavailable: the store failed: InsufficientStorage: Full."),
@@ -322,6 +323,18 @@ def test_nothing_goes_through_a_proxy(s3_server: S3Server, host: str, monkeypatc
     store = Store(config=replace(config, endpoint=s3_server.endpoint.replace("127.0.0.1", host), retry_seconds=0.2))
     store.put(key="a", data=b"x")
     assert store.get(key="a") == b"x"
+
+
+@pytest.mark.parametrize("token", [None, "a-token", "a-token\n"])
+async def test_the_token_of_keys_that_hold_for_a_time_is_sent(s3_server: S3Server, token: str | None) -> None:
+    """A line break at its end, as of a Secret that was made of a file, is no part of it."""
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        proxy.add(lambda _: True, refuse(403), times=None)  # this store knows of no tokens
+        store = Store(config=replace(s3_server.config(bucket="token"), endpoint=proxy.url, session_token=token))
+        with pytest.raises(WorkerError, match="StoreForbidden"):
+            await asyncio.to_thread(store.put, key="a", data=b"x")
+        (sent,) = (call.headers.get("x-amz-security-token") for call in proxy.calls)
+        assert sent == (token and token.strip())
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", " "])

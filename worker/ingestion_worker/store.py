@@ -40,7 +40,8 @@ from ingestion_worker.scratch import ScratchFile
 # The largest body of one request: it must be sent within the request's timeout on a slow link too.
 PIECE_BYTES: Final = 8 * 2**20
 _MESSAGE_CHARACTERS: Final = 300
-_REFUSED: Final = re.compile(r"status code: 40[13]\b")
+# S3 answers 400 to a token that is over.
+_REFUSED: Final = re.compile(r"status code: 40[13]\b|<Code>(ExpiredToken|InvalidToken)</Code>")
 # Instead of an answer the connection broke, or time ran out.
 _UNANSWERED: Final = re.compile(r"HTTP error: ")
 # What S3 says of an error. Beside these two a body may hold the key's id, and what was signed: that is told to nobody.
@@ -357,7 +358,7 @@ def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
         # A Secret that was made of a file, or with `echo`, has a line break at its end, which no key has.
         "access_key_id": (config.access_key_id or "").strip(_SPACE),
         "secret_access_key": (config.secret_access_key or "").strip(_SPACE),
-        "session_token": config.session_token,
+        "session_token": (config.session_token or "").strip(_SPACE),
     }
     settings: Any = {name: value for name, value in options.items() if value}
     return S3Store(
