@@ -81,6 +81,11 @@ class IndexSet:
     def __str__(self) -> str:
         return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.ranges)
 
+    def beginning(self, length: int) -> Self:
+        """Return as many of the first ranges as are written in `length` characters."""
+        text = str(self)
+        return self if len(text) <= length else type(self).parse(text[: length + 1].rpartition(",")[0])
+
     def __repr__(self) -> str:
         return f"IndexSet({self!s})"
 

@@ -29,6 +29,7 @@ from ingestion_crds.constants import (
     MAX_ATTEMPTS,
     MAX_FAILURE_MESSAGE_BYTES,
     MAX_FAILURES,
+    MAX_PAGES_LENGTH,
     MAX_SEGMENTS,
     ConditionType,
     Mode,
@@ -347,6 +348,19 @@ ToldStage = Annotated[Stage, BeforeValidator(_known_stage)]
 """A stage that is told, and by which nothing is decided."""
 
 
+class NotRead(Model):
+    """What of the document is not in the published version."""
+
+    page_count: int = Field(0, ge=0, le=INT32_MAX, description="Pages in which no text was found.")
+    pages: str = Field(
+        "",
+        max_length=MAX_PAGES_LENGTH,
+        pattern=INDEX_SET_PATTERN,
+        description="Which pages these are, such as 2-4,6, counted from 1; of very many only the first.",
+    )
+    attachments: int = Field(0, ge=0, le=INT32_MAX, description="Files that are attached to the document.")
+
+
 class Failure(Model):
     """Why a segment, or a stage, failed."""
 
@@ -464,6 +478,9 @@ class Status(Model):
     version: Version | None = Field(None, description="The version of the document that this job makes.")
     segments: Segments | None = Field(None, description="Which segments are done.")
     chunks: int | None = Field(None, ge=0, description="Chunks of the published version.")
+    not_read: NotRead | None = Field(
+        None, description="What of the document is not in the published version; absent when all is."
+    )
     failures: list[Failure] = Field(
         default_factory=list, max_length=MAX_FAILURES, description="Why segments or stages failed: the first 100."
     )

@@ -35,6 +35,16 @@ def test_members_of_positions(a: set[int], b: set[int]) -> None:
     assert set(IndexSet.of(a).members(IndexSet.of(positions))) == {ordered[index] for index in positions}
 
 
+@given(SETS, st.integers(5, 100))
+def test_as_many_ranges_as_have_room(a: set[int], length: int) -> None:
+    indexes = IndexSet.of(a)
+    beginning = indexes.beginning(length)
+    assert len(str(beginning)) <= length
+    assert beginning.ranges == indexes.ranges[: len(beginning.ranges)]
+    following = indexes.ranges[: len(beginning.ranges) + 1]
+    assert beginning == indexes or len(str(IndexSet(following))) > length
+
+
 def test_written_as_kubernetes_writes_it() -> None:
     assert str(IndexSet.of([0, 1, 2, 5, 9, 10])) == "0-2,5,9-10"
     assert str(IndexSet()) == ""

@@ -1053,16 +1053,19 @@ def test_an_xfa_form_is_not_published_as_a_request_to_wait(worker: Worker) -> No
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_attachments_that_are_not_read_are_counted_in_the_log(
+def test_attachments_that_are_not_read_are_counted(
     worker: Worker, caplog: pytest.LogCaptureFixture, count: int
 ) -> None:
     file = b"<< /Type /Filespec /F (c.pdf) /EF << /F << /Type /EmbeddedFile >> >> >>"
     names = b" ".join(b"(%d) %s" % (number, file) for number in range(count))
     portfolio = b"/Collection << /Type /Collection >> /Names << /EmbeddedFiles << /Names [%s] >> >>" % names
-    worker.prepare(document__source__uri=worker.upload(data=pdf_with(annotations=[], catalog=portfolio)))
+    uri = worker.upload(data=pdf_with(annotations=[], catalog=portfolio))
+    said = {"pageCount": 0, "pages": "", "attachments": count} if count else None
+    for mode, uid in (("SinglePass", "one"), ("SinglePass", "one"), ("Segmented", "other")):
+        assert worker.ingest(document__source__uri=uri, mode=mode, job__uid=uid).get("notRead") == said
     lines = [line for line in caplog.records if line.message == "attachments are not read"]
     assert [(line.levelname, line.document, line.attachments) for line in lines] == [
-        ("WARNING", "handbook.pdf", count) for _ in range(bool(count))
+        ("WARNING", "handbook.pdf", count) for _ in range(2 * bool(count))
     ]
 
 

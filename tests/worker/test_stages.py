@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ingestion_crds.constants import MAX_PAGES_LENGTH
 from ingestion_crds.errors import ERROR_CODES
+from ingestion_crds.indexset import IndexSet
 from ingestion_worker import layout
 from ingestion_worker.embedding import EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
@@ -263,6 +265,80 @@ def test_pages_without_text_are_named_in_the_log(worker: Worker, caplog: pytest.
     for segment in range(prepared["segments"]):
         worker.segment(prepared=prepared, segment=segment, **changes)
     assert [pages for _, _, pages in named()] == ["2", "3-4", "6"]
+
+
+BLANKS = ["One.", "", "", " ", "Five.", "", "Seven.", "Eight."]
+NOT_READ = {"pageCount": 4, "pages": "2-4,6", "attachments": 0}
+
+
+def test_who_publishes_says_which_pages_have_no_text_whoever_found_them(any_store: Store, worker_on: Any) -> None:
+    """Segments of an earlier attempt are not run again, and an answer that was lost is given again."""
+    worker = worker_on(any_store)
+    uri = worker.upload(data=pdf(pages=BLANKS))
+    for _ in range(2):
+        said = worker.prepare(document__source__uri=uri, mode="SinglePass")
+        assert said["notRead"] == NOT_READ
+    changes = {"document__source__uri": uri, "job__uid": "other"}
+    prepared = worker.prepare(**changes)
+    for generation, segment in enumerate(range(prepared["segments"])):
+        again = {**changes, "generation": generation}
+        assert "notRead" not in worker.segment(prepared=prepared, segment=segment, **again)
+    for generation in (4, 4, 5):
+        assert worker.publish(prepared=prepared, generation=generation, **changes)["notRead"] == NOT_READ
+    assert find(worker.store, "Five")
+
+
+def test_which_pages_have_no_text_is_recorded_before_the_output(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that is killed in between is run again, and one that finds the output ends at once."""
+    uri = worker.upload(data=pdf(pages=BLANKS))
+    put = Store.put
+
+    def killed(store: Store, *, key: str, data: bytes) -> None:
+        if key.endswith(".parquet"):
+            raise KeyboardInterrupt
+        put(store, key=key, data=data)
+
+    monkeypatch.setattr(Store, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        worker.prepare(document__source__uri=uri, mode="SinglePass")
+    monkeypatch.setattr(Store, "put", put)
+    (record,) = [key for key in snapshot(worker.store) if key.endswith(".not-read")]
+    assert worker.prepare(document__source__uri=uri, mode="SinglePass")["notRead"] == NOT_READ
+    assert worker.store.get(key=record) == b"2-4,6"
+
+
+def test_outputs_without_records_are_published(worker: Worker) -> None:
+    """As an earlier release wrote them; and names that are none of ours say nothing."""
+    uri = worker.upload(data=pdf(pages=BLANKS))
+    prepared = worker.prepare(document__source__uri=uri)
+    for segment in range(prepared["segments"]):
+        worker.segment(prepared=prepared, segment=segment)
+    for record in [key for key in snapshot(worker.store) if key.endswith(".not-read")]:
+        worker.store.delete(key=record)
+        worker.store.put(key=f"{record.rpartition('/')[0]}/0000001_9-1.not-read", data=b"")
+        worker.store.put(key=f"{record.rpartition('/')[0]}/notes.not-read", data=b"")
+    assert worker.publish(prepared=prepared).keys() == {"version", "chunks"}
+
+
+def test_of_many_pages_without_text_as_many_are_named_as_have_room(worker: Worker) -> None:
+    """In the name of a file, and in a termination message; they are counted in any case."""
+    uri = worker.upload(data=pdf(pages=["", "Text."] * 300))
+    said = worker.prepare(document__source__uri=uri, mode="SinglePass")["notRead"]
+    assert said["pageCount"] == 300
+    assert said["pages"] == ",".join(str(page) for page in range(1, 128, 2))
+    (record,) = [key for key in snapshot(worker.store) if key.endswith(".not-read")]
+    assert len(record.rpartition("/")[2]) <= 255
+    assert len(IndexSet.parse(worker.store.get(key=record).decode())) == 300
+    changes = {"document__source__uri": uri, "job__uid": "other", "segmentation__pagesPerSegment": 50}
+    prepared = worker.prepare(**changes, mode="Segmented")
+    for segment in range(prepared["segments"]):
+        worker.segment(prepared=prepared, segment=segment, **changes)
+    said = worker.publish(prepared=prepared, **changes)["notRead"]
+    assert said["pageCount"] == 300
+    assert MAX_PAGES_LENGTH - 4 < len(said["pages"]) <= MAX_PAGES_LENGTH
+    assert said["pages"] == str(IndexSet.of(range(1, 600, 2)).beginning(MAX_PAGES_LENGTH))
 
 
 def test_a_blank_segment_is_an_empty_output(worker: Worker) -> None:

@@ -17,6 +17,7 @@ from faults.proxy import Act, Answer, Forward, lose_answer, reset
 from faults.store_proxy import StoreCall, StoreProxy, refuse
 from hypothesis import given
 from hypothesis import strategies as st
+from ingestion_crds.indexset import IndexSet
 from ingestion_worker import layout
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import PIECE_BYTES, ObjectMissingError, Store, StoreConfig, put_upload
@@ -386,6 +387,24 @@ def test_any_file_name_becomes_a_safe_part_of_a_key(name: str) -> None:
     assert safe.isascii()
     assert "/" not in safe
     assert safe not in (".", "..")
+
+
+@given(st.integers(0, 99_999), st.sets(st.integers(1, 200_000), min_size=1, max_size=20), st.integers(1, 9_999_999))
+def test_what_is_not_read_is_named_by_keys_that_are_no_outputs(segment: int, pages: set[int], count: int) -> None:
+    found = IndexSet.of(pages)
+    blank = layout.blank_pages_key(prefix="p", plan_hash="h", segment=segment, count=len(pages), pages=found)
+    attached = layout.attachments_key(prefix="p", plan_hash="h", count=count)
+    output = layout.segment_key(prefix="p", plan_hash="h", segment=segment, chunks=count)
+    assert layout.parse_blank_pages_key(key=blank) == (segment, len(pages), found)
+    assert layout.parse_attachments_key(key=attached) == count
+    for parse, others in (
+        (layout.parse_segment_key, (blank, attached)),
+        (layout.parse_blank_pages_key, (output, attached)),
+        (layout.parse_attachments_key, (output, blank)),
+    ):
+        for key in others:
+            with pytest.raises(ValueError, match="segments/h"):
+                parse(key=key)
 
 
 @given(st.integers(0, 99_999), st.integers(0, 9_999_999))

@@ -12,8 +12,12 @@ import re
 import uuid
 from typing import Final
 
+from ingestion_crds.indexset import IndexSet
+
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _OUTPUT: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,9})/([0-9]{7,9})\.parquet")
+_BLANK_PAGES: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,9})/([0-9]{7,9})_([0-9_-]+)\.not-read")
+_ATTACHMENTS: Final = re.compile(r".*/segments/[^/]+/attachments/([0-9]{7,9})\.not-read")
 MAX_FILE_NAME: Final = 100
 TRIALS: Final = "trials"
 """The prefix of what is written to try the store, and deleted again."""
@@ -108,3 +112,38 @@ def parse_segment_key(*, key: str) -> tuple[int, int]:
     if found is None:
         raise ValueError(key)
     return int(found[1]), int(found[2])
+
+
+def blank_pages_key(*, prefix: str, plan_hash: str, segment: int, count: int, pages: IndexSet) -> str:
+    """Return the key that says which pages of a segment have no text: how many, and some of them, as `1-3_7`."""
+    folder = segment_prefix(prefix=prefix, plan_hash=plan_hash, segment=segment)
+    return f"{folder}/{count:07d}_{str(pages).replace(',', '_')}.not-read"
+
+
+def parse_blank_pages_key(*, key: str) -> tuple[int, int, IndexSet]:
+    """Return (segment, how many pages, some of them) of such a key.
+
+    Raises:
+        ValueError: it is none, as `blank_pages_key` makes them.
+    """
+    found = _BLANK_PAGES.fullmatch(key)
+    if found is None:
+        raise ValueError(key)
+    return int(found[1]), int(found[2]), IndexSet.parse(found[3].replace("_", ","))
+
+
+def attachments_key(*, prefix: str, plan_hash: str, count: int) -> str:
+    """Return the key that says how many files are attached to a document."""
+    return f"{segments_prefix(prefix=prefix, plan_hash=plan_hash)}/attachments/{count:07d}.not-read"
+
+
+def parse_attachments_key(*, key: str) -> int:
+    """Return how many files such a key speaks of.
+
+    Raises:
+        ValueError: it is none, as `attachments_key` makes them.
+    """
+    found = _ATTACHMENTS.fullmatch(key)
+    if found is None:
+        raise ValueError(key)
+    return int(found[1])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ingestion_worker import layout
 from ingestion_worker.chunking import Chunk, chunk_id, chunk_index
+from ingestion_worker.not_read import NotRead
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.pages import reading_bytes
 from ingestion_worker.store import Store
@@ -145,6 +146,26 @@ def iterate_outputs(*, store: Store, prefix: str, plan_hash: str) -> Iterator[tu
         WorkerError: StoreUnavailable, StoreForbidden.
     """
     return _outputs(store=store, folder=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash))
+
+
+def read_listing(*, store: Store, prefix: str, plan_hash: str) -> tuple[dict[int, int], NotRead]:
+    """Return the number of chunks of every output under a plan, by segment, and what of the document was not read.
+
+    Args:
+        store: the tenant's store.
+        prefix: the version's.
+        plan_hash: the plan's.
+
+    Raises:
+        WorkerError: StoreUnavailable, StoreForbidden.
+    """
+    chunks: dict[int, int] = {}
+    not_read = NotRead()
+    for entry in store.list(prefix=layout.segments_prefix(prefix=prefix, plan_hash=plan_hash)):
+        not_read.take(key=entry.key)
+        with contextlib.suppress(ValueError):
+            segment, chunks[segment] = layout.parse_segment_key(key=entry.key)
+    return chunks, not_read
 
 
 def _outputs(*, store: Store, folder: str) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from ingestion_worker import history, layout
 from ingestion_worker.attempt import Segmentation
 from ingestion_worker.context import Context
 from ingestion_worker.history import LiveVersion
+from ingestion_worker.not_read import record_attachments
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import find_output
 from ingestion_worker.parsing.guard import run_parser
@@ -42,6 +43,7 @@ class Canonical:
     suffix: str
     pages: int
     characters: int
+    attachments: int = 0
 
 
 def prepare_document(*, context: Context) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
     )
     if state.live is not None and state.live.version_id == version_id:
         LOG.info("the version is live already", extra={"number": state.live.number})
-        return _already_live(live=state.live)
+        return _already_live(context=context, live=state.live)
     fetched = fetch_source(
         uri=attempt.source.uri,
         sha256=attempt.source.sha256,
@@ -97,6 +99,8 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
     _copy(context=context, key=key, path=canonical.path)
     digest = write_plan(store=context.store, prefix=prefix, plan=plan)
     LOG.info("plan written", extra={"mode": mode.value, "segments": len(cuts), "plan_hash": digest})
+    if canonical.attachments:
+        record_attachments(store=context.store, prefix=prefix, plan_hash=digest, count=canonical.attachments)
     if mode is Mode.SEGMENTED:
         version = {"id": version_id, "number": claimed, "planHash": digest}
         return {"mode": mode.value, "segments": len(cuts), "version": version}
@@ -123,7 +127,7 @@ def _single_pass(
     prefix = context.version_prefix(version_id=version_id)
     if find_output(store=context.store, prefix=prefix, plan_hash=plan_hash, segment=0) is None:
         run_segment(context=context, plan=plan, plan_hash=plan_hash, version_id=version_id, segment=0, local=local)
-    live = commit(
+    published = commit(
         context=context,
         version_id=version_id,
         number=number,
@@ -131,14 +135,14 @@ def _single_pass(
         segments=1,
         mode=Mode.SINGLE_PASS.value,
     )
-    return {"mode": Mode.SINGLE_PASS.value, "segments": 1, **published_message(live=live)}
+    return {"mode": Mode.SINGLE_PASS.value, "segments": 1, **published}
 
 
-def _already_live(*, live: LiveVersion) -> dict[str, Any]:
-    version = version_message(live=live)
+def _already_live(*, context: Context, live: LiveVersion) -> dict[str, Any]:
     if live.mode == Mode.SINGLE_PASS.value:
-        return {"mode": live.mode, "segments": 1, "version": version, "chunks": live.chunks}
+        return {"mode": live.mode, "segments": 1, **published_message(context=context, live=live)}
     # The later stages find their outputs and the live version, and end at once.
+    version = version_message(live=live)
     version.pop("state")
     return {"mode": live.mode, "segments": live.segments, "version": version}
 
@@ -163,7 +167,13 @@ def _canonical(*, context: Context, fetched: Fetched) -> Canonical:
                 "attachments are not read", extra={"document": fetched.name, "attachments": result["attachments"]}
             )
         return Canonical(
-            path=fetched.path, unit="pages", sha256=fetched.sha256, suffix="pdf", pages=result["pages"], characters=0
+            path=fetched.path,
+            unit="pages",
+            sha256=fetched.sha256,
+            suffix="pdf",
+            pages=result["pages"],
+            characters=0,
+            attachments=result["attachments"],
         )
     output = context.scratch / "canonical.txt"
     arguments: dict[str, Any] = {"path": str(fetched.path), "output": str(output)}

@@ -11,8 +11,9 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_worker import history
 from ingestion_worker.context import Context
 from ingestion_worker.history import LiveVersion
+from ingestion_worker.not_read import NotRead
 from ingestion_worker.outcome import WorkerError
-from ingestion_worker.output import iterate_outputs
+from ingestion_worker.output import read_listing
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ def publish_version(*, context: Context) -> dict[str, Any]:
     )
     if state.live is not None and state.live.version_id == version.id:
         LOG.info("the version is live already", extra={"number": state.live.number})
-        return published_message(live=state.live)
-    live = commit(
+        return published_message(context=context, live=state.live)
+    return commit(
         context=context,
         version_id=version.id,
         number=version.number,
@@ -47,12 +48,17 @@ def publish_version(*, context: Context) -> dict[str, Any]:
         segments=total,
         mode=Mode.SEGMENTED.value,
     )
-    return published_message(live=live)
 
 
-def published_message(*, live: LiveVersion) -> dict[str, Any]:
-    """Return the termination message that says what is live."""
-    return {"version": version_message(live=live), "chunks": live.chunks}
+def published_message(*, context: Context, live: LiveVersion) -> dict[str, Any]:
+    """Return the termination message that says what is live already, whoever published it."""
+    prefix = context.version_prefix(version_id=live.version_id)
+    _, not_read = read_listing(store=context.store, prefix=prefix, plan_hash=live.plan_hash)
+    return _message(live=live, not_read=not_read)
+
+
+def _message(*, live: LiveVersion, not_read: NotRead) -> dict[str, Any]:
+    return {"version": version_message(live=live), "chunks": live.chunks, **not_read.message()}
 
 
 def version_message(*, live: LiveVersion) -> dict[str, Any]:
@@ -65,8 +71,10 @@ def version_message(*, live: LiveVersion) -> dict[str, Any]:
     }
 
 
-def commit(*, context: Context, version_id: str, number: int, plan_hash: str, segments: int, mode: str) -> LiveVersion:
-    """Check the outputs and publish.
+def commit(
+    *, context: Context, version_id: str, number: int, plan_hash: str, segments: int, mode: str
+) -> dict[str, Any]:
+    """Check the outputs, publish, and return the termination message that says what is live.
 
     Args:
         context: the stage's surroundings.
@@ -81,7 +89,7 @@ def commit(*, context: Context, version_id: str, number: int, plan_hash: str, se
     """
     attempt = context.attempt
     prefix = context.version_prefix(version_id=version_id)
-    found = dict(iterate_outputs(store=context.store, prefix=prefix, plan_hash=plan_hash))
+    found, not_read = read_listing(store=context.store, prefix=prefix, plan_hash=plan_hash)
     missing = IndexSet.of(index for index in range(segments) if index not in found)
     if len(missing):
         raise WorkerError(
@@ -108,4 +116,4 @@ def commit(*, context: Context, version_id: str, number: int, plan_hash: str, se
     )
     fields = {"number": live.number, "chunks": live.chunks, "generation_published": live.generation}
     LOG.info("version is live", extra=fields)
-    return live
+    return _message(live=live, not_read=not_read)

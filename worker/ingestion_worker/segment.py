@@ -12,6 +12,7 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_worker import history, layout
 from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
 from ingestion_worker.context import Context
+from ingestion_worker.not_read import record_pages
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import check_vectors, encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
@@ -77,7 +78,7 @@ def run_segment(
     Raises:
         WorkerError: as `process_segment`.
     """
-    chunks = _read_chunks(context=context, plan=plan, segment=segment, local=local)
+    chunks, blank = _read_chunks(context=context, plan=plan, segment=segment, local=local)
     embedding = context.attempt.embedding
     check_vectors(chunks=len(chunks), dimensions=embedding.dimensions)
     embedder = context.make_embedder()
@@ -93,6 +94,8 @@ def run_segment(
     done = _done(context=context, prefix=prefix, plan_hash=plan_hash, segment=segment)
     if done is not None:
         return done
+    if blank:
+        record_pages(store=context.store, prefix=prefix, plan_hash=plan_hash, segment=segment, pages=blank)
     key = layout.segment_key(prefix=prefix, plan_hash=plan_hash, segment=segment, chunks=len(chunks))
     context.store.put(key=key, data=data)
     LOG.info("segment written", extra={"chunks": len(chunks), "bytes": len(data)})
@@ -106,7 +109,8 @@ def _done(*, context: Context, prefix: str, plan_hash: str, segment: int) -> int
     return done
 
 
-def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | None) -> list[Chunk]:
+def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | None) -> tuple[list[Chunk], IndexSet]:
+    """Return a segment's chunks, and which of its pages have no text."""
     cut = plan.cuts[segment]
     size, overlap = context.attempt.chunk_size, context.attempt.chunk_overlap
     if plan.unit == "bytes":
@@ -117,7 +121,7 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
         # Only the first character of what lies before can be cut in two; the segment's own bounds never are.
         before = data[: cut.start - begin].decode("utf-8", "ignore")
         text = data[cut.start - begin :].decode("utf-8")
-        return chunk_text(text=text, before=before, start=cut.character, chunk_size=size, overlap=overlap)
+        return chunk_text(text=text, before=before, start=cut.character, chunk_size=size, overlap=overlap), IndexSet()
     path = local or _download(context=context, plan=plan)
     wants_before = bool(overlap and cut.start)
     pages = _pages(context=context, plan=plan, path=path, cut=cut, before=wants_before)
@@ -126,7 +130,7 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
     blank = IndexSet.of(number for number, text in enumerate(pages, cut.start + 1) if not text.strip())
     if blank:
         LOG.warning("pages without text", extra={"document": plan.name, "pages": str(blank)})
-    return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap)
+    return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap), blank
 
 
 def first_byte(*, cut: Cut, overlap: int) -> int:
