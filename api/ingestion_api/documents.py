@@ -26,6 +26,7 @@ class IngestionJobDocumentResponse(BaseModel):
     error_message: str | None = None
     segment_count: int | None = None
     processed_segments: int = 0
+    pages_not_read: int = Field(0, description="Pages in which no text was found, once the version is published.")
     started_at: datetime | None = None
     completed_at: datetime | None = None
     manifest_index: int = Field(0, description="Its place among the files of its ingest, from 0.")
@@ -53,6 +54,7 @@ def document_view(job: NarrowJob | IngestionJob, *, index: int = 0) -> Ingestion
         error_message=complaint(job),
         segment_count=(segments.total or None) if segments else None,
         processed_segments=segments.completed_count if segments else 0,
+        pages_not_read=status.not_read.page_count if status.not_read else 0,
         started_at=None if reset else status.start_time,
         completed_at=None if waiting else status.completion_time,
         manifest_index=index,

@@ -109,6 +109,10 @@ class _NarrowSegments(Model):
     completed_count: int = 0
 
 
+class _NarrowNotRead(Model):
+    page_count: int = 0
+
+
 class _NarrowStatus(Model):
     observed_retry_generation: int | None = None
     phase: OrText[Phase] = Phase.QUEUED
@@ -116,6 +120,7 @@ class _NarrowStatus(Model):
     stage: str | None = None
     version: _NarrowVersion | None = None
     segments: _NarrowSegments | None = None
+    not_read: _NarrowNotRead | None = None
     start_time: datetime | None = None
     completion_time: datetime | None = None
     progress_percent: int = 0
@@ -247,6 +252,14 @@ class VersionView(BaseModel):
     state: str = Field(description=f"One of {', '.join(VersionState)}.")
 
 
+class NotReadView(BaseModel):
+    """What of the document is not in the version."""
+
+    page_count: int = Field(0, description="Pages in which no text was found.")
+    pages: str = Field("", description="Which pages these are, such as 2-4,6; of very many only the first.")
+    attachments: int = Field(0, description="Files that are attached to the document.")
+
+
 class FailureView(BaseModel):
     """Why a segment, or a stage, failed."""
 
@@ -369,6 +382,9 @@ class IngestionJobResponse(BaseModel):
     retry_generation: int = Field(0, description="How often a retry was accepted.")
     attempts: list[AttemptView] = Field(
         default_factory=list, description="The last 20 attempts, oldest first: what failed before a retry, too."
+    )
+    not_read: NotReadView | None = Field(
+        None, description="What of the document is not in the published version; null when all is."
     )
     document_id: UUID | None = Field(None, description="To be sent with an ingest that makes a new version of it.")
 
@@ -519,6 +535,7 @@ def _job_progress(job: IngestionJob) -> IngestionJobResponse:
         failures=[] if waiting else [FailureView.of(failure) for failure in status.failures],
         retry_generation=job.spec.retry_generation,
         attempts=[AttemptView.of(attempt) for attempt in status.attempts],
+        not_read=NotReadView(**status.not_read.model_dump()) if status.not_read else None,
         document_id=UUID(job.spec.document.id),
     )
 

@@ -32,6 +32,8 @@ BATCH_ATTEMPTS_ENDED: Final = Counter("ingestion_batch_attempts_ended", "Attempt
 BATCH_DOCUMENTS_ENDED: Final = Counter(
     "ingestion_batch_documents_ended", "Documents of batches that are completed, or whose attempt failed.", ["result"]
 )
+PAGES_NOT_READ: Final = Counter("ingestion_pages_not_read", "Pages without text in what was published.")
+ATTACHMENTS_NOT_READ: Final = Counter("ingestion_attachments_not_read", "Files attached to what was published.")
 
 # A series that is born with its first increase shows none to `rate`: those whose labels are known begin at 0.
 # Source: https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics

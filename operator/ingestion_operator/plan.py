@@ -66,7 +66,7 @@ from ingestion_operator.questions import (
     wants_diagnosis,
     wants_harvest,
 )
-from ingestion_operator.results import Harvest, PodResult, failed, read_chunks, read_prepare, shorten
+from ingestion_operator.results import Harvest, PodResult, failed, read_chunks, read_not_read, read_prepare, shorten
 from ingestion_operator.retry_requests import answer, unanswered
 
 _KEPT_FAILED_PODS: Final = 20
@@ -284,6 +284,7 @@ def _begin(draft: _Draft) -> None:
         version=version,
         segments=segments,
         chunks=None,
+        not_read=None,
         failures=kept,
         failure_summary=dict(codes),
         attempts=[*status.attempts, attempt][-names.MAX_ATTEMPTS :],
@@ -699,6 +700,7 @@ def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -
         ),
         segments=Segments(total=said.segments, completed=everything, completed_count=said.segments if single else 0),
         chunks=said.chunks if single else None,
+        not_read=read_not_read(result.payload) if single and result is not None else None,
     )
     if single:
         draft.set_attempt(segments=said.segments, completed=said.segments)
@@ -766,6 +768,7 @@ def _harvest_publish(draft: _Draft, child: ChildJob, result: PodResult | None) -
     draft.set(
         version=version.changed(state=VersionState.ACTIVE),
         chunks=read_chunks(result.payload) if result is not None else None,
+        not_read=read_not_read(result.payload) if result is not None else None,
     )
     _close(draft, Reason.SUCCEEDED)
 

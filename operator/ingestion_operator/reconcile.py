@@ -446,6 +446,9 @@ def _transitions(before: Status, after: Status) -> list[Event]:
             metrics.ATTEMPTS_ENDED.labels(reason=attempt.reason.value).inc()
             for code, count in (attempt.codes or {}).items():
                 metrics.FAILURES.labels(code=code).inc(count)
+            if after.not_read is not None:
+                metrics.PAGES_NOT_READ.inc(after.not_read.page_count)
+                metrics.ATTACHMENTS_NOT_READ.inc(after.not_read.attachments)
             text = f"Attempt {attempt.generation}: {ready.message if ready else after.phase.value}"
             events.append(Event(reason=attempt.reason, message=text, warning=after.phase in names.RETRYABLE_PHASES))
     if after.phase in names.TERMINAL_PHASES:

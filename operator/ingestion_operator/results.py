@@ -15,7 +15,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Mode, VersionState
 from ingestion_crds.errors import ERROR_CODES, Code
-from ingestion_crds.job import INT32_MAX, UUID_PATTERN
+from ingestion_crds.job import INT32_MAX, UUID_PATTERN, NotRead
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 _CODE_IN_TRUNCATED: Final = re.compile(r'"code"\s*:\s*"([A-Za-z]{1,63})"')
@@ -197,3 +197,12 @@ def read_chunks(payload: JsonObject) -> int | None:
         return _CHUNKS.validate_python(payload.get("chunks"), strict=True)
     except ValidationError:
         return None
+
+
+def read_not_read(payload: JsonObject) -> NotRead | None:
+    """Return what whoever published said of the document that is not in the version; None when that is nothing."""
+    try:
+        said = NotRead.model_validate(payload["notRead"])
+    except (KeyError, ValidationError):
+        return None
+    return said if said.page_count or said.attachments else None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ingestion_crds import constants as names
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
-from ingestion_crds.job import Condition, IngestionJob, Segments, Status
+from ingestion_crds.job import Condition, IngestionJob, NotRead, Segments, Status
 
 from ingestion_operator.obstacles import Waiting
 
@@ -81,6 +81,13 @@ def why(status: Status) -> str:
     return codes or "the attempt ended before anything was done"
 
 
+def _left_out(status: Status) -> list[str]:
+    """Return in words what of the document is not in the version."""
+    not_read = status.not_read or NotRead()
+    counts = {"pages without text": not_read.page_count, "attachments that are not read": not_read.attachments}
+    return [f"{what}: {count}" for what, count in counts.items() if count]
+
+
 def _percent(status: Status, segments: Segments | None) -> int:
     if status.version is not None and status.version.state is VersionState.ACTIVE:
         return 100
@@ -118,7 +125,7 @@ def _course(status: Status, blocked: Waiting | None, held: Waiting | None) -> tu
     """Return the reason and message that most conditions share."""
     attempt = status.attempts[-1] if status.attempts else None
     if status.phase is Phase.COMPLETED:
-        return Reason.SUCCEEDED, "The version is active"
+        return Reason.SUCCEEDED, "; ".join(["The version is active", *_left_out(status)])
     if status.phase in names.RETRYABLE_PHASES and attempt is not None and attempt.reason is not None:
         return attempt.reason, why(status)
     if blocked is not None:

@@ -40,7 +40,7 @@ from ingestion_api.upload import MAX_FIELD_BYTES, MAX_FIELDS
 from ingestion_api.views import NarrowBatch, NarrowJob, ShownBatch, ShownJob, page_json, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
-from ingestion_crds.job import IngestionJob
+from ingestion_crds.job import IngestionJob, NotRead
 from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_worker.embedding import EmbeddingSpec
 from ingestion_worker.search import Hit
@@ -112,6 +112,19 @@ def test_what_was_run_and_what_failed_is_told_after_a_retry() -> None:
         **{"failure_summary": codes, "reason": "SegmentsFailed", "started_at": began, "completed_at": ended},
     }
     assert (second["requested_by"], second["reason"], second["completed_at"]) == ("key:abcd", None, None)
+
+
+@pytest.mark.parametrize("not_read", [{"pageCount": 4, "pages": "2-4,6"}, {"attachments": 2}, None])
+def test_what_of_a_document_is_not_read_is_told(not_read: JsonObject | None) -> None:
+    body = stored(uid="11111111-1111-4111-8111-111111111111")
+    body["status"] = {"phase": "completed", "observedRetryGeneration": 0}
+    if not_read:
+        body["status"]["notRead"] = not_read
+    shown = progress(ShownJob.model_validate(body)).not_read
+    found = NotRead.model_validate(not_read or {})
+    assert (shown.model_dump() if shown else None) == (found.model_dump() if not_read else None)
+    for job in (IngestionJob.model_validate(body), NarrowJob.model_validate(body)):
+        assert document_view(job).pages_not_read == found.page_count
 
 
 @pytest.mark.parametrize(("phase", "told"), [("queued", "no such provider"), ("failed", None)])

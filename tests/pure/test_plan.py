@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ingestion_crds import retry
+from ingestion_crds import JsonObject, retry
 from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import (
     ANNOTATION_SUSPEND,
@@ -26,7 +26,7 @@ from ingestion_crds.constants import (
     VersionState,
 )
 from ingestion_crds.indexset import IndexSet
-from ingestion_crds.job import IngestionJob, Spec, Status, Template, dump_status
+from ingestion_crds.job import IngestionJob, NotRead, Spec, Status, Template, dump_status
 from ingestion_crds.schema import custom_resource_definition
 from ingestion_operator.actions import (
     AnswerAnnotation,
@@ -480,6 +480,47 @@ def test_a_version_that_went_live_while_its_job_was_ended_is_active(mode: str, c
     assert world.job.status.phase is Phase.COMPLETED
     assert world.job.status.version is not None
     assert world.job.status.version.state is VersionState.ACTIVE
+
+
+def test_what_is_not_read_is_told_with_the_version_by_whoever_publishes_it() -> None:
+    """Segments of an earlier attempt are not run again, and publishing may fail before it succeeds."""
+    world, _ = segments_run()
+    for generation, good in enumerate([set(range(5)), {0}]):
+        world.end(good=good)
+        world.rest()
+        world.end(good=set())
+        world.rest()
+        assert world.job.status.not_read is None
+        world.edit(retry_generation=generation + 1)
+        world.rest()
+    world.end(good={0})
+    child = next(child for child in world.children.values() if child.stage == Stage.PUBLISH and child.complete)
+    said = {"pageCount": 4, "pages": "2-4,6", "attachments": 2}
+    world.harvests[child.uid] = {0: PodResult(succeeded=True, payload={"notRead": said})}
+    world.rest()
+    status = world.job.status
+    assert status.phase is Phase.COMPLETED
+    assert status.not_read == NotRead(page_count=4, pages="2-4,6", attachments=2)
+    ready = next(item for item in status.conditions if item.type == "Ready")
+    assert (ready.status, ready.message) == (
+        "True",
+        "The version is active; pages without text: 4; attachments that are not read: 2",
+    )
+
+
+@pytest.mark.parametrize("said", [{"pageCount": 1, "pages": "2"}, None])
+def test_a_single_pass_tells_what_is_not_read(said: JsonObject | None) -> None:
+    world = World()
+    world.rest()
+    world.end(good={0})
+    child = next(iter(world.children.values()))
+    payload = prepared(segments=1, mode="SinglePass", version="2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a12")
+    world.harvests[child.uid] = {0: PodResult(succeeded=True, payload=payload | ({"notRead": said} if said else {}))}
+    world.rest()
+    status = world.job.status
+    assert status.not_read == (NotRead(page_count=1, pages="2") if said else None)
+    ready = next(item for item in status.conditions if item.type == "Ready")
+    assert ready.message == "The version is active" + ("; pages without text: 1" if said else "")
 
 
 def test_a_segment_that_its_job_left_out_is_unfinished() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from ingestion_crds import constants as names
-from ingestion_operator.results import PodResult, Results, read_prepare
+from ingestion_crds.job import NotRead
+from ingestion_operator.results import PodResult, Results, read_not_read, read_prepare
 from support.builders import prepared
 
 
@@ -107,3 +108,26 @@ def test_a_single_pass_that_does_not_say_that_it_has_published_has_not() -> None
     assert read_prepare(said) is not None
     del said["version"]["state"]
     assert read_prepare(said) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({"pageCount": 4, "pages": "2-4,6", "attachments": 2}, NotRead(page_count=4, pages="2-4,6", attachments=2)),
+        ({"pageCount": 4, "pages": "2-4,6"}, NotRead(page_count=4, pages="2-4,6")),
+        ({"pageCount": 2**31 - 1, "pages": "1," * 499 + "9"}, NotRead(page_count=2**31 - 1, pages="1," * 499 + "9")),
+        ({"attachments": 1}, NotRead(attachments=1)),
+        ({"pageCount": 0, "pages": "", "attachments": 0}, None),
+        ({"pageCount": 2**31}, None),
+        ({"pageCount": -1}, None),
+        ({"pageCount": 4, "pages": "2-4,6\n"}, None),
+        ({"pageCount": 600, "pages": "1," * 500 + "9"}, None),
+        ({"pageCount": 4, "pages": ["2-4"]}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_what_is_not_read_is_taken_as_far_as_it_has_bounds(said: object, kept: NotRead | None) -> None:
+    """The image may be anybody's, and what the CRD refuses would keep the whole status from being written."""
+    assert read_not_read({"notRead": said}) == kept
+    assert read_not_read({}) is None

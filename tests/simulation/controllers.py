@@ -43,6 +43,8 @@ Step = Callable[[], None]
 _INDEX: Final = "batch.kubernetes.io/job-completion-index"
 _FAILURES: Final = "batch.kubernetes.io/job-index-failure-count"
 _IGNORED: Final = "batch.kubernetes.io/job-index-ignored-failure-count"
+NOT_READ: Final = {"pageCount": 4, "pages": "2-4,6", "attachments": 2}
+"""What of its document each worker says is in no chunk."""
 _BACKOFF_SECONDS: Final = 10
 _LONGEST_BACKOFF_SECONDS: Final = 600
 _BY: Final = "kube-controller-manager"
@@ -717,7 +719,8 @@ class Kubelet:
             arguments = {"uid": uid, "generation": generation, "version": version["id"], "plan": "41ab", "total": 1}
             if not self._store.publish(**arguments):
                 return {"code": "Fenced", "message": "a later attempt has begun"}
-            return {"mode": "SinglePass", "segments": 1, "version": {**said, "state": "active"}, "chunks": 3}
+            published = {"version": {**said, "state": "active"}, "chunks": 3, "notRead": NOT_READ}
+            return {"mode": "SinglePass", "segments": 1, **published}
         if stage == Stage.SEGMENTS:
             assert segment is not None
             self._store.put_segment(version["id"], version["planHash"], segment)
@@ -731,7 +734,7 @@ class Kubelet:
         )
         if not published:
             return {"code": "Fenced", "message": "a later attempt has begun"}
-        return {"version": {**version, "state": "active"}, "chunks": 7}
+        return {"version": {**version, "state": "active"}, "chunks": 7, "notRead": NOT_READ}
 
     def _exit(self, key: tuple[str, str, str]) -> None:
         pod = self._live(key)

@@ -16,11 +16,12 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
 from ingestion_crds.kube import MERGE_PATCH, ingestion_path
+from ingestion_operator import metrics
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, SimulatedClient, SimulatedCluster
-from simulation.controllers import Verdict
+from simulation.controllers import NOT_READ, Verdict
 from simulation.stories import SEGMENTS, live
 
 JOB = "9f0b8e6e-54a1-4d59-8a2c-7b9d2f3c4e55"
@@ -158,3 +159,21 @@ def test_a_failed_job_is_not_deleted_when_its_time_to_live_is_over(failed: Simul
     patch(failed, {"spec": {"parallelism": 2}})
     failed.pass_until(lambda: False, seconds=60)
     assert failed.api.find(INGESTION_JOBS, NAMESPACE, JOB) is not None
+
+
+def test_what_was_not_read_is_told_and_counted_once(failed: SimulatedCluster) -> None:
+    """The pods that said it are removed right after."""
+    counted = [metrics.PAGES_NOT_READ, metrics.ATTACHMENTS_NOT_READ]
+
+    def values() -> list[float]:
+        return [sample.value for metric in counted for sample in metric.collect()[0].samples if "total" in sample.name]
+
+    before = values()
+    assert "notRead" not in live(failed, JOB)["status"]
+    failed.verdicts.clear()
+    patch(failed, {"spec": {"retryGeneration": 1, "ttlSecondsAfterFinished": None}})
+    assert reach(failed, "completed", 1)["notRead"] == NOT_READ
+    failed.pass_until(lambda: False, seconds=600)
+    assert [after - value for after, value in zip(values(), before, strict=True)] == [4, 2]
+    told = "Attempt 1: The version is active; pages without text: 4; attachments that are not read: 2"
+    assert [event["message"] for event in failed.api.all("events")].count(told) == 1
