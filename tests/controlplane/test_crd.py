@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 from ingestion_crds import JsonObject
-from ingestion_crds.constants import ANNOTATION_RETRY_REQUESTED, RETRYABLE_PHASES, Phase
-from ingestion_crds.job import IngestionJob
+from ingestion_crds.constants import ANNOTATION_RETRY_REQUESTED, MAX_PAGES_LENGTH, RETRYABLE_PHASES, Phase
+from ingestion_crds.job import INT32_MAX, IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, batch_path, ingestion_path
 from ingestion_crds.schema import batch_resource_definition, custom_resource_definition
 from local_cluster import binaries
@@ -309,7 +309,9 @@ async def test_the_biggest_status_fits(kube: KubeClient, namespace: str) -> None
         failures=failures,
         attempts=[attempt] * 20,
         segments={"total": 100_000, "completed": completed, "failed": failed},
+        notRead={"pageCount": INT32_MAX, "pages": "1," * 499 + "99", "attachments": INT32_MAX},
     )
+    assert len(job["status"]["notRead"]["pages"]) == MAX_PAGES_LENGTH
     assert len(orjson.dumps(job)) < 2**20
 
 

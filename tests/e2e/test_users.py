@@ -12,6 +12,7 @@ import pytest
 from ingestion_worker.outcome import WorkerError
 from local_cluster import install
 from local_cluster.errors import LocalClusterError
+from support.worker_builders import pdf
 
 from .conftest import RELEASE, SYSTEM, Tenant
 
@@ -137,6 +138,25 @@ def test_a_failed_publish_is_retried_alone(tenant: Tenant) -> None:
     tenant.rest.retry(name)
     job = tenant.ended(name, "completed", generation=2)
     assert [record["stage"] for record in job["status"]["attempts"][-1]["jobs"]] == ["publish_version"]
+
+
+def test_pages_without_text_are_told_after_a_retry_too(tenant: Tenant) -> None:
+    """Their segments are not run again, and nothing is left of the pods that found them."""
+    word = new_word()
+    pages = ["The harbour lies in fog.", "", "", "Boats wait.", f"A {word} thing.", "The tide turns.", "", "Gulls."]
+    options = {"mode": "Segmented", "segmentation": {"pagesPerSegment": 2}}
+    name, knowledge_base = tenant.upload(pdf(pages=pages), file="scan.pdf", content_type="application/pdf", **options)
+    job = tenant.ended(name, "partial_failure")
+    assert (job["status"]["segments"]["failed"], job["status"].get("notRead")) == ("2", None)
+    tenant.installation.switch.mend(word)
+    tenant.rest.retry(name)
+    job = tenant.ended(name, "completed", generation=1)
+    assert job["status"]["notRead"] == {"pageCount": 3, "pages": "2-3,7", "attachments": 0}
+    assert "pages without text: 3" in tenant.kubectl("get", "ij", name, "--output", "wide")
+    assert tenant.rest.job(name)["not_read"] == {"page_count": 3, "pages": "2-3,7", "attachments": 0}
+    (shown,) = tenant.rest.documents(name)
+    assert shown["pages_not_read"] == 3
+    assert tenant.rest.search(knowledge_base=knowledge_base, query="the tide turns")
 
 
 def test_a_batch_retries_the_documents_that_failed_and_no_others(
