@@ -256,7 +256,7 @@ class NotReadView(BaseModel):
     """What of the document is not in the version."""
 
     page_count: int = Field(0, description="Pages in which no text was found.")
-    pages: str = Field("", description="Which pages these are, such as 2-4,6; of very many only the first.")
+    pages: str = Field("", description="Which pages these are, such as 2-4,6; of very many only some.")
     attachments: int = Field(0, description="Files that are attached to the document.")
 
 

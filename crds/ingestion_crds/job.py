@@ -356,7 +356,7 @@ class NotRead(Model):
         "",
         max_length=MAX_PAGES_LENGTH,
         pattern=INDEX_SET_PATTERN,
-        description="Which pages these are, such as 2-4,6, counted from 1; of very many only the first.",
+        description="Which pages these are, such as 2-4,6, counted from 1; of very many only some.",
     )
     attachments: int = Field(0, ge=0, le=INT32_MAX, description="Files that are attached to the document.")
 
