@@ -59,6 +59,7 @@ def create_app(options: Options, config: Config) -> FastAPI:
         # Else a path with a slash too many or too few is redirected, to whatever host the client named as Host.
         redirect_slashes=False,
     )
+    app.state.metrics = metrics
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(ingest.router)

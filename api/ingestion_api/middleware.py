@@ -19,14 +19,26 @@ MAX_JSON_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 64
 MAX_QUERY_BYTES: Final = 4096
 BODY_SECONDS: Final = 10.0
+REFUSAL: Final = "refusal"
+"""In a request's state: the answer to it, whatever it asks for."""
 _REQUEST_ID: Final = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 # Probes would drown the log.
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
+def headers_of_all(request_id: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers that each answer has. Shared caches know no `x-api-key`, and would take it for anybody's.
+
+    Args:
+        request_id: the request's.
+    """
+    return [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+
+
 class AccessLog:
     """Give every request an id, log it as one record, count it, and answer what nobody caught: 500, or 503 at the end.
 
+    HEAD is served as GET is (RFC 9110, 9.3.2); uvicorn leaves the body out, by its own scope.
     The record has the key's id, the job and its id where a route has set them; never a header or a query.
     """
 
@@ -43,17 +55,18 @@ class AccessLog:
         request_id = given.decode() if given and _REQUEST_ID.match(given) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
+        served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = 0
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+                message = {**message, "headers": [*message["headers"], *headers_of_all(request_id)]}
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(served, receive, sending)
         except asyncio.CancelledError:
             # The request took longer than a shutdown may. uvicorn's own answer would be a plain 500.
             if status:
@@ -67,10 +80,10 @@ class AccessLog:
                 )
                 await problem.response()(scope, receive, sending)
         finally:
-            self._record(scope, state, status, time.monotonic() - began)
+            operation = getattr(served.get("route"), "operation_id", None) or "other"
+            self._record(scope, state, operation, status, time.monotonic() - began)
 
-    def _record(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
-        operation = getattr(scope.get("route"), "operation_id", None) or "other"
+    def _record(self, scope: Scope, state: dict[str, Any], operation: str, status: int, seconds: float) -> None:
         self._metrics.requests.labels(operation=operation, code=str(status)).inc()
         self._metrics.seconds.labels(operation=operation).observe(seconds)
         if scope["path"] in _QUIET:
@@ -94,7 +107,7 @@ class AccessLog:
 
 
 class Limits:
-    """Refuse what is too large before any of it is parsed.
+    """Refuse what is too large before any of it is parsed, and what the protocol has put a refusal to.
 
     Bodies of all routes but the upload are read here, whole, up to 64 KiB and for at most 10 s; the upload's
     own reader bounds its body as it streams.
@@ -111,9 +124,12 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if (refusal := scope["state"].get(REFUSAL)) is not None:
+            await refusal(scope, receive, send)
+            return
         try:
             _check_head(scope)
-            if scope["method"] not in ("GET", "HEAD") and not scope["path"].endswith(self._suffix):
+            if scope["method"] != "GET" and not scope["path"].endswith(self._suffix):
                 receive = _replay(await _whole_body(scope, receive), receive)
         except ProblemError as problem:
             await problem.response()(scope, receive, send)

@@ -6,11 +6,13 @@ Its other parser, h11, has some of them, and takes several times as long over ea
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ingestion_api.middleware import ACCESS, REFUSAL, headers_of_all
 from ingestion_api.problems import bad_request, unavailable
 
 # By these a cluster decides whether to end the process, and many clients are no reason for that.
@@ -141,11 +143,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_waiting()
         busy = max(len(self.connections), len(self.tasks))
         full = self._most_connections is not None and busy >= self._most_connections
-        self.app = self.config.loaded_app
         if full and self.url.partition(b"?")[0] not in _PROBES:
             self.logger.warning("too many connections: %d", busy)
-            self.app = unavailable("too many connections; try again").response()
-            self.app.headers["connection"] = "close"  # or those who are refused keep the others out
+            refusal = unavailable("too many connections; try again").response()
+            refusal.headers["connection"] = "close"  # or those who are refused keep the others out
+            self.scope["state"][REFUSAL] = refusal
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -173,9 +175,14 @@ class BoundedHttp(HttpToolsProtocol):
         if not self.pipeline and (
             self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
         ):
-            body = bytes(bad_request(msg).response().body)
-            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+            answer, request_id = bad_request(msg).response(), uuid.uuid4().hex
+            headers = [*answer.raw_headers, *headers_of_all(request_id), (b"connection", b"close")]
+            head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers), b"", b""]
+            self.transport.write(b"\r\n".join(head) + bytes(answer.body))
+            app: Any = self.config.app
+            app.state.metrics.requests.labels(operation="other", code="400").inc()
+            client = self.client[0] if self.client else None
+            ACCESS.info("no request", extra={"request_id": request_id, "status": 400, "client": client})
         self.transport.close()
 
     def _wait_for_head(self, seconds: float) -> None:

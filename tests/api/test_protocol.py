@@ -13,6 +13,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from ingestion_api.main import server_options
+from ingestion_api.metrics import Metrics
+from ingestion_api.middleware import AccessLog, Limits
 from ingestion_api.options import Options
 from ingestion_api.routes.search import TakenResponse, UntilSent
 from local_cluster import ports
@@ -39,6 +41,9 @@ def served(
 ) -> Iterator[int]:
     """Serve the app; yield its port. When each large answer was asked for is noted in `sent` once that was taken."""
     app = FastAPI()
+    app.state.metrics = Metrics()
+    app.add_middleware(Limits, upload_suffix="/echo")
+    app.add_middleware(AccessLog, metrics=app.state.metrics)
     sent = [] if sent is None else sent
 
     @app.get("/healthz")

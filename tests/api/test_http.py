@@ -1,0 +1,173 @@
+"""What HTTP asks of each answer (RFC 9110), whatever is asked for: the whole app, before a cluster that is played."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+from ingestion_api.app import create_app
+from ingestion_api.auth import KeyEntry, encode_entry, hash_key, new_key
+from ingestion_api.options import Options
+from ingestion_crds.config import Config
+from ingestion_crds.constants import BATCH_PLURAL
+from local_cluster import ports
+from support.builders import KNOWLEDGE_BASE
+from support.kubeconfig import kubeconfig
+from support.worker_builders import answer, http_server
+
+from .conftest import serve
+from .test_answers import configuration, stored
+from .test_protocol import client
+
+PREFIX = "/v1/knowledge-base"
+JOB = "11111111-1111-4111-8111-111111111111"
+
+
+class Cluster:
+    """Has one job, and knows one key."""
+
+    def __init__(self) -> None:
+        key_id, self.key = new_key()
+        created = datetime.datetime.now(tz=datetime.UTC)
+        entry = KeyEntry(hash=hash_key(self.key), namespace="team-a", name="", created=created)
+        self.secret = {"data": {key_id: encode_entry(entry)}}
+        self.job = stored(JOB)
+        self.ended = threading.Event()
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        path, _, query = request.path.partition("?")
+        if "/secrets/" in path:
+            body = self.secret
+        elif path.endswith(f"/{JOB}") and BATCH_PLURAL not in path:
+            body = self.job
+        elif path.endswith("s") and "watch=true" not in query:
+            items = [] if path.endswith(BATCH_PLURAL) else [self.job]
+            body = {"metadata": {"resourceVersion": "1"}, "items": items}
+        elif path.endswith("s"):
+            self.ended.wait(30)
+            return
+        else:
+            answer(request, 404, b"{}")
+            return
+        answer(request, 200, json.dumps(body).encode(), Content_Type="application/json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running API, and a client of it that has a key."""
+
+    port: int
+    http: httpx.AsyncClient
+
+
+@pytest_asyncio.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Served]:
+    cluster, (port,) = Cluster(), ports.free(count=1)
+    with http_server(handle=cluster) as url:
+        options = Options(namespace="system", kubeconfig=kubeconfig(tmp_path, url), connections=3)
+        server = serve(create_app(options, Config.model_validate(configuration(tmp_path))), options, port)
+        next(server)
+        headers = {"x-api-key": cluster.key}
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30, trust_env=False
+        ) as http:
+            deadline, ready = time.monotonic() + 30, False
+            while not ready:
+                assert time.monotonic() < deadline
+                with suppress(httpx.TransportError):
+                    ready = (await http.get("/readyz")).status_code == 200
+                await asyncio.sleep(0.02)
+            yield Served(port=port, http=http)
+        next(server, None)
+        cluster.ended.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/healthz", 200),
+        ("/readyz", 200),
+        ("/metrics", 200),
+        ("/openapi.json", 200),
+        (f"{PREFIX}/ingestion-jobs/{JOB}", 200),
+        (f"{PREFIX}/ingestion-jobs/{JOB}/documents", 200),
+        (f"{PREFIX}/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs", 200),
+        (f"{PREFIX}/ingestion-jobs/{KNOWLEDGE_BASE}", 404),
+        (f"{PREFIX}/search", 405),
+    ],
+)
+async def test_what_can_be_got_answers_head_without_a_body(api: Served, path: str, status: int) -> None:
+    """And names HEAD where it is allowed."""
+    head = f"HEAD {path} HTTP/1.1\r\nhost: api\r\nx-api-key: {api.http.headers['x-api-key']}\r\n"
+    async with client(api.port) as (reader, writer):
+        writer.write(f"{head}connection: close\r\n\r\n".encode())
+        lines = (await reader.read()).removesuffix(b"\r\n\r\n").decode().split("\r\n")  # to the end: no body
+    assert lines[0].split()[1] == str(status)
+    told = {name for name, _, _ in (line.partition(":") for line in lines)}
+    got = await api.http.get(path)
+    assert got.status_code == status
+    assert {*got.headers} - {"date"} <= told | {"connection"}
+    if path != "/metrics":  # which has counted the one before
+        assert f"content-length: {got.headers['content-length']}" in lines
+    allowed = (await api.http.put(path)).headers["allow"]
+    assert {*allowed.split(", ")} == ({"POST"} if status == 405 else {"GET", "HEAD"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/metrics", 200),
+        ("GET", f"{PREFIX}/ingestion-jobs/{JOB}", 200),
+        ("GET", f"{PREFIX}/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs", 200),
+        ("GET", "/nowhere", 404),
+        ("GET", f"/?{'q' * 5000}", 414),
+        ("POST", f"{PREFIX}/search", 422),
+    ],
+)
+async def test_no_answer_is_kept_by_a_cache(api: Served, method: str, path: str, status: int) -> None:
+    """The key is in a header that shared caches do not know."""
+    got = await api.http.request(method, path)
+    assert (got.status_code, got.headers["cache-control"]) == (status, "no-store")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(b"NONSENSE\r\n\r\n", 400), (b"GET /v1 HTTP/1.1\r\n\r\n", 503)],
+    ids=["what is no request", "one connection too many"],
+)
+async def test_what_never_comes_to_a_route_has_an_id_and_a_line_and_is_counted(
+    api: Served, caplog: pytest.LogCaptureFixture, sent: bytes, code: int
+) -> None:
+    caplog.set_level("INFO", "ingestion_api")
+    sample = f'ingestion_api_requests_total{{code="{code}",operation="other"}} '
+
+    async def counted() -> float:
+        lines = (await api.http.get("/metrics")).text.splitlines()
+        return sum(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
+
+    before = await counted()
+    async with client(api.port), client(api.port) as (reader, writer):  # with that of `api` three
+        writer.write(sent)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert int(head.split()[1]) == code
+        assert {b"cache-control: no-store", b"connection: close"} < set(head.splitlines())
+        assert json.loads(await reader.read()).keys() == {"error", "message"}
+    assert await counted() == before + 1
+    (line,) = (record for record in caplog.records if vars(record).get("status") == code)
+    request_id = head.partition(b"x-request-id: ")[2].split()[0].decode()
+    assert (line.name, vars(line)["request_id"], vars(line)["client"]) == (
+        "ingestion_api.access",
+        request_id,
+        "127.0.0.1",
+    )
