@@ -11,12 +11,13 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from ingestion_crds.constants import API_KEYS_SECRET
 from ingestion_crds.job import Time, format_time
@@ -186,8 +187,28 @@ class KeyRing:
         return True
 
 
+class KeyedRoute(APIRoute):
+    """Authenticates a request before its body is parsed; FastAPI asks its dependencies after that.
+
+    The id of its key goes into the log, the key never.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request."""
+        handle = super().get_route_handler()
+
+        async def authenticated(request: Request) -> Response:
+            ring: KeyRing = request.app.state.services.keys
+            caller = request.state.caller = await ring.authenticate(request.headers.get(_HEADER))
+            request.state.key_id = caller.key_id
+            request.state.namespace = caller.namespace
+            return await handle(request)
+
+        return authenticated
+
+
 class TenantKey(SecurityBase):
-    """Authenticates a request; the id of its key goes into the log, the key never.
+    """Declares the key, and gives who a `KeyedRoute` has found a request to come from.
 
     One dependency, not one for the header and one for what it means: FastAPI takes its time over each.
     """
@@ -198,10 +219,7 @@ class TenantKey(SecurityBase):
 
     async def __call__(self, request: Request) -> Principal:
         """Return who a request comes from."""
-        ring: KeyRing = request.app.state.services.keys
-        caller = await ring.authenticate(request.headers.get(_HEADER))
-        request.state.key_id = caller.key_id
-        request.state.namespace = caller.namespace
+        caller: Principal = request.state.caller
         return caller
 
 

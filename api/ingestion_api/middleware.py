@@ -109,8 +109,9 @@ class AccessLog:
 class Limits:
     """Refuse what is too large before any of it is parsed, and what the protocol has put a refusal to.
 
-    Bodies of all routes but the upload are read here, whole, up to 64 KiB and for at most 10 s; the upload's
-    own reader bounds its body as it streams.
+    Bodies of all routes but the upload are read here, whole, up to 64 KiB and for at most 10 s, whoever sends them: of
+    one that is too large that is said, and not that a key is missing. The upload's own reader bounds its body as it
+    streams.
 
     Args:
         upload_suffix: the end of the upload's path.

@@ -171,3 +171,21 @@ async def test_what_never_comes_to_a_route_has_an_id_and_a_line_and_is_counted(
         request_id,
         "127.0.0.1",
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", f"{PREFIX}/search", "{"),
+        ("POST", f"{PREFIX}/search", "[1]"),
+        ("POST", f"{PREFIX}/knowledge-bases/none/ingest", ""),
+        ("POST", f"{PREFIX}/ingestion-jobs/none/retry", "{"),
+        ("GET", f"{PREFIX}/ingestion-jobs/none", ""),
+        ("GET", f"{PREFIX}/ingestion-jobs/none/documents?limit=none", ""),
+        ("GET", f"{PREFIX}/knowledge-bases/none/ingestion-jobs", ""),
+    ],
+)
+async def test_who_asks_comes_before_what_is_asked(api: Served, method: str, path: str, body: str) -> None:
+    headers = {"content-type": "application/json", "x-api-key": ""}
+    refused = await api.http.request(method, path, content=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]) == (401, "unauthorized")

@@ -18,7 +18,7 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, Upload, put_upload
 from pydantic import ValidationError
 
-from ingestion_api.auth import Caller
+from ingestion_api.auth import Caller, KeyedRoute
 from ingestion_api.forms import MAX_TITLE, DocumentFields, IngestForm, document_of, read_form, words
 from ingestion_api.idempotency import key_digest
 from ingestion_api.jobs import JobUnknownError, Making
@@ -37,7 +37,7 @@ TOTAL_FACTOR: Final = 4
 """All files of one request are so many times as large as one may be: it is one connection, which a roll-out of the API
 or a bad line cuts, and 4 GiB take six minutes at 100 Mbit/s."""
 _DELETES: Final = 16
-router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
+router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRoute)
 
 _BODY: Final[dict[str, Any]] = {
     "required": True,

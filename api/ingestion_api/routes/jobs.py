@@ -14,7 +14,7 @@ from ingestion_crds.constants import Phase
 from ingestion_crds.kube import ApiError
 from ingestion_crds.retry import Retryable
 
-from ingestion_api.auth import Caller, Principal
+from ingestion_api.auth import Caller, KeyedRoute, Principal
 from ingestion_api.documents import IngestionJobDocumentResponse, document_view, document_views
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import Place
@@ -32,7 +32,7 @@ from ingestion_api.views import (
 
 TAG: Final = "knowledge-base"
 _NUMBER: Final = re.compile(r"^[0-9]{1,6}$")
-router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
+router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRoute)
 
 
 @router.post(

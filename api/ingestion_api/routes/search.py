@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from pydantic_core import to_json
 from starlette.types import Message, Receive, Scope, Send
 
-from ingestion_api.auth import Caller
+from ingestion_api.auth import Caller, KeyedRoute
 from ingestion_api.problems import bad_request
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, UNAUTHORIZED
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_KNOWLEDGE_BASES: Final = 16
 MAX_QUERY: Final = 8192
 _UUIDS: Final = {"type": "object", "additionalProperties": {"type": "string", "format": "uuid"}}
-router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG])
+router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRoute)
 
 
 class SearchRequest(BaseModel):
