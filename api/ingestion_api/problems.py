@@ -83,6 +83,11 @@ def too_large(message: str) -> ProblemError:
     return ProblemError(status=413, error="too_large", message=message)
 
 
+def unsupported_type(accepted: str) -> ProblemError:
+    """415: the body is of another type than the one that is read."""
+    return ProblemError(status=415, error="unsupported_media_type", message=f"content-type: send {accepted}")
+
+
 def busy(message: str) -> ProblemError:
     """429: as many as allowed are under way."""
     return ProblemError(status=429, error="busy", message=message, retry_after=RETRY_AFTER_SECONDS)

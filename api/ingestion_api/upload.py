@@ -19,7 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from ingestion_api.forms import FIELDS
-from ingestion_api.problems import ProblemError, bad_request
+from ingestion_api.problems import ProblemError, bad_request, unsupported_type
 
 MAX_FIELDS: Final = 16
 MAX_FIELD_BYTES: Final = 16 * 1024
@@ -59,14 +59,16 @@ class MultipartReader:
         stall_seconds: how long is waited for the next 64 KiB.
 
     Raises:
-        ProblemError: 400 when the body is no multipart form.
+        ProblemError: 415 when the body is announced as another type, 400 when it is no multipart form.
     """
 
     def __init__(self, *, request: Request, stall_seconds: float) -> None:
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         boundary = options.get(b"boundary", b"")
-        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 200:
-            raise bad_request("content-type: send multipart/form-data with a boundary")
+        if kind != b"multipart/form-data":
+            raise unsupported_type("multipart/form-data with a boundary")
+        if not 1 <= len(boundary) <= 200:
+            raise bad_request("content-type: multipart/form-data needs a boundary of 1 to 200 bytes")
         self.fields: dict[str, str] = {}
         """Those read so far. Some clients cannot choose where the file is among them: they come before or after it."""
         self._stream = request.stream()

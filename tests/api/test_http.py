@@ -31,6 +31,7 @@ from .test_answers import configuration, stored
 from .test_protocol import client
 
 PREFIX = "/v1/knowledge-base"
+INGEST = f"{PREFIX}/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
 JOB = "11111111-1111-4111-8111-111111111111"
 
 
@@ -189,3 +190,25 @@ async def test_who_asks_comes_before_what_is_asked(api: Served, method: str, pat
     headers = {"content-type": "application/json", "x-api-key": ""}
     refused = await api.http.request(method, path, content=body, headers=headers)
     assert (refused.status_code, refused.json()["error"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    ("path", "accepted", "kind"),
+    [
+        *((f"{PREFIX}/search", "application/json", kind) for kind in ("", "application/x-www-form-urlencoded")),
+        *((f"{PREFIX}/search", "application/json", kind) for kind in ("text/json", "application/jsonx")),
+        *((INGEST, "multipart/form-data with a boundary", kind) for kind in ("", "application/json")),
+    ],
+)
+async def test_a_body_of_another_type_is_told_which_is_read(api: Served, path: str, accepted: str, kind: str) -> None:
+    body = json.dumps({"query": "q", "kb_ids": [KNOWLEDGE_BASE]})
+    refused = await api.http.post(path, content=body, headers={"content-type": kind})
+    message = f"content-type: send {accepted}"
+    assert (refused.status_code, refused.json()) == (415, {"error": "unsupported_media_type", "message": message})
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/a+json"])
+async def test_json_by_any_of_its_types_is_read(api: Served, kind: str) -> None:
+    body = json.dumps({"query": "q", "kb_ids": [KNOWLEDGE_BASE]})
+    found = await api.http.post(f"{PREFIX}/search", content=body, headers={"content-type": kind})
+    assert (found.status_code, found.json()["total_results"]) == (200, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -13,7 +14,7 @@ from pydantic_core import to_json
 from starlette.types import Message, Receive, Scope, Send
 
 from ingestion_api.auth import Caller, KeyedRoute
-from ingestion_api.problems import bad_request
+from ingestion_api.problems import bad_request, unsupported_type
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, UNAUTHORIZED
 from ingestion_api.services import services_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_KNOWLEDGE_BASES: Final = 16
 MAX_QUERY: Final = 8192
+_JSON: Final = re.compile(r"application/(json|[^/]+\+json)")
 _UUIDS: Final = {"type": "object", "additionalProperties": {"type": "string", "format": "uuid"}}
 router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRoute)
 
@@ -101,6 +103,12 @@ class TakenResponse(Response):
         await super().__call__(scope, receive, until_taken)
 
 
+async def _json_alone(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not _JSON.fullmatch(kind):
+        raise unsupported_type("application/json")
+
+
 async def _until_sent() -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
         yield stack
@@ -116,6 +124,7 @@ UntilSent = Annotated[AsyncExitStack, Depends(_until_sent)]
     summary="Search knowledge bases",
     description="Chunks of active versions, nearest to the query by vector. A version that is being made is not seen.",
     response_model=SearchResponse,
+    dependencies=[Depends(_json_alone)],
     responses={**BAD_REQUEST, **UNAUTHORIZED},
 )
 async def search_knowledge_base(
