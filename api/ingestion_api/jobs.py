@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ingestion_api.forms import words
 from ingestion_api.idempotency import KeyDigest
 from ingestion_api.job_index import JobIndex
-from ingestion_api.problems import ProblemError, bad_request, busy, not_found, still_listing, unavailable
+from ingestion_api.problems import ProblemError, bad_request, not_found, quota_used_up, still_listing, unavailable
 from ingestion_api.views import ShownBatch, ShownJob
 
 # How often a job is sent to an API server that does not answer, and how long that may take.
@@ -238,7 +238,7 @@ def _refusal(namespace: str, error: ApiError) -> Exception:
     if error.status in (400, 422) or error.denied:
         return bad_request(error.message, error="invalid_job")
     if error.status == 403 and "exceeded quota" in error.message:
-        return busy("the namespace's quota of ingestion jobs is used up")
+        return quota_used_up("the namespace's quota of ingestion jobs is used up")
     if error.status == 404:
         return unavailable(f"the namespace {namespace} cannot take jobs now")
     if error.conflict:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 RETRY_AFTER_SECONDS: Final = 2
+_QUOTA_SECONDS: Final = 60
 # Each 401 has to have one (RFC 9110, 15.5.2): without, some clients report a broken connection and try again.
 _CHALLENGE: Final = 'APIKey header="x-api-key"'
 # A wrong value is echoed in a 422; of a long one, the beginning is enough.
@@ -93,9 +94,19 @@ def busy(message: str) -> ProblemError:
     return ProblemError(status=429, error="busy", message=message, retry_after=RETRY_AFTER_SECONDS)
 
 
+def quota_used_up(message: str) -> ProblemError:
+    """429: until a time to live ends, or somebody makes room. An upload is sent whole each time that it is tried."""
+    return ProblemError(status=429, error="busy", message=message, retry_after=_QUOTA_SECONDS)
+
+
 def unavailable(message: str) -> ProblemError:
     """503: something behind the API does not answer; a repeat may succeed."""
     return ProblemError(status=503, error="unavailable", message=message, retry_after=RETRY_AFTER_SECONDS)
+
+
+def out_of_order(message: str) -> ProblemError:
+    """503: something behind the API is not as it has to be; a repeat helps only once somebody has seen to it."""
+    return ProblemError(status=503, error="unavailable", message=message)
 
 
 def still_listing() -> ProblemError:
@@ -108,7 +119,7 @@ def from_api_error(error: ApiError) -> ProblemError:
     if error.status in {0, 429} or error.status >= 500:
         return unavailable("the cluster's API server does not answer; try again")
     if error.status in (401, 403):
-        return unavailable("the cluster refused this API's own access; its administrator has to look")
+        return out_of_order("the cluster refused this API's own access; its administrator has to look")
     return ProblemError(status=500, error="internal", message="the cluster refused the request")
 
 

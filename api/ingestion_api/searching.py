@@ -22,7 +22,7 @@ from ingestion_worker.store import Store
 
 from ingestion_api.kube_secrets import READ_SECONDS, read_secret
 from ingestion_api.options import Options
-from ingestion_api.problems import unavailable
+from ingestion_api.problems import out_of_order, unavailable
 from ingestion_api.slots import Slots
 from ingestion_api.stores import TenantStores, from_worker_error
 
@@ -181,7 +181,9 @@ class Searches:
             return None
         key = keys.get(spec.provider)
         if provider.secret_name and key is None:
-            raise unavailable(f"the Secret of the provider {provider.name} is missing, or its apiKey is, or is no text")
+            raise out_of_order(
+                f"the Secret of the provider {provider.name} is missing, or its apiKey is, or is no text"
+            )
         with self._lock:
             embedder, made_with = self._embedders.get(spec, (None, None))
         if embedder is None or made_with != key:  # not under the lock: it takes its time, and all searches share that

@@ -12,7 +12,7 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 
 from ingestion_api.kube_secrets import READ_SECONDS, read_secret
-from ingestion_api.problems import ProblemError, bad_request, unavailable
+from ingestion_api.problems import ProblemError, bad_request, out_of_order, unavailable
 
 FRESH_SECONDS: Final = 60.0
 ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
@@ -86,12 +86,12 @@ class TenantStores:
             self._kube, namespace=tenant.namespace, name=tenant.store_secret, timeout=READ_SECONDS
         )
         if values is None:
-            raise unavailable(f"the Secret {where} with the store's credentials does not exist")
+            raise out_of_order(f"the Secret {where} with the store's credentials does not exist")
         # Only keys that hold for a time come with a token.
         values = {SESSION_TOKEN: "", **values}
         missing = [key for key in (ACCESS_KEY, SECRET_KEY, SESSION_TOKEN) if values.get(key) is None]
         if missing:
-            raise unavailable(f"the Secret {where} lacks {' and '.join(missing)}, or what it has there is no text")
+            raise out_of_order(f"the Secret {where} lacks {' and '.join(missing)}, or what it has there is no text")
         return Store(
             config=StoreConfig(
                 url=f"s3://{tenant.bucket}",

@@ -255,6 +255,16 @@ async def test_what_a_policy_denies_is_told_in_its_words(tmp_path: Path, message
     assert bucket(tmp_path) == []
 
 
+async def test_who_meets_a_quota_that_is_used_up_is_not_asked_to_send_the_files_again_at_once(tmp_path: Path) -> None:
+    quota = 'ingestionjobs "x" is forbidden: exceeded quota: jobs, requested: 1, used: 5, limited: 5'
+    full = {"kind": "Status", "reason": "Forbidden", "message": quota}
+    async with services(tmp_path, RetriedJob((403, full), read={})) as parts:
+        with pytest.raises(ProblemError, match="quota of ingestion jobs is used up") as refused:
+            await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
+    assert (refused.value.status, refused.value.response().headers["retry-after"]) == (429, "60")
+    assert bucket(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("namespace", "status", "error"), [("team-z", 400, "not_a_tenant"), ("team-a", 503, "unavailable")]
 )
@@ -270,7 +280,7 @@ async def test_a_job_whose_namespace_is_no_tenant_any_more_is_not_retried(
         with pytest.raises((ProblemError, ApiError)) as refused:
             await retry_ingestion_job(request(parts), uuid.UUID(job["metadata"]["uid"]), stranger)
     problem = refused.value if isinstance(refused.value, ProblemError) else from_api_error(refused.value)
-    assert (problem.status, problem.error) == (status, error)
+    assert (problem.status, problem.error, problem.retry_after) == (status, error, None)
 
 
 @pytest.mark.parametrize("phase", ["failed", "brand_new"])
@@ -803,6 +813,7 @@ async def test_a_tenant_whose_secret_has_no_credentials_is_told_what_it_lacks(
     (tenant,) = config.tenants
     assert refused.value.status == 503
     assert f"the Secret team-a/{tenant.store_secret} lacks {lacks}, or" in refused.value.message
+    assert refused.value.retry_after is None
 
 
 async def test_the_keys_of_a_tenant_are_read_anew_with_the_token_of_those_that_hold_for_a_time(

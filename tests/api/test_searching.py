@@ -228,7 +228,7 @@ async def test_a_key_that_is_not_there_matters_to_those_who_need_it(
     with stand.searches(secret="local-key") as searches:
         assert await stand.found(searches, KB) == 1
         refused = await stand.refused(searches, REMOTE)
-        assert (refused.status, refused.error) == (503, "unavailable")
+        assert (refused.status, refused.error, refused.retry_after) == (503, "unavailable", None)
         assert "provider local" in refused.message
         await stand.write_secret(apiKey="k")
         assert await stand.found(searches, REMOTE) == 1
