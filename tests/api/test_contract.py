@@ -10,7 +10,7 @@ from ingestion_api.forms import IngestOptions
 from ingestion_api.options import Options
 from ingestion_crds.batch import BatchSpec
 from ingestion_crds.config import Config
-from ingestion_crds.constants import Trigger
+from ingestion_crds.constants import MAX_DOCUMENTS, Trigger
 from ingestion_crds.job import Spec
 from openapi_spec_validator import validate
 from pydantic import BaseModel
@@ -147,15 +147,41 @@ def test_a_page_of_documents(document: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("path", "method", "codes"),
+    [
+        ("ingestion-jobs/{job_id}", "get", {200, 400, 401, 404, 422, 503}),
+        ("ingestion-jobs/{job_id}/documents", "get", {200, 400, 401, 404, 422, 503}),
+        ("knowledge-bases/{kb_id}/ingestion-jobs", "get", {200, 400, 401, 404, 422, 503}),
+        ("knowledge-bases/{kb_id}/ingest", "post", {202, 400, 401, 404, 408, 413, 415, 422, 429, 503}),
+        ("search", "post", {200, 400, 401, 408, 413, 415, 422, 429, 503}),
+    ],
+)
+def test_each_operation_declares_its_refusals(
+    document: dict[str, Any], path: str, method: str, codes: set[int]
+) -> None:
+    """Those of the API that it is compatible with, and what else it may answer."""
+    responses = document["paths"][f"{PREFIX}/{path}"][method]["responses"]
+    assert set(map(int, responses)) == codes
+    for code in codes - {200, 202, 422}:
+        schema = responses[str(code)]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
 def test_an_ingest_of_several_documents(document: dict[str, Any]) -> None:
     operation = document["paths"][f"{PREFIX}/knowledge-bases/{{kb_id}}/ingest"]["post"]
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["kb_id"]
-    assert set(operation["responses"]) == {"202", "400", "401", "404", "422"}
+    assert [(parameter["name"], parameter["required"]) for parameter in operation["parameters"]] == [
+        ("kb_id", True),
+        ("Idempotency-Key", False),
+    ]
     assert operation["responses"]["202"]["content"]["application/json"]["schema"] == {
         "$ref": "#/components/schemas/IngestResponse"
     }
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {"title", "document_id", "mode", "options", "manifest", "file"}
+    files = form["properties"]["file"]
+    assert (files["type"], files["items"]) == ("array", {"type": "string", "format": "binary"})
+    assert (files["minItems"], files["maxItems"]) == (1, MAX_DOCUMENTS)
     item = document["components"]["schemas"]["IngestResultItem"]
     assert item["required"] == ["manifest_index", "result"]
     assert item["properties"]["result"]["enum"] == ["queued", "duplicate"]

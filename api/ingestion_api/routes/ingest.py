@@ -25,7 +25,7 @@ from ingestion_api.jobs import JobUnknownError, Making
 from ingestion_api.middleware import content_length
 from ingestion_api.problems import bad_request, too_large
 from ingestion_api.routes.jobs import TAG
-from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
+from ingestion_api.routes.responses import BAD_REQUEST, BODY_REFUSED, BUSY, NOT_FOUND, UNAUTHORIZED, UNAVAILABLE
 from ingestion_api.services import Services, services_of
 from ingestion_api.stores import from_worker_error
 from ingestion_api.upload import FilePart, MultipartReader
@@ -39,6 +39,13 @@ or a bad line cuts, and 4 GiB take six minutes at 100 Mbit/s."""
 _DELETES: Final = 16
 router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRoute)
 
+_IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "A request that is sent again with the same one makes nothing new.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
 _BODY: Final[dict[str, Any]] = {
     "required": True,
     "content": {
@@ -64,9 +71,11 @@ _BODY: Final[dict[str, Any]] = {
                         " `document_id`, either of which may be left out.",
                     },
                     "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": f"The document; several such parts, {MAX_DOCUMENTS} at most, are one batch.",
+                        "type": "array",
+                        "items": {"type": "string", "format": "binary"},
+                        "minItems": 1,
+                        "maxItems": MAX_DOCUMENTS,
+                        "description": "The document; several of them, each a part of its own, are one batch.",
                     },
                 },
             }
@@ -93,8 +102,8 @@ class _Stored:
     " in the order of the files. A request that is sent again with its ``Idempotency-Key`` makes nothing new while its"
     " job is there.",
     status_code=202,
-    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
-    openapi_extra={"requestBody": _BODY},
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **BODY_REFUSED, **BUSY, **UNAVAILABLE},
+    openapi_extra={"parameters": [_IDEMPOTENCY_KEY], "requestBody": _BODY},
 )
 async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestResponse:
     """Store uploads and make their job.

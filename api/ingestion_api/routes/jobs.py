@@ -19,7 +19,7 @@ from ingestion_api.documents import IngestionJobDocumentResponse, document_view,
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import Place
 from ingestion_api.problems import bad_request, still_listing
-from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED
+from ingestion_api.routes.responses import BAD_REQUEST, NOT_FOUND, UNAUTHORIZED, UNAVAILABLE
 from ingestion_api.services import services_of
 from ingestion_api.stores import tenant_of
 from ingestion_api.views import (
@@ -47,6 +47,7 @@ router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRou
     ),
     status_code=202,
     response_model=None,
+    # These, and no header, to the letter: they are those of the API that the operation is compatible with.
     responses={202: {"content": {"application/json": {"schema": {}}}}, **BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
 )
 async def retry_ingestion_job(
@@ -59,7 +60,6 @@ async def retry_ingestion_job(
     Raises:
         ProblemError: 400 in a namespace that is no tenant any more, else as `Retries.accept`.
     """
-    # Read here, not declared: the operation's parameters are those of the API that it is compatible with.
     key = key_digest(request.headers.get("idempotency-key"))
     job = await _find(request, caller, job_id)
     parts = services_of(request)
@@ -77,7 +77,7 @@ async def retry_ingestion_job(
     operation_id="getIngestionJobProgress",
     summary="Get the progress of an ingestion job",
     description="The job as it is now. After a retry's 202 it shows ``queued`` until the retry begins.",
-    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **UNAVAILABLE},
 )
 async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Caller) -> IngestionJobResponse:
     """Return a job's progress."""
@@ -90,7 +90,7 @@ async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Cal
     summary="List the ingestion jobs of a knowledge base",
     description="Newest first. ``status`` keeps one phase; ``cursor`` is the ``next_cursor`` of the page before.",
     response_model=CursorPage[IngestionJobSummaryResponse],
-    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **UNAVAILABLE},
 )
 async def list_ingestion_jobs(
     request: Request,
@@ -125,7 +125,7 @@ async def list_ingestion_jobs(
     summary="List the documents of an ingestion job",
     description="In the order of the files of its ingest: those of a batch, or the one of a job. ``cursor`` is the"
     " ``next_cursor`` of the page before.",
-    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **UNAVAILABLE},
 )
 async def list_ingestion_job_documents(
     request: Request,

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ingestion_api.auth import Caller, KeyedRoute
 from ingestion_api.problems import bad_request, unsupported_type
 from ingestion_api.routes.jobs import TAG
-from ingestion_api.routes.responses import BAD_REQUEST, UNAUTHORIZED
+from ingestion_api.routes.responses import BAD_REQUEST, BODY_REFUSED, BUSY, UNAUTHORIZED, UNAVAILABLE
 from ingestion_api.services import services_of
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ UntilSent = Annotated[AsyncExitStack, Depends(_until_sent)]
     description="Chunks of active versions, nearest to the query by vector. A version that is being made is not seen.",
     response_model=SearchResponse,
     dependencies=[Depends(_json_alone)],
-    responses={**BAD_REQUEST, **UNAUTHORIZED},
+    responses={**BAD_REQUEST, **UNAUTHORIZED, **BODY_REFUSED, **BUSY, **UNAVAILABLE},
 )
 async def search_knowledge_base(
     request: Request, body: SearchRequest, caller: Caller, until_sent: UntilSent
