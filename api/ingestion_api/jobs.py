@@ -134,6 +134,32 @@ class Jobs:
             return _documents(made)
         return None
 
+    async def check_quota(self, making: Making, first: Document) -> None:
+        """Ask whether a quota has room for a batch, before most of its files are sent.
+
+        Args:
+            making: its name, and where it belongs.
+            first: of its documents.
+
+        Raises:
+            ProblemError: 429 over a quota. Whatever else is wrong is told when it is made.
+        """
+        body: JsonObject = {
+            "apiVersion": API_VERSION,
+            "kind": BATCH_KIND,
+            "metadata": {"name": making.name},
+            "spec": {
+                "knowledgeBase": making.knowledge_base,
+                "documents": [first.model_dump(mode="json", by_alias=True, exclude_none=True)],
+            },
+        }
+        path, query = batch_path(making.namespace), {"dryRun": "All"}
+        try:
+            await self._kube.request("POST", path, query=query, body=body, timeout=_TRY_SECONDS)
+        except ApiError as error:
+            if _over_quota(error):
+                raise _refusal(making.namespace, error) from None
+
     async def create(self, making: Making, documents: Sequence[Document], chosen: JsonObject) -> Sequence[Document]:
         """Create a job for one document, or a batch for several, unless a request with the same key has been first.
 
@@ -233,11 +259,15 @@ def _documents(job: Retryable) -> Sequence[Document]:
     return job.spec.documents if isinstance(job, IngestionBatch) else [job.spec.document]
 
 
+def _over_quota(error: ApiError) -> bool:
+    return error.status == 403 and "exceeded quota" in error.message
+
+
 def _refusal(namespace: str, error: ApiError) -> Exception:
     """Return what a refused job means to a client."""
     if error.status in (400, 422) or error.denied:
         return bad_request(error.message, error="invalid_job")
-    if error.status == 403 and "exceeded quota" in error.message:
+    if _over_quota(error):
         return quota_used_up("the namespace's quota of ingestion jobs is used up")
     if error.status == 404:
         return unavailable(f"the namespace {namespace} cannot take jobs now")

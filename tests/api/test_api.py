@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import httpx
 import pytest
 from ingestion_api import keys
 from ingestion_crds.constants import MAX_DOCUMENTS
-from ingestion_crds.kube import MERGE_PATCH, batch_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, batch_path, core_path, ingestion_path
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
 from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
@@ -383,6 +384,29 @@ async def test_a_thousand_documents_in_one_request(api: Api) -> None:
     one_more = await upload_several(api, *["a.md"] * (MAX_DOCUMENTS + 1))
     assert (one_more.status_code, one_more.json()["error"]) == (400, "bad_request")
     assert len([path for path in api.store.rglob("*") if path.is_file()]) == MAX_DOCUMENTS
+
+
+async def test_a_quota_of_batches_is_met_before_one_is_made(api: Api) -> None:
+    """By a dry run, as quotas count in one too."""
+    none = {"count/ingestionbatches.ingestion-operator.io": "0"}
+    quotas = core_path("resourcequotas", api.namespace)
+    await api.kube.request("POST", quotas, body={"metadata": {"name": "none"}, "spec": {"hard": none}})
+    status = {"status": {"hard": none, "used": none}}  # its controller takes minutes to find a new kind
+    await api.kube.request("PATCH", f"{quotas}/none/status", body=status, content_type=MERGE_PATCH)
+    path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
+    files = [("file", (f"{number}.md", b"x" * 1000)) for number in range(5)]
+
+    async def sent() -> float:
+        (line,) = re.findall(r"^ingestion_api_upload_bytes_total (.+)$", (await api.client.get("/metrics")).text, re.M)
+        return float(line)
+
+    status, before = 202, 0.0
+    while status == 202:  # until the API server has taken notice of the quota
+        before = await sent()
+        answer = await api.client.post(path, files=files)
+        status = answer.status_code
+    assert (status, answer.headers["retry-after"]) == (429, "60")
+    assert await sent() == before + 1000
 
 
 async def test_what_is_wrong_with_an_upload_is_said_although_its_file_cannot_be_removed(

@@ -66,11 +66,12 @@ class Cluster:
     Args:
         lost: what a first POST is answered with although it is carried out; 0 for no answer.
         after: what a GET is answered with once something is there.
+        room: what a dry run is answered with.
     """
 
-    def __init__(self, *, lost: int | None = None, after: int = 200) -> None:
+    def __init__(self, *, lost: int | None = None, after: int = 200, room: int = 201) -> None:
         self.objects: dict[tuple[str, str], JsonObject] = {}
-        self.lost, self.after = lost, after
+        self.lost, self.after, self.room = lost, after, room
         self.asked: Counter[str] = Counter()
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
@@ -81,6 +82,9 @@ class Cluster:
             answer(request, self.after if found else 404, json.dumps(found or {"kind": "Status"}).encode())
             return
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        if request.path.endswith("dryRun=All"):
+            answer(request, self.room, json.dumps({"kind": "Status", "message": "exceeded quota: batches"}).encode())
+            return
         place = (plural, body["metadata"]["name"])
         if place in self.objects:
             answer(request, 409, json.dumps({"kind": "Status", "reason": "AlreadyExists"}).encode())
@@ -305,6 +309,27 @@ async def test_a_batch_is_made_once_however_often_it_has_to_be_sent(
     assert len(bucket(tmp_path)) == 2
 
 
+async def test_a_quota_that_is_used_up_is_met_before_the_second_file_is_read(tmp_path: Path) -> None:
+    cluster = Cluster(room=403)
+    async with services(tmp_path, cluster, stall_seconds=2) as parts:
+        begun = request_of(parts, body=part("a") + part("b").removesuffix(b"\r\n"), ends=False)
+        with pytest.raises(ProblemError, match="quota of ingestion jobs is used up") as refused:
+            await bulk_ingest(begun, uuid.UUID(KB), CALLER)
+        assert refused.value.status == 429
+        assert bucket(tmp_path) == []
+        await bulk_ingest(request(parts, form(part("a"))), uuid.UUID(KB), CALLER)  # no batch
+    assert cluster.only["kind"] == "IngestionJob"
+
+
+@pytest.mark.parametrize("room", [400, 422, 500])
+async def test_what_a_dry_run_is_refused_for_otherwise_is_left_to_be_told_in_earnest(tmp_path: Path, room: int) -> None:
+    """A webhook may not take part in one."""
+    cluster = Cluster(room=room)
+    async with services(tmp_path, cluster) as parts:
+        await bulk_ingest(request(parts, form(part("a"), part("b"))), uuid.UUID(KB), CALLER)
+    assert cluster.only["kind"] == "IngestionBatch"
+
+
 # ── Idempotency-Key ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -369,7 +394,7 @@ def made_by(key: str) -> str:
 async def test_a_batch_keeps_its_files_although_a_job_of_its_name_is_made_at_the_same_moment(tmp_path: Path) -> None:
     class Crossed(Cluster):
         def __call__(self, request: BaseHTTPRequestHandler) -> None:
-            if request.command == "POST":
+            if request.command == "POST" and "dryRun" not in request.path:
                 self.objects["ingestionjobs", made_by("monday")] = stored(made_by("monday"))
             super().__call__(request)
 

@@ -126,7 +126,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
         reader = MultipartReader(request=request, stall_seconds=parts.options.stall_seconds)
         stored: list[_Stored] = []
         try:
-            form = await _store(parts, store, reader, caller.namespace, stored)
+            form = await _store(parts, store, reader, making, stored)
             documents = [_document(form.fields_of(index), each) for index, each in enumerate(stored)]
             made = await parts.jobs.create(making, documents, form.chosen())
         except JobUnknownError:
@@ -143,7 +143,7 @@ async def bulk_ingest(request: Request, kb_id: UUID, caller: Caller) -> IngestRe
 
 
 async def _store(
-    parts: Services, store: Store, reader: MultipartReader, namespace: str, stored: list[_Stored]
+    parts: Services, store: Store, reader: MultipartReader, making: Making, stored: list[_Stored]
 ) -> IngestForm:
     """Read the form to its end, and store its files.
 
@@ -151,7 +151,7 @@ async def _store(
         parts: the connected parts.
         store: the tenant's.
         reader: of the form.
-        namespace: the tenant's.
+        making: what is to be made of it.
         stored: is given each file once it is stored.
 
     Raises:
@@ -166,9 +166,11 @@ async def _store(
             # What is wrong with them is said before the file is sent.
             read, form = len(reader.fields), read_form(reader.fields)
         form.check_own(files=len(stored) + 1)
+        if len(stored) == 1:
+            await parts.jobs.check_quota(making, _document(form.fields_of(0), stored[0]))
         fields = form.fields_of(len(stored))
         document_id = str(fields.document_id or uuid.uuid4())
-        upload = await _store_one(parts, store, reader, namespace, part, document_id, room)
+        upload = await _store_one(parts, store, reader, making.namespace, part, document_id, room)
         parts.metrics.upload_bytes.inc(upload.size)
         stored.append(_Stored(part=part, document_id=document_id, upload=upload))
         room -= upload.size
