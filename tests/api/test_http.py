@@ -133,7 +133,7 @@ async def test_what_can_be_got_answers_head_without_a_body(api: Served, path: st
         ("GET", f"{PREFIX}/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs", 200),
         ("GET", "/nowhere", 404),
         ("GET", f"/?{'q' * 5000}", 414),
-        ("POST", f"{PREFIX}/search", 422),
+        ("POST", f"{PREFIX}/search", 415),
     ],
 )
 async def test_no_answer_is_kept_by_a_cache(api: Served, method: str, path: str, status: int) -> None:
