@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ from support.worker_builders import Worker, answer, attempt_document, container_
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"file://{tmp_path}/team-a"
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before() -> Iterator[None]:
+    """A container is a process of its own; here its level and handlers would stay for the tests behind it."""
+    logger = logging.getLogger("ingestion_worker")
+    level, handlers = logger.level, logger.handlers[:]
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 def run(*, env: dict[str, str], command: str) -> tuple[int, dict[str, Any]]:
