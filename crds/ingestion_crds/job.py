@@ -496,7 +496,7 @@ class Status(Model):
         None,
         max_length=36,
         pattern=NAME_PATTERN,
-        description="UID of the last attempt's last Job while its finished pods are still to be removed.",
+        description="UID of the last Job that was made, while its finished pods are still to be removed.",
     )
     progress_percent: int = Field(0, ge=0, le=100, description="0 to 100; 100 only when the version is active.")
     conditions: Annotated[list[Condition], BeforeValidator(known_conditions)] = Field(

@@ -100,6 +100,11 @@ class ApiError(Exception):
         return self.status in (400, 403, 422)
 
     @property
+    def expired(self) -> bool:
+        """True when the next page of a list is asked for too late: what it is a list of is forgotten."""
+        return self.status == 410
+
+    @property
     def denied(self) -> bool:
         """True when an admission webhook or policy does not want it, whoever asks; False for a lack of access."""
         return self.status == 403 and _DENIED.search(self.message) is not None

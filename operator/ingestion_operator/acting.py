@@ -28,7 +28,7 @@ from ingestion_operator.children import ChildJob, is_child_name, read_child
 from ingestion_operator.cluster import KubeCluster
 from ingestion_operator.custom_resources import raise_conflict
 from ingestion_operator.memory import Memory
-from ingestion_operator.pace import Kept
+from ingestion_operator.pace import Kept, Removal
 from ingestion_operator.plan import Snapshot
 
 # A webhook that does not answer may do so in a moment: nobody is told of the first tries.
@@ -201,15 +201,24 @@ class Acting:
     # ── pods, and the IngestionJob itself ─────────────────────────────────────────────────────────────────────────
 
     async def _remove_pods(self, action: RemovePods, snapshot: Snapshot) -> Snapshot:
-        job = snapshot.job
+        """Remove a page of pods, behind the one of the look before: those that stay do not keep it from the others."""
+        job, uid = snapshot.job, action.child_uid
+        removals = self._memory.pace(job.key).removals
+        removal, following = removals.get(uid, Removal()), ""
         try:
-            if await self._cluster.remove_pods(
-                namespace=job.metadata.namespace, child_uid=action.child_uid, keep=action.keep
-            ):
-                return snapshot
+            following = await self._cluster.remove_pods(
+                namespace=job.metadata.namespace, child_uid=uid, keep=action.keep, following=removal.following
+            )
         except ApiError as error:
+            if error.expired and not removal.anew:
+                removals[uid] = Removal(anew=True)
+                return snapshot
             self._tolerate(job.key, "finished pods stay", error)
-        return replace(snapshot, tidied=snapshot.tidied | {action.child_uid})
+        if following:
+            removals[uid] = removal._replace(following=following)
+            return snapshot
+        removals.pop(uid, None)
+        return replace(snapshot, tidied=snapshot.tidied | {uid})
 
     async def _answer_annotation(
         self, action: AnswerAnnotation, raw: JsonObject, snapshot: Snapshot
@@ -247,8 +256,11 @@ class Acting:
         log.warning("%s: %s", what, error, extra={"job": key})
 
     def _expect_refusal(self, key: str, error: ApiError) -> None:
-        """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long."""
-        if error.refused:
+        """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long.
+
+        That pages take too long is one too: to begin anew once more would be no better.
+        """
+        if error.refused or error.expired:
             return
         if error.status == 500 and "webhook" in error.message:
             self._memory.unanswered[key] += 1

@@ -206,26 +206,33 @@ class KubeCluster:
                 break
         return {uid: message for uid, (_, message) in newest.items()}
 
-    async def remove_pods(self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...]) -> bool:
-        """Delete some of a Job's pods, but none of the Job indexes to keep.
+    async def remove_pods(
+        self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...], following: str = ""
+    ) -> str:
+        """Delete a page of a Job's pods, but none of the Job indexes to keep.
 
-        Not all at once: Kubernetes deletes them one after the other, and answers with the pods themselves.
+        Not all at once: Kubernetes deletes them one after the other, and answers with the pods themselves. Some may
+        stay for a while, or for good: pods that still end, and those that a finalizer holds.
 
         Args:
             namespace: the Job's.
             child_uid: the Job's.
             keep: indexes whose pods stay.
+            following: what the page before has returned.
 
         Returns:
-            Whether there are more.
+            What the next page is asked for with; empty after the last.
+
+        Raises:
+            ApiError: `expired` when the page before was too long ago.
         """
         selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:
             selector += f",{names.LABEL_COMPLETION_INDEX} notin ({','.join(map(str, keep))})"
-        query = {"labelSelector": selector, "limit": PAGE}
+        query = {"labelSelector": selector, "limit": PAGE, **({"continue": following} if following else {})}
         body = {"propagationPolicy": "Background"}
         answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
-        return bool(answer.get("metadata", {}).get("continue"))
+        return str(answer.get("metadata", {}).get("continue", ""))
 
 
 def _is_since(told: str, since: datetime) -> bool:

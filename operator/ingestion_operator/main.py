@@ -116,7 +116,9 @@ class Operator:
             cluster=self._batch_cluster, config=config, memory=batch_memory, now=now
         )
         self.intake = Intake(memory=self.memory, queue=self.queue, batches=self.batch_intake)
-        self._reconciler = Reconciler(cluster=self._cluster, config=config, memory=self.memory, now=now)
+        self._reconciler = Reconciler(
+            cluster=self._cluster, config=config, memory=self.memory, now=now, is_due=self.queue.is_due
+        )
         self._health_port = health_port
         self._health: aiohttp.web.AppRunner | None = None
         self._watch: list[asyncio.Task[None]] = []

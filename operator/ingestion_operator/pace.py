@@ -11,8 +11,8 @@ There are five kinds, and what happened decides which one it is (`Reconciler.rec
     The Job that runs has changed in what  counts     now and then, the pods     counts, and conditions that say why
     the status says of it; or its pods                that do not start          pods do not start
     are to be asked why they do not start.
-    The look before has recorded the end   pods       nothing                    all, once it has removed the pods
-    of an attempt, and left its pods.
+    The look before has left pods of an    pods       nothing                    all, but the removal of the pods
+    attempt that is over.                                                        comes last
     Anything else.                         full       IngestionJob, Jobs, pods   all
 
 All but the last take the IngestionJob, and three of them the Job, as the watch has shown it or the look before has
@@ -34,7 +34,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ingestion_crds import JsonObject
-from ingestion_crds.job import IngestionJob
+from ingestion_crds.job import ChildUid, IngestionJob
 
 from ingestion_operator.children import ChildJob
 from ingestion_operator.questions import expected_names, is_news, wants_diagnosis
@@ -103,6 +103,18 @@ class LastLook(NamedTuple):
     unwritten: bool = False
 
 
+class Removal(NamedTuple):
+    """How far the pods of a Job have been removed.
+
+    Args:
+        following: what the next page is asked for with; empty for the first.
+        anew: the pages have begun anew, as one was asked for too late.
+    """
+
+    following: str = ""
+    anew: bool = False
+
+
 @dataclass(slots=True)
 class Heard:
     """What the watch has shown since the last look began.
@@ -135,6 +147,7 @@ class Pace:
         confirmed: when the last of them was read or written.
         listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
         made_in_vain: when a Job was last made that the cluster has changed, so that it was of no use; None if none was.
+        removals: how far the pods of Jobs have been removed whose removal goes on.
         last: what the last look left; None during a look, and if it left nothing.
         heard: what the watch has shown since the last look began.
     """
@@ -152,6 +165,7 @@ class Pace:
     confirmed: float = 0.0
     listed: float | None = None
     made_in_vain: float | None = None
+    removals: dict[ChildUid, Removal] = field(default_factory=dict)
 
     last: LastLook | None = None
     heard: Heard = field(default_factory=Heard)

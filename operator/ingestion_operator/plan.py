@@ -95,7 +95,7 @@ class Snapshot:
         rejection: the API server's words when it refused a child, or that one be changed or deleted.
         answer_refused: it refused what answers an annotation.
         answered: the token of the annotation that this look has answered; empty if it has answered none.
-        tidied: UIDs of Jobs whose pods have just been removed, all of them.
+        tidied: UIDs of Jobs whose pods have just been removed, as far as they can be.
     """
 
     job: IngestionJob
@@ -142,7 +142,8 @@ def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
     if snapshot.config.tenant(snapshot.job.metadata.namespace) is not None:  # else nothing may be deleted there
         _clean_up(draft)
         _expire(draft)
-    _answer_annotation(draft)  # the last: if the answer is refused, all else has been done
+    _answer_annotation(draft)  # behind the others: if the answer is refused, all else has been done
+    _remove_left_pods(draft)
     status = summary.summarise(job=snapshot.job, status=draft.status, blocked=draft.blocked, held=draft.held, now=now)
     return Plan(status=status, actions=tuple(draft.actions), events=tuple(draft.events), look_again=draft.look_again)
 
@@ -248,8 +249,6 @@ def _advance(draft: _Draft) -> None:
     draft.set(phase=phase_of(draft.status), observed_retry_generation=attempt.generation)
     if attempt.completion_time is None:
         _follow(draft)
-    else:
-        _remove_pods(draft)
 
 
 def _begin(draft: _Draft) -> None:
@@ -857,20 +856,23 @@ def _finish(draft: _Draft) -> None:
     # What no Job has been made for leaves the pods that an attempt before it may have left.
     left = uid if uid is not None else draft.status.pods_to_remove
     draft.set(phase=phase, version=version, completion_time=draft.now, pods_to_remove=left)
-    _remove_pods(draft)
 
 
-def _remove_pods(draft: _Draft) -> None:
+def _remove_left_pods(draft: _Draft) -> None:
     """Remove the pods of an attempt that is over, but for some whose logs somebody may want.
 
-    Only once the harvest is durable: pods are the only place where it can be read again. And only once the end is: many
-    pods take their time, and nobody is to wait for that. So the status says that it is still to be done.
+    Only once the harvest is durable: pods are the only place where it can be read again. And only where nothing else is
+    to be done: many pods take their time, or may not be removed, and nobody is to wait for that. So the status says
+    that it is still to be done, until the next attempt has a Job. While that is held back, they are removed all the
+    same.
     """
     uid = draft.status.pods_to_remove
     if uid is None or draft.snapshot.config.tenant(draft.snapshot.job.metadata.namespace) is None:
         return
     if uid in draft.snapshot.tidied:
         draft.set(pods_to_remove=None)
+        return
+    if draft.actions:
         return
     child = next((child for child in draft.snapshot.children if child.uid == uid), None)
     kept = tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
@@ -895,12 +897,19 @@ def _is_stale(draft: _Draft, child: ChildJob) -> bool:
 
 
 def _clean_up(draft: _Draft) -> None:
-    with_pods = {record.uid for attempt in draft.status.attempts[-1:] for record in attempt.jobs}
+    """Delete Jobs that are of no use any more.
+
+    That of a stage that went well only once its pods are removed: the garbage collector needs two requests for each.
+    But the attempt does not wait for them. What is left of them when the next stage has ended goes with the Job.
+    """
+    ahead = draft.attempt.jobs[:-1] if current(draft.job) is not None else []
+    with_pods = {record.uid for record in ahead} - draft.snapshot.tidied
     for child in draft.owned:
-        if _is_stale(draft, child):
-            if child.finished and child.uid in with_pods:
-                # Not left to the garbage collector, which needs two requests for each pod.
-                draft.actions.append(RemovePods(child_uid=child.uid, keep=()))
+        if not _is_stale(draft, child):
+            continue
+        if child.finished and child.uid in with_pods:
+            draft.actions.append(RemovePods(child_uid=child.uid, keep=()))
+        else:
             _delete(draft, child)
 
 

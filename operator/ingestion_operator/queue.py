@@ -103,9 +103,13 @@ class WorkQueue:
             self._due[key] = self._clock()
             self._ready.release()
 
+    def is_due(self, key: str) -> bool:
+        """Return whether a key that is worked on was merely due."""
+        return self._working.get(key, True)
+
     def retry(self, key: str) -> float:
         """Have a key looked at again after an error, doubling the delay each time; return the delay in seconds."""
-        if not self._working.get(key, True):
+        if not self.is_due(key):
             self._urgent.add(key)
         count = self._errors[key] = self._errors.get(key, 0) + 1
         delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(count - 1, 16)) * self._jitter()

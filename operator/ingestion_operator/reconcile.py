@@ -56,16 +56,24 @@ class Reconciler:
         config: the installation's configuration.
         memory: what is remembered of each job.
         now: the wall clock, for times that are recorded.
+        is_due: is asked whether nothing has happened to the job that is looked at: it is merely due.
     """
 
     def __init__(
-        self, *, cluster: KubeCluster, config: Config, memory: Memory, now: Callable[[], datetime] = utc_now
+        self,
+        *,
+        cluster: KubeCluster,
+        config: Config,
+        memory: Memory,
+        now: Callable[[], datetime] = utc_now,
+        is_due: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._cluster = cluster
         self._jobs = cluster.ingestion_jobs
         self._config = config
         self._memory = memory
         self._now = now
+        self._is_due = is_due
         self._acting = Acting(cluster=cluster, memory=memory, now=now)
         self._harvests = asyncio.Semaphore(_HARVESTS)
         self._creation_failures = CreationFailures(cluster=cluster, monotonic=memory.monotonic)
@@ -156,7 +164,7 @@ class Reconciler:
         return await self._act(key, kept.raw, snapshot, proven=False)
 
     async def _look_at_pods(self, key: str, kept: Kept, child: ChildJob) -> float | None:
-        """Remove the pods that an attempt has left, as the look that recorded its end has put off.
+        """Remove pods that an attempt has left, as the look before has put off.
 
         That needs no proof: the status said so, and what is done after it is done by a write under the resourceVersion.
         """
@@ -183,14 +191,13 @@ class Reconciler:
             snapshot = replace(snapshot, job=job)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
-            left = _left_pods(decided, job)
-            if not (written and left):
+            if self._is_due(key) or not _only_removes_left_pods(decided, job):
                 for action in decided.actions:
                     raw, snapshot = await self._acting.apply(action, raw, snapshot)
             await self._jobs.tell(raw, decided.events, now=self._now())
             if settled(snapshot.job):
                 return self._memory.forget(key)
-            if left and left not in snapshot.tidied:
+            if _only_pods_are_left(decided.actions, snapshot.tidied):
                 return self._put_off(key, raw, snapshot)
             if not written and not _moves_on(decided.actions) and snapshot.rejection == rejection:
                 return self._keep(key, raw, snapshot, decided.look_again)
@@ -246,6 +253,10 @@ class Reconciler:
         A Job's pods are deleted one by one. Neither ends of other jobs nor the next retry of this one wait for that.
         """
         uid = snapshot.job.status.pods_to_remove
+        if uid is None:  # they are a stage's that went well; the next one runs
+            self._memory.to_list.add(key)  # only a list has its Job
+            self._keep(key, raw, snapshot, 0.0)
+            return 0.0
         child = next((child for child in snapshot.children if child.uid == uid), None)
         left = LastLook(Kept(raw, snapshot.job), child) if child is not None and child.finished else None
         self._memory.pace(key).end_look(left)
@@ -403,10 +414,16 @@ def _point(child: ChildJob | None) -> Point:
     return Point.RUNNING if child.ready or child.succeeded or child.failed else Point.STARTING
 
 
-def _left_pods(decided: Plan, job: IngestionJob) -> ChildUid | None:
-    """Return whose pods an attempt that is over has left, if the plan is to remove them and nothing else."""
+def _only_removes_left_pods(decided: Plan, job: IngestionJob) -> bool:
+    """True when the plan is to remove the pods of an attempt that is over, and nothing else."""
     alone = [isinstance(action, RemovePods) for action in decided.actions] == [True]
-    return job.status.pods_to_remove if alone else None
+    return alone and job.status.pods_to_remove is not None
+
+
+def _only_pods_are_left(actions: tuple[Action, ...], tidied: frozenset[ChildUid]) -> bool:
+    """True when nothing is still to be done at once but to remove more pods."""
+    left = [action for action in actions if isinstance(action, RemovePods) and action.child_uid not in tidied]
+    return bool(left) and not _moves_on(tuple(action for action in actions if action not in left))
 
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:

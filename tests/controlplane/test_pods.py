@@ -10,7 +10,7 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import ChildUid
-from ingestion_crds.kube import KubeClient, core_path
+from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
 from ingestion_operator.cluster import KubeCluster
 from local_cluster.control_plane import ControlPlane
 
@@ -33,19 +33,30 @@ class Counting(KubeClient):
 async def test_a_jobs_pods_are_removed_page_by_page(
     control_plane: ControlPlane, kube: KubeClient, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kubernetes answers with all that it has deleted, and of thousands of pods that is too large to be read."""
+    """Kubernetes answers with all that it has deleted, and of thousands of pods that is too large to be read.
+
+    One that a finalizer holds, the first, does not come again.
+    """
     monkeypatch.setattr(ingestion_operator.cluster, "PAGE", 2)
     for number, uid in enumerate(["ours"] * 7 + ["another"] * 2):
         labels = {names.LABEL_CONTROLLER_UID: uid, names.LABEL_COMPLETION_INDEX: str(number)}
-        metadata = {"name": f"pod-{number}", "labels": labels}
+        metadata = {"name": f"pod-{number}", "labels": labels, "finalizers": ["example.com/logs"] if not number else []}
         containers = [{"name": "worker", "image": "worker:test"}]
         body = {"metadata": metadata, "spec": {"containers": containers, "automountServiceAccountToken": False}}
         await kube.request("POST", core_path("pods", namespace), body=body)
     async with await Counting.connect(kubeconfig=str(control_plane.kubeconfig)) as client:
         client.sizes = []
         cluster = KubeCluster(client)
-        while await cluster.remove_pods(namespace=namespace, child_uid=ChildUid("ours"), keep=(1, 3)):
-            pass
+        following = ""
+        for more in (True, True, False):
+            following = await cluster.remove_pods(
+                namespace=namespace, child_uid=ChildUid("ours"), keep=(1, 3), following=following
+            )
+            assert bool(following) is more
     assert client.sizes == [2, 2, 1]
     left = (await kube.request("GET", core_path("pods", namespace)))["items"]
-    assert [pod["metadata"]["name"] for pod in left] == ["pod-1", "pod-3", "pod-7", "pod-8"]
+    assert [pod["metadata"]["name"] for pod in left] == ["pod-0", "pod-1", "pod-3", "pod-7", "pod-8"]
+    for pod in left[:1]:
+        assert "deletionTimestamp" in pod["metadata"]
+        path = core_path("pods", namespace, pod["metadata"]["name"])
+        await kube.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)

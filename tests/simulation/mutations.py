@@ -357,14 +357,71 @@ def _dispatch_of(""",
         file="acting.py",
         changes=(
             (
-                "            if await self._cluster.remove_pods(",
-                "            while await self._cluster.remove_pods(",
-            ),
-            (
-                "            ):\n                return snapshot\n        except",
-                "            ):\n                pass\n        except",
+                "keep=action.keep, following=removal.following\n            )\n",
+                """keep=action.keep, following=removal.following
+            )
+            while following:
+                following = await self._cluster.remove_pods(
+                    namespace=job.metadata.namespace, child_uid=uid, keep=action.keep, following=following
+                )
+""",
             ),
         ),
+    ),
+    Mutation(
+        name="each page of pods begins at the first",
+        file="acting.py",
+        changes=(("following=removal.following\n", 'following=""\n'),),
+    ),
+    Mutation(
+        name="pages of pods begin anew for ever",
+        file="acting.py",
+        changes=(("if error.expired and not removal.anew:", "if error.expired:"),),
+    ),
+    Mutation(
+        name="who takes over removes pods before ends are recorded",
+        file="reconcile.py",
+        changes=(("            if self._is_due(key) or not _only", "            if decided.actions or not _only"),),
+    ),
+    Mutation(
+        name="pods of the attempt before are removed as a retry begins",
+        file="plan.py",
+        changes=(("    if draft.actions:\n        return\n    child", "    child"),),
+    ),
+    Mutation(
+        name="a retry by annotation waits for pods that are removed",
+        file="plan.py",
+        changes=(
+            (
+                "    _answer_annotation(draft)  # behind",
+                "    _remove_left_pods(draft)\n    _answer_annotation(draft)  # behind",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a retry that is held back keeps the pods before it",
+        file="plan.py",
+        changes=(
+            (
+                "    if uid is None or draft.snapshot",
+                "    if uid is None or draft.status.phase not in names.TERMINAL_PHASES or draft.snapshot",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a stage's Job is deleted with the first page of its pods",
+        file="plan.py",
+        changes=(
+            (
+                "        else:\n            _delete(draft, child)\n\n\ndef _delete",
+                "        _delete(draft, child)\n\n\ndef _delete",
+            ),
+        ),
+    ),
+    Mutation(
+        name="an attempt waits for the pods of its stages",
+        file="plan.py",
+        changes=(("if current(draft.job) is not None else []", "if draft.status.attempts else []"),),
     ),
     Mutation(
         name="a ConfigMap of other content taken for ours",
