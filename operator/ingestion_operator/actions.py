@@ -58,7 +58,7 @@ class PatchChild:
 
     Args:
         spec: the change.
-        annotations: to be changed with it.
+        annotations: to be changed with it, or alone if it is empty.
         clear_start_of: the Job's resourceVersion, if its status.startTime is to be taken off before; else None.
     """
 

@@ -196,9 +196,9 @@ def build_child(dispatch: Dispatch) -> JsonObject:
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": child_spec}
 
 
-def suspend_annotation(*, wanted: bool) -> JsonObject:
-    """Return the annotation that says what the operator has last made of a Job's `spec.suspend`."""
-    return {names.ANNOTATION_SUSPEND: str(wanted).lower()}
+def suspend_annotation(*, wanted: bool | None) -> JsonObject:
+    """Return the annotation that says what the operator has last made of a Job's `spec.suspend`; None takes it off."""
+    return {names.ANNOTATION_SUSPEND: None if wanted is None else str(wanted).lower()}
 
 
 def _metadata(dispatch: Dispatch) -> JsonObject:
@@ -352,7 +352,7 @@ class ChildJob:
         managed_by: who runs it in place of Kubernetes' own Job controller, as in another cluster; else empty.
         suspended: it is to have no pods now.
         let_go: the operator made it to run, or has resumed it last: if it is suspended, somebody else has done that.
-            False of a Job of a queue, and of one that a release has made which did not say so.
+            False of a Job that has been in a queue, and of one that a release has made which did not say so.
         parallelism: pods at the same time at most.
         takes_fewer: Kueue may admit it with a lower parallelism, and then lets nobody change that while it runs.
         deadline_seconds: from `start_time` on; None for no end, 0 once its attempt was cancelled.

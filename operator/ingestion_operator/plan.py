@@ -577,9 +577,12 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
             text = f"somebody else has suspended the Job {child.name}, and is to resume it: a person, or Kueue"
             text += f", which may want the label {names.LABEL_QUEUE_NAME}"
             draft.held = Waiting(reason=Reason.WAITING, message=text)
-    if wish and not child.deleting and not _refused(draft):
-        # One patch for each field: one that the cluster refuses must not keep the others from being made.
-        draft.actions += [_patch(child, key, value) for key, value in wish.items()]
+    # One patch for each field: one that the cluster refuses must not keep the others from being made.
+    patches = [_patch(child, key, value) for key, value in wish.items()]
+    if child.queue and child.let_go:  # or it stands still once it is taken out of the queue: nobody else resumes it
+        patches.append(PatchChild(name=child.name, uid=child.uid, spec={}, annotations=suspend_annotation(wanted=None)))
+    if patches and not child.deleting and not _refused(draft):
+        draft.actions += patches
     obstacle = draft.snapshot.obstacle
     if obstacle is not None and not goes_on(obstacle.reason, child):
         draft.blocked = obstacle

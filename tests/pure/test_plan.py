@@ -114,7 +114,8 @@ class World:
                 self.children.pop(action.uid, None)
                 return True
             case PatchChild():
-                child, said = self.children[action.uid], action.annotations.get(ANNOTATION_SUSPEND)
+                child = self.children[action.uid]
+                said = action.annotations.get(ANNOTATION_SUSPEND, str(child.let_go).lower())
                 resumed = action.spec.get("suspend") is False
                 assert not (resumed and child.uid in self.held), "somebody else is to resume it"
                 if "suspend" in action.spec:
@@ -126,7 +127,7 @@ class World:
                     self.children[action.uid] = replace(
                         child,
                         suspended=action.spec.get("suspend", child.suspended),
-                        let_go=child.let_go if said is None else said == "false",
+                        let_go=said == "false",
                         parallelism=action.spec.get("parallelism", child.parallelism),
                         start_time=self.now if resumed else child.start_time,
                     )
@@ -189,10 +190,18 @@ class World:
     def hold(self, suspended: bool) -> None:
         """Suspend or resume the live Job as somebody else does."""
         child = self.live()
-        if child is None or child.suspended == suspended:
+        if child is None or child.queue or child.suspended == suspended:
             return
         self.children[child.uid] = replace(child, suspended=suspended)
         (self.held.add if suspended else self.held.discard)(child.uid)
+
+    def queue(self, name: str) -> None:
+        """Put the live Job into a queue, which suspends it and is looked at, or take it out with the empty name."""
+        child = self.live()
+        if child is not None:
+            self.held.discard(child.uid)
+            self.children[child.uid] = replace(child, queue=name, suspended=child.suspended or bool(name))
+            self.rest()
 
 
 def segments_run(*, count: int = 6) -> tuple[World, ChildJob]:
@@ -214,6 +223,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("retry"), st.none() | st.sets(st.integers(0, 7), min_size=1)),
     st.tuples(st.just("suspend"), st.booleans()),
     st.tuples(st.just("hold"), st.booleans()),
+    st.tuples(st.just("queue"), st.sampled_from(["night", ""])),
     st.tuples(st.just("cancel"), st.none()),
     st.tuples(st.just("lose"), st.none()),
 )
@@ -239,6 +249,8 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
                 world.edit(suspend=argument)
             case "hold":
                 world.hold(argument)
+            case "queue":
+                world.queue(argument)
             case "cancel":
                 world.edit(cancel_generation=world.job.spec.retry_generation)
             case "lose":
@@ -254,6 +266,7 @@ def test_the_invariants_hold_over_any_history(history: list[tuple[str, Any]]) ->
             world.edit(retry_generation=world.job.spec.retry_generation + 1, retry_segments=None)
         if world.held:
             world.hold(False)
+        world.queue("")
         world.end(good=set(range(8)))
     assert world.job.status.phase is Phase.COMPLETED
     assert settled(world.job)

@@ -22,7 +22,7 @@ SAYS_WHO = "a person, or Kueue, which may want the label kueue.x-k8s.io/queue-na
 
 
 class Kueue:
-    """Kueue with manageJobsWithoutQueueName: it holds every Job, and admits those with the label of a queue.
+    """Kueue: it holds the Jobs that it manages, and admits those with the label of a queue.
 
     Source: Kueue v0.17.0, `startJob` and `stopJob` in pkg/controller/jobframework/reconciler.go, `Default` and
     `validatePartialAdmissionUpdate` in pkg/controller/jobs/job/job_webhook.go.
@@ -31,15 +31,24 @@ class Kueue:
         cluster: where it runs.
         webhook: it suspends Jobs before they are stored; else once they are.
         room: so many pods of a Job may run, and a Job that asks for more is content with that.
+        all_jobs: it manages Jobs without the label too (manageJobsWithoutQueueName).
+
+    Attributes:
+        admits: there is room.
+        default: the namespace has a LocalQueue called `default`, to which Jobs that are made without the label come.
     """
 
-    def __init__(self, cluster: SimulatedCluster, *, webhook: bool = True, room: int = SEGMENTS) -> None:
+    def __init__(
+        self, cluster: SimulatedCluster, *, webhook: bool = True, room: int = SEGMENTS, all_jobs: bool = True
+    ) -> None:
         self._api = cluster.api
         self._webhook = webhook
         self._room = room
+        self._all_jobs = all_jobs
         self._commit = cluster.commit
         self._asked: dict[str, int] = {}  # what Jobs asked for that have less, by UID
         self.admits = True
+        self.default = False
         cluster.commit = self._admission  # type: ignore[method-assign]
         cluster.parts.insert(0, self)
 
@@ -47,7 +56,10 @@ class Kueue:
         job = next((job for job in self._api.peek("jobs") if call.path.endswith(f"/{job['metadata']['name']}")), None)
         spec = (call.arguments["body"] or {}).get("spec", {})
         if call.method == "POST" and call.path == child_path(NAMESPACE):
-            spec["suspend"] = spec.get("suspend", False) or self._webhook
+            if self.default:
+                call.arguments["body"]["metadata"]["labels"].setdefault(names.LABEL_QUEUE_NAME, "default")
+            manages = self._webhook and self._manages(call.arguments["body"])
+            spec["suspend"] = spec.get("suspend", False) or manages
             if spec["parallelism"] > self._room:
                 call.arguments["body"]["metadata"]["annotations"][names.ANNOTATION_MIN_PARALLELISM] = "1"
         elif job is not None and "parallelism" in spec and _is_fixed(job):
@@ -59,8 +71,11 @@ class Kueue:
         """Yield what it can do now."""
         for job in self._api.all("jobs"):
             admitted = self.admits and names.LABEL_QUEUE_NAME in job["metadata"]["labels"]
-            if not finished(job) and job["spec"]["suspend"] == admitted:
+            if self._manages(job) and not finished(job) and job["spec"]["suspend"] == admitted:
                 yield partial(self._turn, job, admitted)
+
+    def _manages(self, job: JsonObject) -> bool:
+        return self._all_jobs or names.LABEL_QUEUE_NAME in job["metadata"]["labels"]
 
     def _turn(self, job: JsonObject, admitted: bool) -> None:
         uid, parallelism = job["metadata"]["uid"], job["spec"]["parallelism"]
@@ -126,6 +141,25 @@ def test_kueue_and_the_operator_do_not_fight_over_a_job_without_a_queue(
     assert {change.by for change in cluster.api.changes if turns(change)} <= {"kueue"}
 
 
+@pytest.mark.parametrize("default", [True, False], ids=["by Kueue", "by hand"])
+def test_a_job_that_somebody_else_has_put_into_a_queue_goes_on_once_it_is_taken_out(
+    cluster: SimulatedCluster, default: bool
+) -> None:
+    kueue = Kueue(cluster, all_jobs=False)
+    kueue.admits, kueue.default = False, default
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")), seconds=30)
+    if not default:
+        change_job(cluster, {"metadata": {"labels": {names.LABEL_QUEUE_NAME: "night"}}})
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "Waiting", seconds=60)
+    cluster.verdicts.clear()
+    kueue.default = False
+    change_job(cluster, {"metadata": {"labels": {names.LABEL_QUEUE_NAME: None}}})
+    reach(cluster, "completed")
+
+
 @pytest.mark.parametrize("release", Release, ids=lambda release: release.name)
 def test_a_job_that_is_suspended_by_hand_stays_so_until_it_is_resumed(
     cluster: SimulatedCluster, release: Release
@@ -172,6 +206,23 @@ def test_a_job_that_another_release_has_suspended_is_resumed(cluster: SimulatedC
     cluster.verdicts.clear()
     cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=60)
+    patch(cluster, suspend=False)
+    reach(cluster, "completed")
+
+
+def test_what_an_older_release_has_suspended_waits_if_no_newer_one_sees_that_it_was_asked_to(
+    cluster: SimulatedCluster,
+) -> None:
+    """The Job says that the operator has let it go, and nothing says anything else."""
+    only = start(cluster, first=GOOD)
+    cluster.kill(only)
+    change_job(cluster, {"spec": {"suspend": True}})
+    cluster.verdicts.clear()
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=60)
+    assert says_why(live(cluster)) == "Waiting"
+    suspend(cluster)
+    assert says_why(live(cluster)) == "Suspended"
     patch(cluster, suspend=False)
     reach(cluster, "completed")
 
