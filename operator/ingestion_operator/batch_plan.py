@@ -460,11 +460,16 @@ def _explain(draft: _Draft) -> None:
         draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; no document is processed")
         return
     running = [job for _, job in sorted(draft.snapshot.jobs.items()) if not job.ended]
-    if running and all(job.reason in _OBSTACLES for job in running):
-        first = running[0]
-        draft.blocked = Waiting(
-            reason=Reason(first.reason), message=f"All jobs that run wait; {first.name}: {first.message}"
-        )
+    obstructed = [job for job in running if job.reason in _OBSTACLES]
+    held = [job for job in running if job.reason == Reason.WAITING]
+    if running and len(obstructed) + len(held) == len(running):
+        first = (obstructed or held)[0]
+        text = f"All jobs that run wait; {first.name}: {first.message}"
+        waiting = Waiting(reason=Reason(first.reason), message=text)
+        if obstructed:
+            draft.blocked = waiting
+        else:
+            draft.held = waiting
 
 
 def _expire(draft: _Draft) -> None:

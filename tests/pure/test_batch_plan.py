@@ -569,6 +569,11 @@ def test_where_all_jobs_wait_the_batch_says_why() -> None:
     world.rest()
     stalled = next(item for item in world.status.conditions if item.type == "Stalled")
     assert (stalled.status, stalled.reason) == ("True", Reason.IMAGE_UNAVAILABLE)
+    world.jobs[0].reason = Reason.WAITING
+    world.rest()
+    stalled = next(item for item in world.status.conditions if item.type == "Stalled")
+    assert (stalled.status, stalled.reason) == ("True", Reason.IMAGE_UNAVAILABLE)
+    assert world.jobs[1].name in stalled.message
     world.jobs[3].reason = Reason.PREPARING
     world.rest()
     assert {item.reason for item in world.status.conditions} == {Reason.PROCESSING_DOCUMENTS}

@@ -9,7 +9,7 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, TABLE, ApiError, batch_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, TABLE, ApiError, batch_path, child_path, ingestion_path
 from ingestion_operator import metrics
 from support.builders import ingestion_batch
 
@@ -69,10 +69,15 @@ def ended(cluster: SimulatedCluster, phase: str, generation: int = 0, *, name: s
     return there
 
 
+def condition(cluster: SimulatedCluster, kind: str) -> JsonObject:
+    """Return a condition of the batch; empty before its first look."""
+    conditions = status(cluster).get("conditions", [])
+    return next((item for item in conditions if item["type"] == kind), {})
+
+
 def stalled(cluster: SimulatedCluster) -> JsonObject:
     """Return the batch's condition Stalled; empty before its first look."""
-    conditions = status(cluster).get("conditions", [])
-    return next((item for item in conditions if item["type"] == "Stalled"), {})
+    return condition(cluster, "Stalled")
 
 
 def until(
@@ -211,6 +216,35 @@ def test_a_job_that_is_in_no_list_is_named_until_its_label_is_back(cluster: Simu
     until(cluster, ended(cluster, "partial_failure", 1))
     patch(cluster, retryGeneration=2)
     until(cluster, ended(cluster, "completed", 2))
+
+
+def suspend_by_hand(cluster: SimulatedCluster, child: JsonObject) -> None:
+    """Suspend the Job of a document's IngestionJob."""
+    path = child_path(NAMESPACE, child["metadata"]["name"])
+    cluster.api.request("PATCH", path, body={"spec": {"suspend": True}}, content_type=MERGE_PATCH)
+
+
+def test_a_batch_whose_jobs_are_all_held_by_somebody_else_waits(cluster: SimulatedCluster) -> None:
+    """Until they are resumed, or it is suspended and goes on."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    cluster.start_operator()
+    create(cluster)
+    until(cluster, lambda: len(cluster.api.all("jobs")) == 3)
+    first, *others = sorted(cluster.api.all("jobs"), key=lambda child: str(child["metadata"]["name"]))
+    for child in others:
+        suspend_by_hand(cluster, child)
+    cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
+    assert condition(cluster, "Ready")["reason"] == "ProcessingDocuments"
+    suspend_by_hand(cluster, first)
+    until(cluster, lambda: condition(cluster, "Ready")["reason"] == "Waiting")
+    says = f"All jobs that run wait; {job(cluster, 0)['metadata']['name']}: somebody else has suspended the Job"
+    assert condition(cluster, "Ready")["message"].startswith(says)
+    assert {condition(cluster, kind)["status"] for kind in ("Reconciling", "Stalled")} == {"False"}
+    cluster.verdicts.clear()
+    patch(cluster, suspend=True)
+    cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
+    patch(cluster, suspend=False)
+    until(cluster, ended(cluster, "completed"))
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
