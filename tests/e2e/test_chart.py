@@ -587,8 +587,10 @@ def test_a_store_of_ones_own_is_tried_with_the_tenant_s_secret(tmp_path: Path) -
     (container,) = pod_specs(documents)["Pod/i-test-a"]["containers"]
     env = {each["name"]: each for each in container["env"]}
     assert "AWS_ENDPOINT_URL" not in env  # AWS S3
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    assert [env[key]["valueFrom"]["secretKeyRef"]["name"] for key in keys] == ["mine", "mine"]
+    keys = {"AWS_ACCESS_KEY_ID": {}, "AWS_SECRET_ACCESS_KEY": {}, "AWS_SESSION_TOKEN": {"optional": True}}
+    assert {name: each["valueFrom"]["secretKeyRef"] for name, each in env.items() if "valueFrom" in each} == {
+        key: {"name": "mine", "key": key} | more for key, more in keys.items()
+    }
 
 
 def test_worker_pods_reach_every_usual_resolver(tmp_path: Path) -> None:
