@@ -1,4 +1,4 @@
-"""How pods of Jobs are removed."""
+"""Which labels and annotations pods of Jobs may have, and how the pods are removed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import ingestion_operator.cluster
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
+from ingestion_crds.config import Config
 from ingestion_crds.job import ChildUid
-from ingestion_crds.kube import MERGE_PATCH, KubeClient, core_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, child_path, core_path
 from ingestion_operator.cluster import KubeCluster
 from local_cluster.control_plane import ControlPlane
+from support.builders import ANNOTATIONS, LABELS, LABELS_OF_JOBS, worker_job
 
 pytestmark = pytest.mark.controlplane
 
@@ -60,3 +62,32 @@ async def test_a_jobs_pods_are_removed_page_by_page(
         assert "deletionTimestamp" in pod["metadata"]
         path = core_path("pods", namespace, pod["metadata"]["name"])
         await kube.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
+
+
+async def test_a_job_is_taken_with_the_labels_and_annotations_that_the_chart_takes(
+    kube: KubeClient, namespace: str
+) -> None:
+    """The same ones in both tests; with others the API server would refuse each Job."""
+    more = {"workerPodLabels": LABELS, "workerPodAnnotations": ANNOTATIONS}
+    job = await create(kube, namespace, more)
+    made = job["spec"]["template"]["metadata"]
+    assert made["labels"].items() >= LABELS.items()
+    assert made["annotations"].items() >= ANNOTATIONS.items()
+
+
+@pytest.mark.parametrize("label", LABELS_OF_JOBS)
+async def test_a_job_whose_pods_have_a_label_of_the_job_controller_is_refused(
+    label: str, kube: KubeClient, namespace: str
+) -> None:
+    """Which is why the chart does not take it."""
+    with pytest.raises(ApiError) as caught:
+        await create(kube, namespace, {"workerPodLabels": {label: "mine"}})
+    assert caught.value.status == 422
+    assert f"spec.template.metadata.labels[{label}]" in str(caught.value)
+
+
+async def create(kube: KubeClient, namespace: str, given: JsonObject) -> JsonObject:
+    """Create the Job of a worker pod of an installation that gives its worker pods so much."""
+    body = worker_job(Config.model_validate({"workerImage": "worker:test", **given}))
+    body["metadata"] |= {"namespace": namespace}
+    return await kube.request("POST", child_path(namespace), body=body)

@@ -30,7 +30,7 @@ from ingestion_operator.cluster import KubeCluster
 from local_cluster import binaries, install, versions
 from local_cluster.commands import run
 from local_cluster.errors import LocalClusterError
-from support.builders import worker_pod
+from support.builders import ANNOTATIONS, LABELS, LABELS_OF_JOBS, worker_pod
 
 pytestmark = pytest.mark.e2e
 
@@ -184,6 +184,16 @@ def egress(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ({"operator": {"podLabels": {"cost center": "1"}}}, "cost center"),
         ({"store": {"embedded": {"podLabels": {"team": "of two words"}}}}, "/store/embedded/podLabels/team"),
         ({"operator": {"podAnnotations": {"n": 1}}}, "/operator/podAnnotations/n"),
+        *[
+            ({"worker": {given: {key: "x"}}}, f"'{key}'")
+            for given in ("podLabels", "podAnnotations")
+            for key in ("bad key!", f"{'d' * 254}/n", f"d/{'n' * 64}", "n" * 64, "d/", "/n", "a/b/c")
+        ],
+        ({"worker": {"podLabels": {"Example.com/team": "x"}}}, "'Example.com/team'"),
+        *[
+            ({"worker": {"podLabels": {key: "x"}}}, f"/worker/podLabels/{key.replace('/', '~1')}")
+            for key in LABELS_OF_JOBS
+        ],
         ({"api": {"serviceAccountAnnotations": {"n": 1}}}, "/api/serviceAccountAnnotations/n"),
         ({"api": {"ingress": {"enabled": True, "host": "x.example"}}}, "api.ingress.tlsSecret"),
         ({"api": {"ingress": {"enabled": True, "host": "x", "tlsSecret": "y", "tlsElsewhere": True}}}, "tlsElsewhere"),
@@ -505,8 +515,8 @@ def test_every_pod_can_be_placed(tmp_path: Path) -> None:
 
 def test_every_pod_has_the_labels_and_annotations_that_it_is_given(tmp_path: Path) -> None:
     """As policies, meshes and bills ask for them; what the chart itself sets stays."""
-    labels = {"team": "data", "app.kubernetes.io/name": "mine"}
-    annotations = {"linkerd.io/inject": "disabled", "helm.sh/hook": "mine", f"{names.GROUP}/config-digest": "mine"}
+    labels = {**LABELS, "app.kubernetes.io/name": "mine"}
+    annotations = {**ANNOTATIONS, "helm.sh/hook": "mine", f"{names.GROUP}/config-digest": "mine"}
     given = {"podLabels": labels, "podAnnotations": annotations}
 
     def metadata(values: dict[str, Any]) -> dict[str, dict[str, dict[str, str]]]:

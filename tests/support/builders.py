@@ -15,6 +15,12 @@ from ingestion_operator.children import Dispatch, build_child
 KNOWLEDGE_BASE = "2b1d7a52-6c1e-4a0b-9f55-0d3c0f2f8a11"
 DOCUMENT = "8d0a7f0e-64f1-4f59-8a2c-7b9d2f3c4e55"
 
+# What pods may be given: keys as long as Kubernetes takes them, and such as policies and meshes ask for.
+LABELS = {"team": "data", "cost_center": "", f"{'d' * 253}/{'N' * 63}": "v" * 63}
+ANNOTATIONS = {"linkerd.io/inject": "disabled", f"{'D' * 253}/{'n' * 63}": "any text, as long as it is one"}
+# What the API server refuses in the template of a Job, as it puts them there itself.
+LABELS_OF_JOBS = [prefix + name for prefix in ("", "batch.kubernetes.io/") for name in ("job-name", "controller-uid")]
+
 
 def ingestion_job(*, name: str = "handbook", namespace: str = "team-a", **spec: Any) -> JsonObject:
     """Return an IngestionJob as a user writes it; keyword arguments go into spec."""
