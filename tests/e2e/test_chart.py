@@ -435,11 +435,12 @@ def test_a_digest_wins_over_a_tag(tmp_path: Path) -> None:
 
 def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
     """Helm takes the key of a null away, so that the schema has nothing to say."""
-    empty = dict.fromkeys(("resources", "nodeSelector", "tolerations", "podLabels", "podAnnotations"))
+    empty = dict.fromkeys(("resources", "nodeSelector", "tolerations", "podLabels"))
+    bare = {**empty, "podAnnotations": None}
     values = {
         **dict.fromkeys(("tenants", "embeddingProviders")),
         **{"images": {"pullSecrets": None}, "sources": {"allow": None}, "networkPolicy": {"workerEgress": None}},
-        **{"worker": empty, "operator": empty, "api": empty, "store": {"embedded": empty}},
+        **{"worker": bare, "operator": empty, "api": empty, "store": {"embedded": bare}},
     }
     documents = render({**VALUES, **values}, folder=tmp_path)
     config = config_of(documents)
@@ -457,6 +458,7 @@ def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
         *("images.worker", "images.worker.repository", "images.worker.pullPolicy", "images.api.pullPolicy"),
         *("images", "sources", "sources.maxBytes", "worker", "operator", "operator.replicas", "api"),
         *("operator.logLevel", "api.logLevel", "worker.logLevel"),
+        *("operator.podAnnotations", "api.podAnnotations"),  # by their defaults Prometheus finds the pods
         *("api.service.port", "api.temporaryStorage", "store", "store.region", "store.embedded.persistence.enabled"),
         *("store.embedded.persistence.size", "networkPolicy.enabled"),
     ],
@@ -558,7 +560,8 @@ def test_prometheus_is_told_of_pods_that_serve_metrics_unless_it_is_not_to_be(tm
 
     assert scraped() == {"Deployment/i-operator": "8080", "Deployment/i-api": "8000"}
     off = {"podAnnotations": {"prometheus.io/scrape": "false"}}
-    assert scraped(operator=off, api={"podAnnotations": None}) == {}
+    without = {"podAnnotations": dict.fromkeys(("prometheus.io/scrape", "prometheus.io/port"))}
+    assert scraped(operator=off, api=without) == {}
 
 
 def test_every_pod_has_the_resources_that_it_is_given(tmp_path: Path) -> None:
