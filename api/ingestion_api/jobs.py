@@ -142,7 +142,9 @@ class Jobs:
             first: of its documents.
 
         Raises:
-            ProblemError: 429 over a quota. Whatever else is wrong is told when it is made.
+            ProblemError: 429 over a quota, unless it is a request with the same key that has used it up; 503 while
+                what that has made is being deleted. Whatever else is wrong is told when it is made.
+            ApiError: over a quota, and the API server does not say what there is.
         """
         body: JsonObject = {
             "apiVersion": API_VERSION,
@@ -157,7 +159,7 @@ class Jobs:
         try:
             await self._kube.request("POST", path, query=query, body=body, timeout=_TRY_SECONDS)
         except ApiError as error:
-            if _over_quota(error):
+            if _over_quota(error) and await self.made(making) is None:
                 raise _refusal(making.namespace, error) from None
 
     async def create(self, making: Making, documents: Sequence[Document], chosen: JsonObject) -> Sequence[Document]:
@@ -199,7 +201,7 @@ class Jobs:
         if (made := await self.made(making)) is not None:
             return made
         try:
-            new = await self._create(making.namespace, body)
+            new = await self._create(making, body)
             return documents if new or not making.keyed else await self._there(kind, making)
         except asyncio.CancelledError as error:
             raise JobUnknownError(making.name) from error
@@ -214,13 +216,13 @@ class Jobs:
             raise JobUnknownError(making.name)
         return _documents(made)
 
-    async def _create(self, namespace: str, body: JsonObject) -> bool:
+    async def _create(self, making: Making, body: JsonObject) -> bool:
         """Send a job until the API server says that it has it, or that it will not have it.
 
         Returns:
             whether what was sent last has made it; else an earlier POST has, of this request or another.
         """
-        path_of, name = _PATHS[body["kind"]], body["metadata"]["name"]
+        path_of, namespace, name = _PATHS[body["kind"]], making.namespace, making.name
         path = path_of(namespace)
         refused: ApiError | None = None
         for pause in _PAUSES_SECONDS:
@@ -233,12 +235,13 @@ class Jobs:
                 refused = error if 400 <= error.status < 500 and error.status not in _TRY_AGAIN else None
                 # A new job cannot be in conflict: it is a quota on jobs, whose count others change at the same time.
                 if refused is not None and not error.conflict:
-                    if not pause:
+                    if not pause and not making.keyed:
                         raise _refusal(namespace, error) from None
                     break
             else:
                 return True
-        # An earlier POST may have come through all the same: the quota may be used up by this very job.
+        # An earlier POST, or another request's with this key, may have come through: the quota may be used up by this
+        # very job.
         path = path_of(namespace, name)
         try:
             self._index.put(await self._kube.request("GET", path, timeout=_TRY_SECONDS))

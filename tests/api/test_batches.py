@@ -366,6 +366,35 @@ async def test_requests_with_one_key_at_the_same_time_make_one_batch_and_leave_n
     assert [str(item.document_id) for item in taken[0].items] == [document["id"] for document in documents]
 
 
+async def test_a_quota_that_a_batch_has_used_up_is_no_reason_to_refuse_it_its_key(tmp_path: Path) -> None:
+    class Full(Cluster):
+        """Has room for one batch."""
+
+        def __call__(self, request: BaseHTTPRequestHandler) -> None:
+            self.room = 403 if self.objects else 201
+            super().__call__(request)
+
+    cluster, reads, goes_on = Full(), asyncio.Event(), asyncio.Event()
+    async with services(tmp_path, cluster) as parts:
+        body = form(part("a"), part("b"))
+        late, early, another = (request(parts, body, idempotency_key=key) for key in ("monday", "monday", "tuesday"))
+
+        async def receive() -> Any:
+            reads.set()
+            await goes_on.wait()
+            return await late.receive()
+
+        waiting = asyncio.create_task(bulk_ingest(Request(late.scope, receive), uuid.UUID(KB), CALLER))
+        await reads.wait()
+        first = await bulk_ingest(early, uuid.UUID(KB), CALLER)
+        goes_on.set()
+        assert await waiting == first
+        with pytest.raises(ProblemError, match="quota of ingestion jobs is used up"):
+            await bulk_ingest(another, uuid.UUID(KB), CALLER)
+    assert cluster.only["metadata"]["name"] == str(first.ingestion_job_id)
+    assert len(bucket(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(("slow", "quick"), [(3, 1), (1, 3)], ids=["a batch and a job", "a job and a batch"])
 async def test_a_job_and_a_batch_with_one_key_at_the_same_time_are_one(tmp_path: Path, slow: int, quick: int) -> None:
     """They may have one name in the cluster, where neither keeps the other away."""
@@ -385,6 +414,33 @@ async def test_a_job_and_a_batch_with_one_key_at_the_same_time_are_one(tmp_path:
         assert await waiting == first
     assert cluster.only["metadata"]["name"] == str(first.ingestion_job_id)
     assert len(bucket(tmp_path)) == len(first.items) == quick
+
+
+@pytest.mark.parametrize("files", [1, 2])
+async def test_a_quota_that_another_request_with_the_key_uses_up_at_the_same_moment_refuses_neither(
+    tmp_path: Path, files: int
+) -> None:
+    class Crossed(Cluster):
+        """Takes another request's the moment before, and has no room then. A quota comes before the name."""
+
+        def __call__(self, request: BaseHTTPRequestHandler) -> None:
+            if request.command == "POST" and "dryRun" not in request.path:
+                name = made_by("monday")
+                made = stored(name) if files == 1 else batch(name)
+                self.objects["ingestionjobs" if files == 1 else "ingestionbatches", name] = made
+                request.rfile.read(int(request.headers["Content-Length"]))
+                answer(request, 403, json.dumps({"kind": "Status", "message": "exceeded quota: jobs"}).encode())
+                return
+            super().__call__(request)
+
+    cluster = Crossed()
+    async with services(tmp_path, cluster) as parts:
+        late = request(parts, form(*[part("a")] * files), idempotency_key="monday")
+        taken = await bulk_ingest(late, uuid.UUID(KB), CALLER)
+    spec = cluster.only["spec"]
+    documents = spec["documents"] if files > 1 else [spec["document"]]
+    assert [str(item.document_id) for item in taken.items] == [document["id"] for document in documents]
+    assert bucket(tmp_path) == []
 
 
 def made_by(key: str) -> str:
