@@ -35,6 +35,20 @@ def headers_of_all(request_id: str) -> list[tuple[bytes, bytes]]:
     return [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
 
 
+def request_id_of(scope: Scope) -> str:
+    """Return a request's id: the client's own, or one that is made for it.
+
+    Args:
+        scope: the request's, whose state keeps it.
+    """
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = _header(scope, b"x-request-id")
+        state["request_id"] = given.decode() if given and _REQUEST_ID.match(given) else uuid.uuid4().hex
+    request_id: str = state["request_id"]
+    return request_id
+
+
 class AccessLog:
     """Give every request an id, log it as one record, count it, and answer what nobody caught: 500, or 503 at the end.
 
@@ -51,10 +65,8 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        given = _header(scope, b"x-request-id")
-        request_id = given.decode() if given and _REQUEST_ID.match(given) else uuid.uuid4().hex
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        request_id = request_id_of(scope)
+        state: dict[str, Any] = scope["state"]
         served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = 0
 

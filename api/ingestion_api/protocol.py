@@ -12,7 +12,7 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ingestion_api.middleware import ACCESS, REFUSAL, headers_of_all
+from ingestion_api.middleware import ACCESS, REFUSAL, headers_of_all, request_id_of
 from ingestion_api.problems import bad_request, unavailable
 
 # By these a cluster decides whether to end the process, and many clients are no reason for that.
@@ -171,19 +171,29 @@ class BoundedHttp(HttpToolsProtocol):
             self._wait_for_head(self.timeout_keep_alive)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, and hang up; without an answer where another one is half sent."""
-        if not self.pipeline and (
-            self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
-        ):
-            answer, request_id = bad_request(msg).response(), uuid.uuid4().hex
+        """Answer what cannot be read, and hang up; without an answer where another one is half sent.
+
+        One that breaks off a request is the answer to that, of which the access log tells by itself.
+        """
+        cycle: Any = self.cycle
+        waits = cycle is not None and not cycle.response_complete
+        if not self.pipeline and not (waits and cycle.response_started):
+            broken_off = waits and cycle.more_body
+            request_id = request_id_of(cycle.scope) if broken_off else self._no_request()
+            answer = bad_request(msg).response()
             headers = [*answer.raw_headers, *headers_of_all(request_id), (b"connection", b"close")]
             head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers), b"", b""]
             self.transport.write(b"\r\n".join(head) + bytes(answer.body))
-            app: Any = self.config.app
-            app.state.metrics.requests.labels(operation="other", code="400").inc()
-            client = self.client[0] if self.client else None
-            ACCESS.info("no request", extra={"request_id": request_id, "status": 400, "client": client})
         self.transport.close()
+
+    def _no_request(self) -> str:
+        """Count and log what is no request, and return an id for it."""
+        request_id = uuid.uuid4().hex
+        app: Any = self.config.app
+        app.state.metrics.requests.labels(operation="other", code="400").inc()
+        client = self.client[0] if self.client else None
+        ACCESS.info("no request", extra={"request_id": request_id, "status": 400, "client": client})
+        return request_id
 
     def _wait_for_head(self, seconds: float) -> None:
         self._stop_waiting()

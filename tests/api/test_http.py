@@ -147,24 +147,29 @@ async def test_no_answer_is_kept_by_a_cache(api: Served, method: str, path: str,
     assert (got.status_code, got.headers["cache-control"]) == (status, "no-store")
 
 
+async def counted(api: Served, code: int) -> float:
+    """Return how many requests were answered so."""
+    sample = f'ingestion_api_requests_total{{code="{code}",'
+    while (scraped := await api.http.get("/metrics")).status_code != 200:  # a connection too many still
+        await asyncio.sleep(0.02)
+    lines = scraped.text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
+
+
 @pytest.mark.parametrize(
     ("sent", "code"),
-    [(b"NONSENSE\r\n\r\n", 400), (b"GET /v1 HTTP/1.1\r\n\r\n", 503)],
-    ids=["what is no request", "one connection too many"],
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\nNONSENSE\r\n\r\n", 400),
+        (b"GET /v1 HTTP/1.1\r\n\r\n", 503),
+    ],
+    ids=["what is no request", "and comes right behind one", "one connection too many"],
 )
 async def test_what_never_comes_to_a_route_has_an_id_and_a_line_and_is_counted(
     api: Served, caplog: pytest.LogCaptureFixture, sent: bytes, code: int
 ) -> None:
     caplog.set_level("INFO", "ingestion_api")
-    sample = f'ingestion_api_requests_total{{code="{code}",operation="other"}} '
-
-    async def counted() -> float:
-        while (scraped := await api.http.get("/metrics")).status_code != 200:  # a connection too many still
-            await asyncio.sleep(0.02)
-        lines = scraped.text.splitlines()
-        return sum(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
-
-    before = await counted()
+    before = await counted(api, code)
     async with AsyncExitStack() as stack:
         for _ in range(CONNECTIONS):  # besides that of `api`
             reader, writer = await stack.enter_async_context(client(api.port))
@@ -173,7 +178,7 @@ async def test_what_never_comes_to_a_route_has_an_id_and_a_line_and_is_counted(
         assert int(head.split()[1]) == code
         assert {b"cache-control: no-store", b"connection: close"} < set(head.splitlines())
         assert json.loads(await reader.read()).keys() == {"error", "message"}
-    assert await counted() > before
+    assert await counted(api, code) > before
     (line,) = (record for record in caplog.records if vars(record).get("status") == code)
     request_id = head.partition(b"x-request-id: ")[2].split()[0].decode()
     assert (line.name, vars(line)["request_id"], vars(line)["client"]) == (
@@ -181,6 +186,35 @@ async def test_what_never_comes_to_a_route_has_an_id_and_a_line_and_is_counted(
         request_id,
         "127.0.0.1",
     )
+
+
+@pytest.mark.parametrize("own", ["mine", "no id"])
+@pytest.mark.parametrize("begun", [True, False], ids=["while it is read", "before it is"])
+async def test_what_breaks_off_a_request_is_the_answer_to_it(
+    api: Served, caplog: pytest.LogCaptureFixture, begun: bool, own: str
+) -> None:
+    """Under its id, and told and counted once."""
+    caplog.set_level("INFO", "ingestion_api.access")
+    key, kind = api.http.headers["x-api-key"], "multipart/form-data; boundary=b"
+    headers = f"x-api-key: {key}\r\nx-request-id: {own}\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n"
+    sent = f"POST {INGEST} HTTP/1.1\r\n{headers}\r\n5\r\n--b\r\n\r\n".encode()
+    before = await counted(api, 400)
+    async with client(api.port) as (reader, writer):
+        if begun:
+            writer.write(sent)
+            await asyncio.sleep(0.2)
+            sent = b""
+        writer.write(sent + b"no chunk\r\n")
+        answered = await asyncio.wait_for(reader.read(), timeout=30)
+    request_id = answered.partition(b"x-request-id: ")[2].split()[0].decode()
+    assert (answered.split()[1], request_id == own) == (b"400", own == "mine")
+    deadline = time.monotonic() + 30
+    while not (lines := [vars(record) for record in caplog.records if vars(record).get("path") == INGEST]):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert [(line["request_id"], line["status"]) for line in lines] == [(request_id, 400)]
+    assert not [record for record in caplog.records if record.msg == "no request"]
+    assert await counted(api, 400) == before + 1
 
 
 @pytest.mark.parametrize(
