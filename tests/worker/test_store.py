@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +24,8 @@ from ingestion_worker import layout
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import PIECE_BYTES, ObjectMissingError, Store, StoreConfig, put_upload
 from support.s3_server import S3Server
+
+ROOT = Path(__file__).parents[2]
 
 
 async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -336,6 +340,28 @@ async def test_the_token_of_keys_that_hold_for_a_time_is_sent(s3_server: S3Serve
             await asyncio.to_thread(store.put, key="a", data=b"x")
         (sent,) = (call.headers.get("x-amz-security-token") for call in proxy.calls)
         assert sent == (token and token.strip())
+
+
+@pytest.mark.parametrize("token", [None, "a-token"])
+async def test_the_recipe_for_curl_sends_and_signs_the_token_too(
+    s3_server: S3Server, tmp_path: Path, token: str | None
+) -> None:
+    """docs/give-a-file.md, whose reader has an empty variable where there is no token."""
+    (recipe,) = re.findall(r"^\$ (s3\(\) .*)$", (ROOT / "docs" / "give-a-file.md").read_text(), re.MULTILINE)
+    (tmp_path / "a.txt").write_text("x")
+    store = Store(config=s3_server.config(bucket="recipe"))
+    keys = {"AWS_ACCESS_KEY_ID": s3_server.access, "AWS_SECRET_ACCESS_KEY": s3_server.secret}
+    environment = {**os.environ, **keys, "AWS_SESSION_TOKEN": token or ""}
+    async with StoreProxy(server=s3_server.endpoint) as proxy:
+        script = f"set -euo pipefail\n{recipe}\ns3 --noproxy '*' -sS -T a.txt {proxy.url}/recipe/a.txt"
+        command = ("bash", "-c", script)
+        ran = await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, env=environment, check=False)
+        (call,) = proxy.calls
+    assert call.headers.get("x-amz-security-token") == token
+    assert ("x-amz-security-token" in call.headers["Authorization"]) == (token is not None)
+    assert (ran.returncode == 0) == (token is None)  # this store knows of no tokens
+    if token is None:
+        assert store.get(key="a.txt") == b"x"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", " "])
