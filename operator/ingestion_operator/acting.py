@@ -35,6 +35,8 @@ from ingestion_operator.plan import Snapshot
 _TRIES_OF_WEBHOOKS: Final = 4
 # For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
 _TRY_TO_MAKE_SECONDS: Final = 120.0
+# Fewer pods than that cannot be asked for: a page of 500 is one pod then.
+_MOST_PARTS: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -207,15 +209,22 @@ class Acting:
         removal, following = removals.get(uid, Removal()), ""
         try:
             following = await self._cluster.remove_pods(
-                namespace=job.metadata.namespace, child_uid=uid, keep=action.keep, following=removal.following
+                namespace=job.metadata.namespace,
+                child_uid=uid,
+                keep=action.keep,
+                following=removal.following,
+                parts=removal.parts,
             )
         except ApiError as error:
             if error.expired and not removal.anew:
-                removals[uid] = Removal(anew=True)
+                removals[uid] = Removal(anew=True, parts=removal.parts)
+                return snapshot
+            if error.too_large and removal.parts < _MOST_PARTS:  # it is carried out all the same
+                removals[uid] = removal._replace(parts=removal.parts * 4)
                 return snapshot
             self._tolerate(job.key, "finished pods stay", error)
         if following:
-            removals[uid] = removal._replace(following=following)
+            removals[uid] = removal._replace(following=following, anew=removal.anew and not removal.following)
             return snapshot
         removals.pop(uid, None)
         return replace(snapshot, tidied=snapshot.tidied | {uid})

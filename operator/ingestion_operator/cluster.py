@@ -207,7 +207,7 @@ class KubeCluster:
         return {uid: message for uid, (_, message) in newest.items()}
 
     async def remove_pods(
-        self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...], following: str = ""
+        self, *, namespace: str, child_uid: ChildUid, keep: tuple[int, ...], following: str = "", parts: int = 1
     ) -> str:
         """Delete a page of a Job's pods, but none of the Job indexes to keep.
 
@@ -219,17 +219,19 @@ class KubeCluster:
             child_uid: the Job's.
             keep: indexes whose pods stay.
             following: what the page before has returned.
+            parts: so many times fewer pods make a page.
 
         Returns:
             What the next page is asked for with; empty after the last.
 
         Raises:
-            ApiError: `expired` when the page before was too long ago.
+            ApiError: `expired` when the page before was too long ago, `too_large` when the page is to be a smaller one.
         """
         selector = f"{_CONTROLLER_UID}={child_uid}"
         if keep:
             selector += f",{names.LABEL_COMPLETION_INDEX} notin ({','.join(map(str, keep))})"
-        query = {"labelSelector": selector, "limit": PAGE, **({"continue": following} if following else {})}
+        query = {"labelSelector": selector, "limit": max(1, PAGE // parts)}
+        query |= {"continue": following} if following else {}
         body = {"propagationPolicy": "Background"}
         answer = await self._client.request("DELETE", core_path("pods", namespace), query=query, body=body)
         return str(answer.get("metadata", {}).get("continue", ""))

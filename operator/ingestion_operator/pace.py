@@ -108,11 +108,13 @@ class Removal(NamedTuple):
 
     Args:
         following: what the next page is asked for with; empty for the first.
-        anew: the pages have begun anew, as one was asked for too late.
+        anew: the pages have begun anew, as one was asked for too late, and none behind the first has come since.
+        parts: into so many a page is cut, as the answer was too large.
     """
 
     following: str = ""
     anew: bool = False
+    parts: int = 1
 
 
 @dataclass(slots=True)

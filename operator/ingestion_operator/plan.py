@@ -912,6 +912,8 @@ def _clean_up(draft: _Draft) -> None:
             continue
         if child.finished and child.uid in with_pods:
             draft.actions.append(RemovePods(child_uid=child.uid, keep=()))
+        elif child.finished:  # whatever the cluster has just refused
+            draft.actions.append(DeleteChild(name=child.name, uid=child.uid))
         else:
             _delete(draft, child)
 

@@ -105,7 +105,7 @@ class Reconciler:
             if known is None or listing:
                 return await self._full_look(key)
             kept, child = known
-            if at_rest(kept.job):
+            if at_rest(kept.job) and child.uid == kept.job.status.pods_to_remove:
                 return await self._look_at_pods(key, kept, child)
             if child.finished:
                 return await self._look_at_end(key, kept, child)

@@ -357,8 +357,8 @@ def _dispatch_of(""",
         file="acting.py",
         changes=(
             (
-                "keep=action.keep, following=removal.following\n            )\n",
-                """keep=action.keep, following=removal.following
+                "parts=removal.parts,\n            )\n",
+                """parts=removal.parts,
             )
             while following:
                 following = await self._cluster.remove_pods(
@@ -371,7 +371,12 @@ def _dispatch_of(""",
     Mutation(
         name="each page of pods begins at the first",
         file="acting.py",
-        changes=(("following=removal.following\n", 'following=""\n'),),
+        changes=(("following=removal.following,\n", 'following="",\n'),),
+    ),
+    Mutation(
+        name="a page of pods whose answer is too large is asked for again as it is",
+        file="acting.py",
+        changes=(("parts=removal.parts * 4", "parts=removal.parts"),),
     ),
     Mutation(
         name="pages of pods begin anew for ever",

@@ -11,9 +11,9 @@ import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, core_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path
 
-from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
 from simulation.stories import HANGS, PATH, SEGMENTS, create, live, note_calls, patch, reach
 
@@ -220,6 +220,77 @@ def test_a_page_that_is_asked_for_too_late_is_the_first_again_but_not_for_ever(
     assert begun == 2
     assert (pods(cluster) <= PAGE + 4) == (times == 1)
     assert "podsToRemove" not in live(cluster)["status"]
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_pages_that_are_too_late_now_and_then_are_gone_through_to_the_end(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where deletions take long, a token may be over more than once: some pods are gone each time."""
+    removal = end_before_its_pods(cluster)
+    later = (number for number in range(1000))
+    expired = ApiError(status=410, reason="Expired", message="The provided continue parameter is too old")
+    refuse(
+        cluster,
+        monkeypatch,
+        lambda call: removes(call) and "continue" in call.arguments["query"] and next(later) % 3 == 2,
+        expired,
+    )
+    cluster.settle(removal)
+    cluster.settle_down()
+    assert pods(cluster) == 1
+    assert "podsToRemove" not in live(cluster)["status"]
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_a_page_whose_answer_is_too_large_is_asked_for_in_parts(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is too large is done all the same; pods that stay are in the answer each time."""
+    removal = end_before_its_pods(cluster)
+    hold(cluster, cluster.api.all("pods")[: PAGE + 3])
+    commit = cluster.commit
+
+    def short_answers(call: Call) -> JsonObject | ApiError:
+        answer = commit(call)
+        if removes(call) and not isinstance(answer, ApiError) and len(answer["items"]) > 2:
+            return ApiError(status=0, reason="TooLarge", message="the answer is too large")
+        return answer
+
+    monkeypatch.setattr(cluster, "commit", short_answers)
+    cluster.settle(removal)
+    cluster.settle_down()
+    assert pods(cluster) in (PAGE + 3, PAGE + 4)
+    assert "podsToRemove" not in live(cluster)["status"]
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_the_pods_that_are_kept_stay_when_a_late_job_comes_in_between(cluster: SimulatedCluster) -> None:
+    failed = SEGMENTS // 2
+    cluster.verdicts |= {(Stage.SEGMENTS, segment): FAILS for segment in range(failed)}
+    removal = end_before_its_pods(cluster)
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+
+    def creates(call: Call) -> bool:
+        return call.method == "POST" and call.path == child_path(NAMESPACE)
+
+    while not any(map(creates, cluster.calls)):
+        cluster.settle_down(held=lambda call: call is removal or creates(call))
+        if removal in cluster.calls:
+            cluster.settle(removal)
+        cluster.pass_time(0.1)
+    patch(cluster, cancelGeneration=1)
+    cluster.settle(next(filter(creates, cluster.calls)), Fate.LATE)
+    while live(cluster)["status"]["phase"] != "failed":
+        cluster.settle_down(held=removes)
+        cluster.pass_time(0.1)
+    cluster.settle_down(held=removes)
+    cluster.arrive(cluster.late[0])
+    cluster.settle_down(held=removes)
+    cluster.settle_down()
+    assert cluster.pass_until(lambda: "podsToRemove" not in live(cluster)["status"], seconds=60)
+    assert pods(cluster) == failed
 
 
 def test_a_retry_by_annotation_is_answered_although_pods_cannot_be_removed(

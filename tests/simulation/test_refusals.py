@@ -125,6 +125,25 @@ def test_jobs_that_may_not_be_deleted_do_not_keep_a_job_from_its_end(
     assert cluster.pass_until(lambda: len(cluster.api.all("jobs")) == 1, seconds=700)
 
 
+def test_jobs_of_stages_that_are_over_are_deleted_although_a_change_of_the_next_is_refused(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    """Invariant 1: nothing is left over."""
+
+    def other_deadline(call: Call) -> None:
+        if call.method == "POST" and call.path.endswith("/jobs"):
+            call.arguments["body"]["spec"]["activeDeadlineSeconds"] = 600
+
+    policy.changes = other_deadline
+    policy.refuses = lambda call: call.method == "PATCH" and "/jobs/" in call.path
+    create(cluster)
+    cluster.start_operator()
+    reach(cluster, "completed")
+    assert policy.refused
+    assert len(cluster.api.all("jobs")) == 1
+    assert len(cluster.api.all("configmaps")) == 1
+
+
 def test_a_duplicate_that_may_not_be_deleted_is_said(cluster: SimulatedCluster, policy: Policy) -> None:
     """Invariants 1 and 5: the attempt is not over while it could run."""
     start(cluster)
