@@ -297,7 +297,7 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
     change = {"resource_version": "1", "spec": {}, "annotations": {}, "patch": {}, "keep": ()}
     change |= {"action": AnswerAnnotation(token="t", operations=())}
     told = {"events": (Event(reason=Reason.QUEUED, message=""),), "now": datetime.now(UTC)}
-    read = {"failed_only": True, "since": None, "take": lambda _: None, "fields": "", "following": ""}
+    read = {"failed_only": True, "since": None, "take": lambda _: None, "fields": "", "following": "", "parts": 1}
     given = about | change | told | read
     jobs, batches = KubeCluster(client), BatchCluster(client)
     methods = [
