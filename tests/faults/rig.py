@@ -70,11 +70,13 @@ class Run:
         """How many objects the operators created and deleted, by resource.
 
         A deletion is counted once for each object: one that waits for a finalizer can be asked for again. Events are
-        left out: they are for people, are sent after the status that they tell of, and are lost in a crash.
+        left out: they are for people, are sent after the status that they tell of, and are lost in a crash. So are
+        pods, which go with their Job where nobody has had the time to remove them before.
         """
         proxies = [self.proxy, *self.others]
         created = sum((proxy.created for proxy in proxies), Counter())
-        deleted = Counter(resource for resource, _ in set().union(*(proxy.deleted for proxy in proxies)))
+        gone = set[tuple[str, str]]().union(*(proxy.deleted for proxy in proxies))
+        deleted = Counter(resource for resource, _ in gone if resource != "pods")
         return {f"create {what}": count for what, count in created.items() if what != "events"} | {
             f"delete {what}": count for what, count in deleted.items()
         }
