@@ -106,14 +106,7 @@ def test_no_job_waits_for_the_pods_of_another(cluster: SimulatedCluster, monkeyp
     """Where many end together, the pods of one take the API server as long as the ends of many."""
     monkeypatch.setattr(ingestion_operator.main, "WORKERS", 1)
     jobs = ["first", "second", "third"]
-    cluster.verdicts |= {(Stage.SEGMENTS, segment): HANGS for segment in range(SEGMENTS)}
-    for name in jobs:
-        create(cluster, name=name, parallelism=SEGMENTS)
-    cluster.start_operator()
-    assert cluster.pass_until(lambda: pods(cluster) == len(jobs) * SEGMENTS, seconds=60)
-    cluster.kill(cluster.operators[0])
-    cluster.verdicts = {(Stage.SEGMENTS, 0): FAILS}
-    assert cluster.pass_until(lambda: all(map(over, cluster.api.all("jobs"))), seconds=300)
+    let_segments_end_unseen(cluster, jobs)
     sent = note_calls(cluster, monkeypatch)
     cluster.start_operator()
     assert cluster.pass_until(lambda: pods(cluster) == len(jobs), seconds=5)
@@ -127,14 +120,7 @@ def test_who_takes_over_removes_pods_behind_all_ends(
     """Also those that the one before has left."""
     monkeypatch.setattr(ingestion_operator.main, "WORKERS", 1)
     jobs = ["first", "second", "third"]
-    cluster.verdicts |= {(Stage.SEGMENTS, segment): HANGS for segment in range(SEGMENTS)}
-    for name in jobs:
-        create(cluster, name=name, parallelism=SEGMENTS)
-    cluster.start_operator()
-    assert cluster.pass_until(lambda: pods(cluster) == len(jobs) * SEGMENTS, seconds=60)
-    cluster.kill(cluster.operators[0])
-    cluster.verdicts = {(Stage.SEGMENTS, 0): FAILS}
-    assert cluster.pass_until(lambda: all(map(over, cluster.api.all("jobs"))), seconds=300)
+    let_segments_end_unseen(cluster, jobs)
     cluster.start_operator()
     cluster.settle_down(held=lambda call: removes(call) or (ends(call) and "third" in call.path))
     assert ["podsToRemove" in live(cluster, name)["status"] for name in jobs] == [True, True, False]
@@ -144,6 +130,18 @@ def test_who_takes_over_removes_pods_behind_all_ends(
     assert cluster.pass_until(lambda: pods(cluster) == len(jobs), seconds=5)
     done = ["removal" if removes(call) else "end" for call in sent if removes(call) or ends(call)]
     assert done == ["end"] + ["removal"] * len(jobs)
+
+
+def let_segments_end_unseen(cluster: SimulatedCluster, jobs: list[str]) -> None:
+    """Make jobs whose segments end, one of each with a failure, while no operator runs."""
+    cluster.verdicts |= {(Stage.SEGMENTS, segment): HANGS for segment in range(SEGMENTS)}
+    for name in jobs:
+        create(cluster, name=name, parallelism=SEGMENTS)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: pods(cluster) == len(jobs) * SEGMENTS, seconds=60)
+    cluster.kill(cluster.operators[0])
+    cluster.verdicts = {(Stage.SEGMENTS, 0): FAILS}
+    assert cluster.pass_until(lambda: all(map(over, cluster.api.all("jobs"))), seconds=300)
 
 
 def over(job: JsonObject) -> bool:
