@@ -8,7 +8,8 @@ from typing import Final, NewType
 
 from ingestion_api.problems import bad_request
 
-_KEY_TEXT: Final = re.compile(r"^[\x21-\x7e]{1,255}$")
+KEY_PATTERN: Final = "^[!-~]{1,255}$"
+_KEY_TEXT: Final = re.compile(KEY_PATTERN)
 _DIGEST_CHARACTERS: Final = 32
 
 KeyDigest = NewType("KeyDigest", str)

@@ -10,6 +10,7 @@ from typing import Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
+from ingestion_crds.follow import PAGE
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import ApiError
 
@@ -35,8 +36,6 @@ from ingestion_operator.plan import Snapshot
 _TRIES_OF_WEBHOOKS: Final = 4
 # For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
 _TRY_TO_MAKE_SECONDS: Final = 120.0
-# Fewer pods than that cannot be asked for: a page of 500 is one pod then.
-_MOST_PARTS: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +218,7 @@ class Acting:
             if error.expired and not removal.anew:
                 removals[uid] = Removal(anew=True, parts=removal.parts)
                 return snapshot
-            if error.too_large and removal.parts < _MOST_PARTS:  # it is carried out all the same
+            if error.too_large and removal.parts < PAGE:  # it is carried out all the same
                 removals[uid] = removal._replace(parts=removal.parts * 4)
                 return snapshot
             self._tolerate(job.key, "finished pods stay", error)

@@ -26,7 +26,7 @@ from ingestion_api.routes import ingest
 from ingestion_api.routes.ingest import TOTAL_FACTOR, bulk_ingest
 from ingestion_api.services import Services
 from ingestion_api.upload import MAX_FIELD_BYTES, MAX_MANIFEST_BYTES, MAX_PARTS
-from ingestion_api.views import NarrowBatch, ShownBatch, progress, summary
+from ingestion_api.views import IngestResponse, NarrowBatch, ShownBatch, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.batch import IngestionBatch
 from ingestion_crds.constants import BATCH_KIND, KIND
@@ -58,6 +58,23 @@ def request(parts: Services, body: bytes, **headers: str) -> Request:
     made = request_of(parts, body=body)
     made.scope["headers"] += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return Request(made.scope, made.receive)
+
+
+async def overtaken(late: Request, early: Request) -> IngestResponse:
+    """Send a request, and another one of its key while it is read; both get the same answer, which is returned."""
+    reads, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Any:
+        reads.set()
+        await goes_on.wait()
+        return await late.receive()
+
+    waiting = asyncio.create_task(bulk_ingest(Request(late.scope, receive), uuid.UUID(KB), CALLER))
+    await reads.wait()
+    first = await bulk_ingest(early, uuid.UUID(KB), CALLER)
+    goes_on.set()
+    assert await waiting == first
+    return first
 
 
 class Cluster:
@@ -374,21 +391,11 @@ async def test_a_quota_that_a_batch_has_used_up_is_no_reason_to_refuse_it_its_ke
             self.room = 403 if self.objects else 201
             super().__call__(request)
 
-    cluster, reads, goes_on = Full(), asyncio.Event(), asyncio.Event()
+    cluster = Full()
     async with services(tmp_path, cluster) as parts:
         body = form(part("a"), part("b"))
         late, early, another = (request(parts, body, idempotency_key=key) for key in ("monday", "monday", "tuesday"))
-
-        async def receive() -> Any:
-            reads.set()
-            await goes_on.wait()
-            return await late.receive()
-
-        waiting = asyncio.create_task(bulk_ingest(Request(late.scope, receive), uuid.UUID(KB), CALLER))
-        await reads.wait()
-        first = await bulk_ingest(early, uuid.UUID(KB), CALLER)
-        goes_on.set()
-        assert await waiting == first
+        first = await overtaken(late, early)
         with pytest.raises(ProblemError, match="quota of ingestion jobs is used up"):
             await bulk_ingest(another, uuid.UUID(KB), CALLER)
     assert cluster.only["metadata"]["name"] == str(first.ingestion_job_id)
@@ -398,20 +405,10 @@ async def test_a_quota_that_a_batch_has_used_up_is_no_reason_to_refuse_it_its_ke
 @pytest.mark.parametrize(("slow", "quick"), [(3, 1), (1, 3)], ids=["a batch and a job", "a job and a batch"])
 async def test_a_job_and_a_batch_with_one_key_at_the_same_time_are_one(tmp_path: Path, slow: int, quick: int) -> None:
     """They may have one name in the cluster, where neither keeps the other away."""
-    cluster, reads, goes_on = Cluster(), asyncio.Event(), asyncio.Event()
+    cluster = Cluster()
     async with services(tmp_path, cluster) as parts:
         late, early = (request(parts, form(*[part("a")] * files), idempotency_key="monday") for files in (slow, quick))
-
-        async def receive() -> Any:
-            reads.set()
-            await goes_on.wait()
-            return await late.receive()
-
-        waiting = asyncio.create_task(bulk_ingest(Request(late.scope, receive), uuid.UUID(KB), CALLER))
-        await reads.wait()
-        first = await bulk_ingest(early, uuid.UUID(KB), CALLER)
-        goes_on.set()
-        assert await waiting == first
+        first = await overtaken(late, early)
     assert cluster.only["metadata"]["name"] == str(first.ingestion_job_id)
     assert len(bucket(tmp_path)) == len(first.items) == quick
 

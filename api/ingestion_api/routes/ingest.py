@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from ingestion_api.auth import Caller, KeyedRoute
 from ingestion_api.forms import MAX_TITLE, DocumentFields, IngestForm, document_of, read_form, words
-from ingestion_api.idempotency import key_digest
+from ingestion_api.idempotency import KEY_PATTERN, key_digest
 from ingestion_api.jobs import JobUnknownError, Making
 from ingestion_api.middleware import content_length
 from ingestion_api.problems import bad_request, too_large
@@ -44,7 +44,7 @@ _IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
     "in": "header",
     "required": False,
     "description": "A request that is sent again with the same one makes nothing new.",
-    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "schema": {"type": "string", "pattern": KEY_PATTERN},
 }
 _BODY: Final[dict[str, Any]] = {
     "required": True,

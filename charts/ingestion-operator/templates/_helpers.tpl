@@ -54,6 +54,11 @@ priorityClassName: {{ . | quote }}
 {{- merge (index . 0 | fromYaml) (index . 1 | default dict) | toYaml -}}
 {{- end -}}
 
+{{- /* The Secret with the keys of a tenant's bucket. Arguments: the tenant. */ -}}
+{{- define "ingestion.storeSecret" -}}
+{{- .existingSecret | default "ingestion-store" -}}
+{{- end -}}
+
 {{- /* The annotations of a pod of `helm test`. */ -}}
 {{- define "ingestion.test" -}}
 helm.sh/hook: test
