@@ -7,6 +7,7 @@ ends as the undisturbed one.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ LATE: Final = (DEATHS[2], Fate.LATE)
 DISASTERS: Final = pytest.mark.parametrize("disaster", [*DEATHS, *(FATES if FULL else FATES[:2])], ids=str)
 
 
-class Life:
+class Life(ABC):
     """A life in a cluster of its own, with one write disturbed.
 
     Args:
@@ -48,21 +49,21 @@ class Life:
         self.disaster = disaster
         self.writes = 0
 
+    @abstractmethod
     def begin(self) -> None:
         """Start the operator, and create what cannot be completed yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_rest(self) -> None:
         """Check what holds once nothing goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ending(self) -> Any:
         """Return how it ended, but for what differs from one life to the next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self, call: Call) -> bool:
         """Return whether a request is one of the writes that are disturbed in turn."""
-        raise NotImplementedError
 
     def run(self) -> Any:
         """Live it, and return how it ended."""
