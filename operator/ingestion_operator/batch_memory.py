@@ -28,7 +28,7 @@ class BatchPace:
 
     Args:
         looked: when the last look began, in seconds of a monotonic clock.
-        documents: how many it has.
+        rows: how many a look reads: one for each document, none where nothing goes on.
         starting: the last look has left jobs to be made, retried or resumed, and nothing was refused.
         parked: nothing goes on, as the last look has found.
         starts: how many jobs the look may make, retry or resume.
@@ -45,8 +45,8 @@ class BatchPace:
     """
 
     looked: float
-    documents: int = 0
-    starting: bool = True
+    rows: int = 0
+    starting: bool = False
     parked: bool = False
     starts: int = 1
     resource_versions: deque[str] = field(default_factory=lambda: deque(maxlen=_RESOURCE_VERSIONS))
@@ -60,8 +60,19 @@ class BatchPace:
     stirred: bool = False
 
 
+@dataclass(slots=True)
+class _Share:
+    """What the batches of one namespace ask for: rows at each look, and how many of them have jobs to start."""
+
+    rows: int = 0
+    starting: int = 0
+
+
 class BatchMemory:
     """What is remembered of batches. All keys are namespace/name.
+
+    The namespaces share looks and starts, and then the batches of each: who has thousands of batches does not keep
+    others' waiting longer than who has one.
 
     Args:
         monotonic: the clock for pacing, in seconds.
@@ -70,6 +81,7 @@ class BatchMemory:
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._paces: dict[str, BatchPace] = {}
+        self._shares: dict[str, _Share] = {}
 
     def of(self, key: str) -> BatchPace | None:
         """Return what looks have left of a batch; None of one that is settled, or was not looked at yet."""
@@ -77,14 +89,27 @@ class BatchMemory:
 
     def pace(self, key: str) -> BatchPace:
         """Return the same of a batch that is to be looked at, which may be the first time."""
-        return self._paces.setdefault(key, BatchPace(looked=self._monotonic() - _LONGEST_REST_SECONDS))
+        if key not in self._paces:
+            self._paces[key] = BatchPace(looked=self._monotonic() - _LONGEST_REST_SECONDS)
+            self.ask(key, rows=0, starting=True)
+        return self._paces[key]
+
+    def ask(self, key: str, *, rows: int, starting: bool) -> None:
+        """Take in what a batch asks for from now on: see `BatchPace`."""
+        pace, namespace = self._paces[key], key.partition("/")[0]
+        share = self._shares.setdefault(namespace, _Share())
+        share.rows += rows - pace.rows
+        share.starting += starting - pace.starting
+        pace.rows, pace.starting = rows, starting
+        if share == _Share():
+            del self._shares[namespace]
 
     def begin_look(self, key: str) -> BatchPace:
         """Take in that a look begins: what was heard until now, it reads."""
         pace, now = self.pace(key), self._monotonic()
         # As many as have come up since the look before: those of all batches together are bounded by the second.
-        seconds = min(self.rest, now - pace.looked)
-        pace.starts = max(1, int(_STARTS_A_SECOND * seconds / max(1, self._starting)))
+        seconds = min(self.rest(key), now - pace.looked)
+        pace.starts = max(1, int(_STARTS_A_SECOND * seconds / max(1, self._starting(key))))
         pace.looked = now
         pace.heard = ""
         return pace
@@ -101,26 +126,31 @@ class BatchMemory:
         """Forget a batch that is settled or gone, unless there is news of it since; return the delay."""
         if not self.up_to_date(key):
             return self.remaining_rest(key)
-        self._paces.pop(key, None)
+        if key in self._paces:
+            self.ask(key, rows=0, starting=False)
+            del self._paces[key]
         return None
 
-    @property
-    def rest(self) -> float:
-        """For how many seconds each batch rests after a look: by the documents of those that go on.
+    def rest(self, key: str) -> float:
+        """For how many seconds a batch rests after a look: by the documents of those of its namespace that go on.
 
         And so long that each that has jobs to start may start one.
         """
-        rows = sum(pace.documents for pace in self._paces.values() if not pace.parked)
-        seconds = max(_SHORTEST_REST_SECONDS, rows / _ROWS_A_SECOND, self._starting / _STARTS_A_SECOND)
+        sharing = sum(share.rows > 0 for share in self._shares.values())
+        rows = self._share(key).rows * max(1, sharing)
+        seconds = max(_SHORTEST_REST_SECONDS, rows / _ROWS_A_SECOND, self._starting(key) / _STARTS_A_SECOND)
         return min(_LONGEST_REST_SECONDS, seconds)
 
-    @property
-    def _starting(self) -> int:
-        return sum(pace.starting for pace in self._paces.values())
+    def _starting(self, key: str) -> int:
+        """As how many batches that have jobs to start those seem to one of this namespace: its own, by namespaces."""
+        return self._share(key).starting * sum(share.starting > 0 for share in self._shares.values())
+
+    def _share(self, key: str) -> _Share:
+        return self._shares.get(key.partition("/")[0], _Share())
 
     def remaining_rest(self, key: str) -> float:
         """Return for how many seconds a batch still rests."""
-        return max(0.0, self.pace(key).looked + self.rest - self._monotonic())
+        return max(0.0, self.pace(key).looked + self.rest(key) - self._monotonic())
 
     def wait_for_news(self, key: str) -> float:
         """Return after how many seconds a batch is looked at that has changed: 0 for one that does not rest."""

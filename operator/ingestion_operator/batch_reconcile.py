@@ -94,10 +94,12 @@ class BatchReconciler:
         pace.resource_versions.append(batch.metadata.resource_version)
         if settled(batch) and not stirred:
             return self._memory.forget(key)
-        pace.documents = len(batch.spec.documents)
+        documents = len(batch.spec.documents)
+        self._memory.ask(key, rows=0 if pace.parked else documents, starting=pace.starting)
         snapshot = await self._read(batch, pace)
         decided = plan(snapshot, now=self._now())
-        pace.starting, pace.parked = decided.starting, decided.parked
+        pace.parked = decided.parked
+        self._memory.ask(key, rows=0 if pace.parked else documents, starting=decided.starting)
         raw, batch = await self._write(raw, batch, decided, pace)
         if await self._act(decided.actions, raw, snapshot, pace):
             # What was refused is said at once: the next look is some time away.
@@ -106,12 +108,13 @@ class BatchReconciler:
             )
             decided = plan(snapshot, now=self._now())
             raw, batch = await self._write(raw, batch, decided, pace)
-        pace.starting = pace.starting and pace.rejection is None
+        if pace.rejection is not None:
+            self._memory.ask(key, rows=pace.rows, starting=False)
         if settled(batch):
             return self._memory.forget(key)
         if pace.stirred:
-            return self._memory.rest
-        return None if decided.look_again is None else max(decided.look_again, self._memory.rest)
+            return self._memory.rest(key)
+        return None if decided.look_again is None else max(decided.look_again, self._memory.rest(key))
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
