@@ -7,12 +7,12 @@ from datetime import datetime
 from uuid import UUID
 
 from ingestion_crds.batch import Documents, IngestionBatch
-from ingestion_crds.constants import RETRYABLE_PHASES, Mode, Phase
+from ingestion_crds.constants import RETRYABLE_PHASES, Phase
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob
 from pydantic import BaseModel, Field
 
-from ingestion_api.views import NarrowJob, complaint, shown_phase
+from ingestion_api.views import NarrowJob, complaint, shown_phase, starts_over
 
 
 class IngestionJobDocumentResponse(BaseModel):
@@ -42,8 +42,7 @@ def document_view(job: NarrowJob | IngestionJob, *, index: int = 0) -> Ingestion
         job: its own.
         index: its place in its batch.
     """
-    status, waiting = job.status, job.retry_pending
-    reset = waiting and status.mode is Mode.SINGLE_PASS
+    status, waiting, reset = job.status, job.retry_pending, starts_over(job)
     segments = None if reset else status.segments
     return IngestionJobDocumentResponse(
         document_id=UUID(job.spec.document.id),
@@ -93,6 +92,8 @@ def _one(
         shown = IngestionJobDocumentResponse.model_validate_json(entry)
     if waiting and shown.status in RETRYABLE_PHASES:
         waits = {"status": Phase.QUEUED.value, "error_message": None, "completed_at": None, "processing_stage": None}
+        if shown.segment_count is None:
+            waits["started_at"] = None  # its job will start over
         return shown.model_copy(update=waits)
     return shown
 

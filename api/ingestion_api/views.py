@@ -244,6 +244,11 @@ def shown_phase(job: AnyJob) -> str:
     return Phase.QUEUED if job.retry_pending else job.status.phase
 
 
+def starts_over(job: NarrowJob | IngestionJob) -> bool:
+    """Return whether a retry waits that keeps nothing: a segmented job keeps what is done, all else does not."""
+    return job.retry_pending and job.status.mode is not Mode.SEGMENTED
+
+
 class VersionView(BaseModel):
     """The version of the document that the job makes."""
 
@@ -432,8 +437,7 @@ def _batch_summary(batch: NarrowBatch) -> IngestionJobSummaryResponse:
 
 def _job_summary(job: NarrowJob) -> IngestionJobSummaryResponse:
     status, waiting = job.status, job.retry_pending
-    phase = shown_phase(job)
-    reset = waiting and status.mode is not Mode.SEGMENTED
+    phase, reset = shown_phase(job), starts_over(job)
     return IngestionJobSummaryResponse(
         id=UUID(job.job_id),
         job_type=JOB_TYPE,
@@ -506,9 +510,7 @@ def _document_failure(batch: IngestionBatch, failure: DocumentFailure) -> Docume
 
 def _job_progress(job: IngestionJob) -> IngestionJobResponse:
     status, waiting = job.status, job.retry_pending
-    phase = shown_phase(job)
-    # What failed before it had segments starts over; a segmented job keeps what is done.
-    reset = waiting and status.mode is not Mode.SEGMENTED
+    phase, reset = shown_phase(job), starts_over(job)
     segments = None if reset else status.segments
     return IngestionJobResponse(
         id=UUID(job.job_id),

@@ -88,8 +88,12 @@ async def test_a_retry_that_prepares_anew_shows_a_reset(api: Api, mode: str | No
     await api.retry(job_id)
     shown = (await api.get(job_id)).json()
     assert (shown["status"], shown["version"]["state"]) == ("queued", "pending")
-    assert (shown["started_at"] is not None) == kept
     assert (shown["processed_segments"], shown["progress_pct"]) == ((3, 70.0) if kept else (0, 0.0))
+    page = await api.client.get(f"/v1/knowledge-base/ingestion-jobs/{job_id}/documents")
+    (document,) = page.json()["items"]
+    assert document["processed_segments"] == shown["processed_segments"]
+    for each in (shown, document):
+        assert (each["started_at"] is not None) == kept
 
 
 async def test_another_tenants_job_is_not_there(api: Api, capsys: Any) -> None:

@@ -660,6 +660,22 @@ def test_each_document_is_shown_as_far_as_its_job_is(generation: int, passed_on:
     assert [str(item.document_id) for item in items[2:]] == [str(uuid.UUID(int=number)) for number in (3, 4)]
 
 
+@pytest.mark.parametrize(
+    ("segments", "kept"), [(None, False), ({"total": 9, "completedCount": 7}, True)], ids=["none yet", "some"]
+)
+def test_a_document_that_starts_over_has_not_begun_while_the_batch_s_retry_waits(
+    segments: dict[str, int] | None, kept: bool
+) -> None:
+    job, known = child("handbooks-x-1", place="1"), index()
+    job["status"] = {"phase": "failed", "observedRetryGeneration": 0, "startTime": MOMENT, "segments": segments}
+    known.put(job)
+    entries = known.documents(namespace="team-a", batch=OTHER)
+    for generation, begun in ((0, True), (1, kept)):
+        whole = IngestionBatch.model_validate(batch(generation=generation, **FAILED))
+        (item,) = document_views(whole, entries=entries, places=[1])
+        assert (item.started_at is not None) == begun
+
+
 async def test_what_a_list_of_one_kind_does_not_have_stays_if_it_is_of_the_other(tmp_path: Path) -> None:
     """And lists are answered once both kinds are listed: before that, half would be missing in silence."""
     job, other = stored("job"), batch()
