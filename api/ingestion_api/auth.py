@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request, Response
-from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer
+from fastapi.openapi.models import SecurityBase as Scheme
 from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from ingestion_crds.constants import API_KEYS_SECRET
 from ingestion_crds.job import Time, format_time
 from ingestion_crds.kube import ApiError, KubeClient
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers
 
 from ingestion_api.kube_secrets import READ_SECONDS, read_secret
-from ingestion_api.problems import ProblemError, unavailable
+from ingestion_api.problems import ProblemError, unauthorized, unavailable
 
 LOG: Final = logging.getLogger("ingestion_api.auth")
 FRESH_SECONDS: Final = 5.0
@@ -123,14 +125,12 @@ class KeyRing:
         self.failing = False
         """True from a read that failed to the next one that does not."""
 
-    async def authenticate(self, key: str | None) -> Principal:
+    async def authenticate(self, key: str) -> Principal:
         """Return whose key this is.
 
         Raises:
-            ProblemError: 401 when there is no key or it is not valid; 503 when the Secret cannot be read.
+            ProblemError: 401 when it is not valid; 503 when the Secret cannot be read.
         """
-        if not key:
-            raise ProblemError(status=401, error="unauthorized", message="send an API key in the header x-api-key")
         match = _KEY.match(key)
         key_id = match[1] if match else ""
         given = hash_key(key)
@@ -140,7 +140,7 @@ class KeyRing:
             await self._refresh(older_than=REREAD_SECONDS)
             principal = self._look(key_id, given)
         if principal is None:
-            raise ProblemError(status=401, error="unauthorized", message="the API key is not valid")
+            raise unauthorized("the API key is not valid")
         return principal
 
     async def readable(self) -> bool:
@@ -187,6 +187,22 @@ class KeyRing:
         return True
 
 
+def key_of(headers: Headers) -> str:
+    """Return the key that a request carries.
+
+    Raises:
+        ProblemError: 401 when it carries none, or two that differ.
+    """
+    key = headers.get(_HEADER, "")
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    if key and bearer and key != bearer:
+        raise unauthorized("the keys in the headers x-api-key and authorization differ; send one")
+    if not key and not bearer:
+        raise unauthorized("send an API key in the header x-api-key, or as a bearer token")
+    return key or bearer
+
+
 class KeyedRoute(APIRoute):
     """Authenticates a request before its body is parsed; FastAPI asks its dependencies after that.
 
@@ -199,7 +215,7 @@ class KeyedRoute(APIRoute):
 
         async def authenticated(request: Request) -> Response:
             ring: KeyRing = request.app.state.services.keys
-            caller = request.state.caller = await ring.authenticate(request.headers.get(_HEADER))
+            caller = request.state.caller = await ring.authenticate(key_of(request.headers))
             request.state.key_id = caller.key_id
             request.state.namespace = caller.namespace
             return await handle(request)
@@ -208,14 +224,18 @@ class KeyedRoute(APIRoute):
 
 
 class TenantKey(SecurityBase):
-    """Declares the key, and gives who a `KeyedRoute` has found a request to come from.
+    """Declares a way to send the key, and gives who a `KeyedRoute` has found a request to come from.
 
     One dependency, not one for the header and one for what it means: FastAPI takes its time over each.
+
+    Args:
+        name: the scheme's, in the OpenAPI document.
+        model: the scheme.
     """
 
-    def __init__(self) -> None:
-        self.model = APIKey(**{"in": APIKeyIn.header}, name=_HEADER)
-        self.scheme_name = "APIKeyHeader"
+    def __init__(self, name: str, model: Scheme) -> None:
+        self.model = model
+        self.scheme_name = name
 
     async def __call__(self, request: Request) -> Principal:
         """Return who a request comes from."""
@@ -223,4 +243,5 @@ class TenantKey(SecurityBase):
         return caller
 
 
-Caller = Annotated[Principal, Depends(TenantKey())]
+Caller = Annotated[Principal, Depends(TenantKey("APIKeyHeader", APIKey(**{"in": APIKeyIn.header}, name=_HEADER)))]
+BEARER: Final = Depends(TenantKey("HTTPBearer", HTTPBearer()))

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 RETRY_AFTER_SECONDS: Final = 2
 _QUOTA_SECONDS: Final = 60
 # Each 401 has to have one (RFC 9110, 15.5.2): without, some clients report a broken connection and try again.
-_CHALLENGE: Final = 'APIKey header="x-api-key"'
+_CHALLENGE: Final = 'APIKey header="x-api-key", Bearer realm="ingestion"'
 # A wrong value is echoed in a 422; of a long one, the beginning is enough.
 _ECHO_CHARACTERS: Final = 200
 # A body of 64 KiB can be wrong in thousands of places.
@@ -72,6 +72,11 @@ class ProblemError(Exception):
 def bad_request(message: str, *, error: str = "bad_request") -> ProblemError:
     """400: the request cannot be right as it is."""
     return ProblemError(status=400, error=error, message=message)
+
+
+def unauthorized(message: str) -> ProblemError:
+    """401: nobody who is known."""
+    return ProblemError(status=401, error="unauthorized", message=message)
 
 
 def not_found(message: str) -> ProblemError:

@@ -87,14 +87,15 @@ async def test_answers_keep_to_the_document(api: Api, name: str, caplog: pytest.
     job_id = await api.failed()
     operation = OPERATIONS[name]
     documented = {int(code) for code in operation.definition.raw["responses"]} | ANYWHERE | UNDECLARED.get(name, set())
+    headers = {"x-api-key": api.key, "authorization": f"Bearer {api.key}"}  # the odd ones would be refused for these
     seen: Counter[int] = Counter()
 
     def one(case: schemathesis.Case) -> None:
         if "job_id" in case.path_parameters and seen.total() % 2:
             case.path_parameters["job_id"] = job_id  # a random UUID is nobody's
-        response = case.call(base_url=api.url, headers={"x-api-key": api.key})
+        response = case.call(base_url=api.url, headers=headers)
         case.validate_response(response, checks=CONFORMS)
-        assert response.status_code in documented, response.status_code
+        assert response.status_code in documented - {401}, response.status_code
         seen[response.status_code] += 1
 
     for mode in GenerationMode:

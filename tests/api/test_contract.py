@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from openapi_spec_validator import validate
 from pydantic import BaseModel
 
 PREFIX = "/v1/knowledge-base"
+PAGE = Path(__file__).parents[2] / "docs" / "rest-api.md"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,11 @@ def document() -> dict[str, Any]:
 def error(text: str, schema: str = "ErrorResponse") -> dict[str, Any]:
     reference = {"$ref": f"#/components/schemas/{schema}"}
     return {"description": text, "content": {"application/json": {"schema": reference}}}
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return each operation with its method and path."""
+    return [(method, path, item[method]) for path, item in document["paths"].items() for method in item]
 
 
 def test_the_retry_operation(document: dict[str, Any]) -> None:
@@ -82,9 +90,18 @@ def test_the_error_schemas(document: dict[str, Any]) -> None:
     }
     assert set(schemas["ValidationError"]["properties"]) == {"loc", "msg", "type", "input", "ctx"}
     assert schemas["ValidationError"]["required"] == ["loc", "msg", "type"]
+
+
+def test_a_key_is_declared_in_either_header(document: dict[str, Any]) -> None:
     assert document["components"]["securitySchemes"] == {
-        "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "x-api-key"}
+        "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        "HTTPBearer": {"type": "http", "scheme": "bearer"},
     }
+    declared = {operation["operationId"]: operation["security"] for _, _, operation in operations(document)}
+    del declared["retryIngestionJob"]  # to the letter
+    assert len(declared) == 5
+    for name, security in declared.items():
+        assert sorted(security, key=str) == [{"APIKeyHeader": []}, {"HTTPBearer": []}], name
 
 
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
@@ -92,11 +109,7 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
 
 
 def test_the_operations(document: dict[str, Any]) -> None:
-    found = {
-        (method, path): operation["operationId"]
-        for path, item in document["paths"].items()
-        for method, operation in item.items()
-    }
+    found = {(method, path): operation["operationId"] for method, path, operation in operations(document)}
     assert found == {
         ("post", f"{PREFIX}/ingestion-jobs/{{job_id}}/retry"): "retryIngestionJob",
         ("get", f"{PREFIX}/ingestion-jobs/{{job_id}}"): "getIngestionJobProgress",
@@ -105,6 +118,31 @@ def test_the_operations(document: dict[str, Any]) -> None:
         ("post", f"{PREFIX}/knowledge-bases/{{kb_id}}/ingest"): "bulkIngest",
         ("post", f"{PREFIX}/search"): "searchKnowledgeBase",
     }
+
+
+def test_the_page_lists_the_operations_that_are_there_and_those_that_are_not(document: dict[str, Any]) -> None:
+    beginning, _, _ = PAGE.read_text().partition("\n## ")
+    table = "\n".join(line for line in beginning.splitlines() if line.startswith("|"))
+    said, listed = (
+        {(method.lower(), PREFIX + path) for method, path in re.findall(r"`([A-Z]+) (/[^`]+)`", text)}
+        for text in (beginning, table)
+    )
+    assert listed == {(method, path) for method, path, _ in operations(document)}
+    assert said - listed == {
+        ("get", f"{PREFIX}/ingestion-jobs/{{job_id}}/logs"),
+        ("get", f"{PREFIX}/knowledge-bases/{{kb_id}}/ingestion-status"),
+    }
+
+
+def test_fields_that_the_page_calls_missing_are(document: dict[str, Any]) -> None:
+    fields = {
+        f"{schema}.{field}"
+        for schema, body in document["components"]["schemas"].items()
+        for field in body.get("properties", {})
+        if re.search("duplicate_of|pii|sensitivity|answerability", field)
+    }
+    of = "IngestResultItem.duplicate_of"
+    assert fields == {f"{of}_document_id", f"{of}_version_id", f"{of}_document_title"}  # null in ingest's answer
 
 
 def test_a_job_has_the_fields_that_clients_know(document: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -233,6 +234,44 @@ async def test_who_asks_comes_before_what_is_asked(api: Served, method: str, pat
     headers = {"content-type": "application/json", "x-api-key": ""}
     refused = await api.http.request(method, path, content=body, headers=headers)
     assert (refused.status_code, refused.json()["error"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "KEY"}, 200),
+        ({"authorization": "Bearer KEY"}, 200),
+        ({"authorization": "bearer  KEY"}, 200),
+        ({"authorization": "Bearer KEY", "x-api-key": "KEY"}, 200),
+        ({"authorization": "Bearer", "x-api-key": "KEY"}, 200),
+        ({"authorization": "Basic OTHER", "x-api-key": "KEY"}, 200),
+        ({"authorization": "Bearer OTHER", "x-api-key": "KEY"}, 401),
+        ({"authorization": "Bearer KEY", "x-api-key": "OTHER"}, 401),
+        ({"authorization": "Bearer OTHER"}, 401),
+        ({"authorization": "Bearer"}, 401),
+        ({"authorization": "Basic KEY"}, 401),
+        ({"authorization": "KEY"}, 401),
+        ({}, 401),
+    ],
+)
+async def test_a_key_may_come_as_a_bearer_token(
+    api: Served, headers: dict[str, str], status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With another key beside it, none is. Neither answers nor the log repeat one."""
+    key, (_, other) = api.http.headers["x-api-key"], new_key()
+    headers = {name: value.replace("KEY", key).replace("OTHER", other) for name, value in headers.items()}
+    caplog.set_level(logging.INFO, "ingestion_api")
+    async with httpx.AsyncClient(base_url=api.http.base_url, headers=headers, trust_env=False) as http:
+        got = await http.get(f"{PREFIX}/ingestion-jobs/{JOB}")
+    assert got.status_code == status
+    if status == 401:
+        assert got.json()["error"] == "unauthorized"
+        assert {"APIKey", "Bearer"} <= {*got.headers["www-authenticate"].replace(",", "").split()}
+    async with asyncio.timeout(10):
+        while not [record for record in caplog.records if record.name == "ingestion_api.access"]:
+            await asyncio.sleep(0.01)
+    told = f"{got.text} {got.headers} {[vars(record) for record in caplog.records]}"
+    assert [secret for secret in (key, other) if secret.split("_", 2)[2] in told] == []
 
 
 @pytest.mark.parametrize(

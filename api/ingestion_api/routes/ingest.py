@@ -18,7 +18,7 @@ from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, Upload, put_upload
 from pydantic import ValidationError
 
-from ingestion_api.auth import Caller, KeyedRoute
+from ingestion_api.auth import BEARER, Caller, KeyedRoute
 from ingestion_api.forms import MAX_TITLE, DocumentFields, IngestForm, document_of, read_form, words
 from ingestion_api.idempotency import KEY_PATTERN, key_digest
 from ingestion_api.jobs import JobUnknownError, Making
@@ -102,6 +102,7 @@ class _Stored:
     " in the order of the files. A request that is sent again with its ``Idempotency-Key`` makes nothing new while its"
     " job is there.",
     status_code=202,
+    dependencies=[BEARER],
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **BODY_REFUSED, **BUSY, **UNAVAILABLE},
     openapi_extra={"parameters": [_IDEMPOTENCY_KEY], "requestBody": _BODY},
 )

@@ -14,7 +14,7 @@ from ingestion_crds.constants import Phase
 from ingestion_crds.kube import ApiError
 from ingestion_crds.retry import Retryable
 
-from ingestion_api.auth import Caller, KeyedRoute, Principal
+from ingestion_api.auth import BEARER, Caller, KeyedRoute, Principal
 from ingestion_api.documents import IngestionJobDocumentResponse, document_view, document_views
 from ingestion_api.idempotency import key_digest
 from ingestion_api.job_index import Place
@@ -47,7 +47,8 @@ router = APIRouter(prefix="/v1/knowledge-base", tags=[TAG], route_class=KeyedRou
     ),
     status_code=202,
     response_model=None,
-    # These, and no header, to the letter: they are those of the API that the operation is compatible with.
+    # These, no header and no bearer token, to the letter: they are those of the API that the operation is compatible
+    # with. Both are taken.
     responses={202: {"content": {"application/json": {"schema": {}}}}, **BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND},
 )
 async def retry_ingestion_job(
@@ -77,6 +78,7 @@ async def retry_ingestion_job(
     operation_id="getIngestionJobProgress",
     summary="Get the progress of an ingestion job",
     description="The job as it is now. After a retry's 202 it shows ``queued`` until the retry begins.",
+    dependencies=[BEARER],
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **UNAVAILABLE},
 )
 async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Caller) -> IngestionJobResponse:
@@ -90,6 +92,7 @@ async def get_ingestion_job_progress(request: Request, job_id: UUID, caller: Cal
     summary="List the ingestion jobs of a knowledge base",
     description="Newest first. ``status`` keeps one phase; ``cursor`` is the ``next_cursor`` of the page before.",
     response_model=CursorPage[IngestionJobSummaryResponse],
+    dependencies=[BEARER],
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **UNAVAILABLE},
 )
 async def list_ingestion_jobs(
@@ -125,6 +128,7 @@ async def list_ingestion_jobs(
     summary="List the documents of an ingestion job",
     description="In the order of the files of its ingest: those of a batch, or the one of a job. ``cursor`` is the"
     " ``next_cursor`` of the page before.",
+    dependencies=[BEARER],
     responses={**BAD_REQUEST, **UNAUTHORIZED, **NOT_FOUND, **UNAVAILABLE},
 )
 async def list_ingestion_job_documents(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from pydantic_core import to_json
 from starlette.types import Message, Receive, Scope, Send
 
-from ingestion_api.auth import Caller, KeyedRoute
+from ingestion_api.auth import BEARER, Caller, KeyedRoute
 from ingestion_api.problems import bad_request, unsupported_type
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, BODY_REFUSED, BUSY, UNAUTHORIZED, UNAVAILABLE
@@ -124,7 +124,7 @@ UntilSent = Annotated[AsyncExitStack, Depends(_until_sent)]
     summary="Search knowledge bases",
     description="Chunks of active versions, nearest to the query by vector. A version that is being made is not seen.",
     response_model=SearchResponse,
-    dependencies=[Depends(_json_alone)],
+    dependencies=[Depends(_json_alone), BEARER],
     responses={**BAD_REQUEST, **UNAUTHORIZED, **BODY_REFUSED, **BUSY, **UNAVAILABLE},
 )
 async def search_knowledge_base(
