@@ -64,7 +64,7 @@ bench: venv ## Measure everything beside its baseline; single ones with CASE="re
 cluster: venv ## Start a local Kubernetes and print its KUBECONFIG
 	@$(RUN) python -m local_cluster up
 
-cluster-down: venv ## Stop it; nothing is left behind
+cluster-down: venv ## Stop it; images and caches stay
 	@$(RUN) python -m local_cluster down
 
 mutations: venv ## Break the operator's safeguards one by one: each time the fast tests must notice
