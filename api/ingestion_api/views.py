@@ -297,7 +297,7 @@ class AttemptView(BaseModel):
 
     generation: int = Field(description="The retry generation; 0 is the first run.")
     trigger: str = Field(description=f"One of {', '.join(Trigger)}.")
-    requested_by: str | None = Field(None, description="The key's id, for a retry by REST.")
+    requested_by: str | None = Field(None, description="`key:` and the key's id, for a retry by REST.")
     segments: int = Field(0, description="Segments that were run.")
     completed: int = Field(0, description="Of these, completed.")
     failed: int = Field(0, description="Of these, failed.")

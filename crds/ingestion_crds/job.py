@@ -395,7 +395,7 @@ class Attempt(Model):
 
     generation: int = Field(ge=0, description="The retry generation; 0 is the first run.")
     trigger: Trigger = Field(description="Initial, REST, Annotation, Patch or Batch.")
-    requested_by: str | None = Field(None, max_length=128, description="The key's id, for a retry by REST.")
+    requested_by: str | None = Field(None, max_length=128, description="`key:` and the key's id, for a retry by REST.")
     segments: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments dispatched by this attempt.")
     completed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, completed.")
     failed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, failed.")
