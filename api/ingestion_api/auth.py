@@ -188,19 +188,19 @@ class KeyRing:
 
 
 def key_of(headers: Headers) -> str:
-    """Return the key that a request carries.
+    """Return the key that a request carries: as a bearer token only where there is no x-api-key.
+
+    A gateway may add a token of its own, which is not for this API.
 
     Raises:
-        ProblemError: 401 when it carries none, or two that differ.
+        ProblemError: 401 when it carries none.
     """
-    key = headers.get(_HEADER, "")
+    if key := headers.get(_HEADER):
+        return key
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    bearer = token.strip() if scheme.lower() == "bearer" else ""
-    if key and bearer and key != bearer:
-        raise unauthorized("the keys in the headers x-api-key and authorization differ; send one")
-    if not key and not bearer:
-        raise unauthorized("send an API key in the header x-api-key, or as a bearer token")
-    return key or bearer
+    if scheme.lower() == "bearer" and (key := token.strip()):
+        return key
+    raise unauthorized("send an API key in the header x-api-key, or as a bearer token")
 
 
 class KeyedRoute(APIRoute):
