@@ -40,7 +40,6 @@ class BatchPace:
         rejection: what the API server has refused of the last look, first of all.
         refused: places of documents for which it has refused something, in the order of the last time.
         answered: the token of the annotation that the last look has answered.
-        answer_refused: what answers the annotation was refused.
         stirred: a job of it is no longer at rest, or was heard of for the first time.
     """
 
@@ -56,7 +55,6 @@ class BatchPace:
     rejection: Waiting | None = None
     refused: dict[int, None] = field(default_factory=dict)
     answered: str = ""
-    answer_refused: bool = False
     stirred: bool = False
 
 

@@ -78,7 +78,6 @@ class BatchSnapshot:
         rejection: what the API server has refused, or another's job that is in the way.
         refused: documents for which something was refused the last time, those first for which it was so longest ago.
         answered: the token of the annotation that this look has answered; empty if it has answered none.
-        answer_refused: the API server refused what answers an annotation.
     """
 
     batch: IngestionBatch
@@ -92,7 +91,6 @@ class BatchSnapshot:
     rejection: Waiting | None = None
     refused: tuple[int, ...] = ()
     answered: str = ""
-    answer_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -481,10 +479,9 @@ def _expire(draft: _Draft) -> None:
     # Decided by what is recorded already: a status that is still to be written may be refused.
     if left > 0 or draft.batch.status.phase is not Phase.COMPLETED:
         draft.look_within(max(0.0, left))
-    elif draft.snapshot.rejection is None:
-        draft.actions.append(DeleteBatch(uid=draft.batch.metadata.uid))
     else:
-        draft.look_within(_TRY_TO_DELETE_SECONDS)
+        draft.actions.append(DeleteBatch(uid=draft.batch.metadata.uid))
+        draft.look_within(_TRY_TO_DELETE_SECONDS)  # again, if it is refused
 
 
 def _answer_annotation(draft: _Draft) -> None:
@@ -492,10 +489,9 @@ def _answer_annotation(draft: _Draft) -> None:
     token, handled = unanswered(draft.batch, answered=draft.snapshot.answered)
     if handled:
         draft.set(last_handled_retry_request=handled)
-    elif token and draft.snapshot.answer_refused:
-        draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
     elif token:
         draft.actions.append(answer(draft.batch, token))
+        draft.look_within(_LOOK_AT_BLOCKED_SECONDS)  # again, if it is refused
 
 
 # ── what people read ──────────────────────────────────────────────────────────────────────────────────────────

@@ -103,9 +103,7 @@ class BatchReconciler:
         raw, batch = await self._write(raw, batch, decided, pace)
         if await self._act(decided.actions, raw, snapshot, pace):
             # What was refused is said at once: the next look is some time away.
-            snapshot = replace(
-                snapshot, batch=batch, rejection=pace.rejection, answer_refused=pace.answer_refused, starts=0
-            )
+            snapshot = replace(snapshot, batch=batch, rejection=pace.rejection, starts=0)
             decided = plan(snapshot, now=self._now())
             raw, batch = await self._write(raw, batch, decided, pace)
         if pace.rejection is not None:
@@ -128,7 +126,6 @@ class BatchReconciler:
             rejection=pace.rejection,
             refused=tuple(pace.refused),
             answered=pace.answered,
-            answer_refused=pace.answer_refused,
         )
         if self._config.tenant(batch.metadata.namespace) is None or batch.status.phase is Phase.COMPLETED:
             return snapshot  # nothing is decided there, and nothing is read; or there is nothing more to know
@@ -183,8 +180,7 @@ class BatchReconciler:
         self, actions: tuple[BatchAction, ...], raw: JsonObject, snapshot: BatchSnapshot, pace: BatchPace
     ) -> bool:
         """Take the actions, until too many are refused; return whether there is news of what is refused."""
-        before = pace.rejection, pace.answer_refused
-        pace.rejection, pace.answer_refused = None, False
+        before, pace.rejection = pace.rejection, None
         refusals = 0
         for action in actions:
             waiting = None
@@ -198,7 +194,7 @@ class BatchReconciler:
                 case AnswerAnnotation():
                     await self._answer(action, raw, snapshot.batch, pace)
                 case DeleteBatch():
-                    waiting = await self._delete(action, snapshot.batch)
+                    await self._delete(action, snapshot.batch)
             if isinstance(action, CreateDocumentJob | PatchDocumentJob):
                 pace.refused.pop(action.index, None)
                 if waiting is not None:
@@ -208,7 +204,7 @@ class BatchReconciler:
                 refusals += 1
                 if refusals == _MOST_REFUSALS:
                     break
-        return (pace.rejection, pace.answer_refused) != before
+        return pace.rejection != before
 
     async def _create(self, action: CreateDocumentJob, batch: IngestionBatch) -> Waiting | None:
         """Create a document's job. One that exists is ours if we own it: an earlier request has come through."""
@@ -242,21 +238,17 @@ class BatchReconciler:
         try:
             await self._batches.answer(action, raw)
         except ApiError as error:
-            if not error.refused:
-                raise
-            log.warning("an annotation is not answered: %s", error, extra={"job": batch.key})
-            pace.answer_refused = True
+            _tolerate(batch, "an annotation is not answered", error)
             return
         pace.answered = action.token
         pace.stirred = True
         await self._batches.tell(raw, action.told, now=self._now())
 
-    async def _delete(self, action: DeleteBatch, batch: IngestionBatch) -> Waiting | None:
+    async def _delete(self, action: DeleteBatch, batch: IngestionBatch) -> None:
         try:
             await self._batches.delete(namespace=batch.metadata.namespace, name=batch.metadata.name, uid=action.uid)
         except ApiError as error:
-            return _refusal(batch.metadata.name, error)
-        return None
+            _tolerate(batch, "a completed batch stays", error)
 
 
 def _count_ends(before: BatchStatus, after: BatchStatus) -> None:
@@ -271,6 +263,13 @@ def _count_ends(before: BatchStatus, after: BatchStatus) -> None:
     ):
         count = len(IndexSet.parse(now) - IndexSet.parse(was))
         metrics.BATCH_DOCUMENTS_ENDED.labels(result=phase.value).inc(count)
+
+
+def _tolerate(batch: IngestionBatch, what: str, error: ApiError) -> None:
+    """Go on without what the API server has refused; raises any other error."""
+    if not error.refused:
+        raise error
+    log.warning("%s: %s", what, error, extra={"job": batch.key})
 
 
 def _refusal(name: str, error: ApiError) -> Waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -110,10 +111,18 @@ def fail(cluster: SimulatedCluster) -> None:
 
 def refuse(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, fits: Callable[[Call], bool], error: ApiError = DENIED
-) -> None:
-    """Have the API server refuse some requests."""
-    commit = cluster.commit
-    monkeypatch.setattr(cluster, "commit", lambda call: error if fits(call) else commit(call))
+) -> list[Call]:
+    """Have the API server refuse some requests; return those that are made from now on."""
+    commit, refused = cluster.commit, list[Call]()
+
+    def judged(call: Call) -> JsonObject | ApiError:
+        if not fits(call):
+            return commit(call)
+        refused.append(call)
+        return error
+
+    monkeypatch.setattr(cluster, "commit", judged)
+    return refused
 
 
 def makes(call: Call, document: str = "") -> bool:
@@ -265,20 +274,54 @@ def test_a_document_that_is_refused_holds_up_no_others(
 def test_a_quota_that_refuses_all_documents_is_not_asked_for_each(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Call] = []
-
-    def note(call: Call) -> bool:
-        if makes(call):
-            asked.append(call)
-        return makes(call)
-
     cluster.start_operator()
-    refuse(cluster, monkeypatch, note)
+    asked = refuse(cluster, monkeypatch, makes)
     create(cluster, documents=15)
     cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
     assert 3 < len(asked) <= 9
     assert len({call.arguments["body"]["metadata"]["name"] for call in asked}) == len(asked)
     assert stalled(cluster)["message"].endswith("denied")
+
+
+def check_pauses(asked: list[Call], seconds: float) -> None:
+    """Check that there are at least four requests, so many seconds apart, or a few more."""
+    pauses = [later.sent - earlier.sent for earlier, later in pairwise(asked)]
+    assert len(pauses) >= 3
+    assert all(seconds <= pause <= seconds + 2 for pause in pauses), pauses
+
+
+def test_a_completed_batch_that_may_not_be_deleted_is_tried_again_in_a_while(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again and again, and nothing is written of it."""
+    path = batch_path(NAMESPACE, "manuals")
+    asked = refuse(cluster, monkeypatch, lambda call: call.method == "DELETE" and call.path == path)
+    cluster.start_operator()
+    create(cluster, ttlSecondsAfterFinished=60)
+    assert cluster.pass_until(lambda: bool(asked), seconds=100)
+    written = len(cluster.api.changes)
+    cluster.pass_until(lambda: False, seconds=2_000)
+    check_pauses(asked, 600)
+    assert len(cluster.api.changes) == written
+    monkeypatch.undo()
+    assert cluster.pass_until(lambda: cluster.api.find(BATCHES, NAMESPACE, "manuals") is None, seconds=601)
+
+
+def test_an_annotation_whose_answer_is_refused_is_tried_again_in_a_while(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a completed batch, for which nothing else is done any more."""
+    cluster.start_operator()
+    create(cluster)
+    until(cluster, ended(cluster, "completed"))
+    path = batch_path(NAMESPACE, "manuals")
+    body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: "now"}}}
+    cluster.api.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+    asked = refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and call.path == path)
+    cluster.pass_until(lambda: False, seconds=100)
+    check_pauses(asked, 30)
+    monkeypatch.undo()
+    until(cluster, lambda: status(cluster).get("lastHandledRetryRequest") == "now", seconds=31)
 
 
 def test_an_older_crd_of_jobs_is_named_until_it_is_applied(
