@@ -72,7 +72,8 @@ class BatchSnapshot:
         unread: why they could not be read; None if they were.
         behind: those not completed that carry another parentGeneration than the wanted one; read where
             `passes_on_generation` asks for it.
-        unlike: those not completed whose `suspend` is not the batch's; read where `passes_on_suspend` asks for it.
+        unlike: those not completed whose `suspend` is not the batch's; None where `passes_on_suspend` did not ask for
+            them, so that nobody has read them.
         told: documents and generations of their jobs that have been told to stop.
         starts: how many jobs may be made or retried at once.
         rejection: what the API server has refused, or another's job that is in the way.
@@ -85,7 +86,7 @@ class BatchSnapshot:
     jobs: Mapping[int, DocumentJob] = field(default_factory=dict)
     unread: Waiting | None = None
     behind: frozenset[int] = frozenset()
-    unlike: frozenset[int] = frozenset()
+    unlike: frozenset[int] | None = frozenset()
     told: frozenset[tuple[int, int]] = frozenset()
     starts: int = 10
     rejection: Waiting | None = None
@@ -326,16 +327,23 @@ def _pass_on(draft: _Draft) -> None:
         elif not batch.spec.suspend:
             _retry(draft, behind)
     if passes_on_suspend(batch) or (late and batch.spec.suspend):
-        # Nothing, from before the first job is told: who changes his mind meanwhile has all of them told once more.
-        draft.set(passed_on_suspend=None if snapshot.unlike or late else batch.spec.suspend)
-        if late:
-            draft.go_on()
-        most = _MOST_STOPS if batch.spec.suspend else snapshot.starts
-        draft.starting = draft.starting or (not batch.spec.suspend and len(snapshot.unlike) > most)
-        for index in draft.in_turn(snapshot.unlike)[:most]:
-            body = {"spec": {"suspend": batch.spec.suspend}}
-            draft.actions.append(PatchDocumentJob(index=index, name=name_of(batch, index), body=body))
-            draft.go_on()
+        _pass_on_suspend(draft, late=late)
+
+
+def _pass_on_suspend(draft: _Draft, *, late: bool) -> None:
+    """Suspend the jobs, or have them go on; record that none is left to be told."""
+    batch, unlike = draft.batch, draft.snapshot.unlike or frozenset()
+    if draft.snapshot.unlike is None or unlike or late:
+        # From before the first job is told: who changes his mind meanwhile has all of them told once more.
+        draft.set(passed_on_suspend=None)
+        draft.go_on()
+    else:
+        draft.set(passed_on_suspend=batch.spec.suspend)
+    most = _MOST_STOPS if batch.spec.suspend else draft.snapshot.starts
+    draft.starting = draft.starting or (not batch.spec.suspend and len(unlike) > most)
+    for index in draft.in_turn(unlike)[:most]:
+        body = {"spec": {"suspend": batch.spec.suspend}}
+        draft.actions.append(PatchDocumentJob(index=index, name=name_of(batch, index), body=body))
 
 
 def _come_late(snapshot: BatchSnapshot) -> bool:

@@ -130,7 +130,7 @@ class BatchReconciler:
         if self._config.tenant(batch.metadata.namespace) is None or batch.status.phase is Phase.COMPLETED:
             return snapshot  # nothing is decided there, and nothing is read; or there is nothing more to know
         behind: frozenset[int] = frozenset()
-        unlike: frozenset[int] = frozenset()
+        unlike: frozenset[int] | None = None
         if passes_on_generation(batch):
             behind = await self._unfinished(batch, f"spec.parentGeneration!={batch.spec.retry_generation}")
         if passes_on_suspend(batch):

@@ -99,7 +99,7 @@ class World:
             config=self.config,
             jobs=rows,
             behind=frozenset(behind) if passes_on_generation(self.batch) else frozenset(),
-            unlike=frozenset(unlike) if passes_on_suspend(self.batch) else frozenset(),
+            unlike=frozenset(unlike) if passes_on_suspend(self.batch) else None,
             told=frozenset(self.told),
             starts=self.starts,
         )

@@ -410,6 +410,25 @@ def test_a_job_that_comes_too_late_for_its_batch_s_suspension_is_suspended(clust
     until(cluster, ended(cluster, "completed"))
 
 
+def test_a_late_job_is_suspended_although_what_was_refused_goes_well_in_the_same_look(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look is planned once more then, and has not asked which jobs are not suspended."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    sent = die_with_the_last_create(cluster)
+    patch(cluster, suspend=True)
+    cluster.start_operator()
+    until(cluster, lambda: status(cluster).get("passedOnSuspend") is True)
+    refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and f"/{INGESTION_JOBS}/" in call.path)
+    patch(cluster, cancelGeneration=0)
+    until(cluster, lambda: stalled(cluster)["reason"] == "RejectedByCluster")
+    monkeypatch.undo()
+    cluster.arrive(sent)
+    until(cluster, lambda: bool(job(cluster, 2)["spec"]["suspend"]))
+    until(cluster, ended(cluster, "failed"))
+    until(cluster, lambda: status(cluster).get("passedOnSuspend") is True)
+
+
 def test_a_job_that_comes_too_late_for_its_batch_s_cancellation_is_cancelled(cluster: SimulatedCluster) -> None:
     """The attempt is over by then."""
     cluster.verdicts[Stage.PREPARE, None] = HANGS
