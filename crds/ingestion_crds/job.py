@@ -292,7 +292,7 @@ class Spec(Model):
         ge=0,
         le=INT32_MAX,
         description="Of a job that an IngestionBatch has made: the batch's retryGeneration that it was last made or"
-        " retried for. Never lowered.",
+        " retried for, or that was cancelled before that. Never lowered.",
     )
 
 

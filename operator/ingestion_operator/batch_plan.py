@@ -261,7 +261,7 @@ class _Draft:
         if job is None:
             # As an attempt whose Job is gone: it has failed, and is made again by a retry.
             return _State.FAILED if index in made or self.cancelled or self.over else _State.UNMADE
-        if job.ended and (index not in self.snapshot.behind or self.cancelled):
+        if job.ended and index not in self.snapshot.behind:
             return _State.PARTIAL if job.phase is Phase.PARTIAL_FAILURE else _State.FAILED
         return _State.PROCESSING if job.phase is Phase.PROCESSING else _State.QUEUED
 
@@ -322,8 +322,10 @@ def _pass_on(draft: _Draft) -> None:
         _cancel(draft)
     if passes_on_generation(batch):
         behind = [snapshot.jobs[index] for index in draft.in_turn(snapshot.behind & snapshot.jobs.keys())]
-        if not behind or draft.cancelled:
+        if not behind:
             draft.set(passed_on_generation=draft.generation)
+        elif draft.cancelled:
+            _leave(draft, behind)
         elif not batch.spec.suspend:
             _retry(draft, behind)
     if passes_on_suspend(batch) or (late and batch.spec.suspend):
@@ -360,8 +362,7 @@ def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:
     left = draft.snapshot.starts
     for job in behind:
         if not job.ended:
-            body = {"spec": {"parentGeneration": draft.generation}}
-            draft.actions.append(PatchDocumentJob(index=job.index, name=job.name, body=body))
+            draft.actions.append(_joins(draft, job))
         elif left > 0:
             left -= 1
             body = retry_patch(draft.batch, job)
@@ -370,6 +371,20 @@ def _retry(draft: _Draft, behind: list[DocumentJob]) -> None:
         else:
             draft.starting = True
     draft.go_on()
+
+
+def _leave(draft: _Draft, behind: list[DocumentJob]) -> None:
+    """Have the jobs join a cancelled retry without a next attempt.
+
+    A retry that was sent before, and arrives late, is not admitted then: the job is no longer as it was read.
+    """
+    draft.actions.extend(_joins(draft, job) for job in behind[:_MOST_STOPS])
+    draft.go_on()
+
+
+def _joins(draft: _Draft, job: DocumentJob) -> PatchDocumentJob:
+    body = {"spec": {"parentGeneration": draft.generation}}
+    return PatchDocumentJob(index=job.index, name=job.name, body=body)
 
 
 def _cancel(draft: _Draft) -> None:

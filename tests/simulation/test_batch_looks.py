@@ -442,6 +442,27 @@ def test_a_job_that_comes_too_late_for_its_batch_s_cancellation_is_cancelled(clu
     assert status(cluster)["failureSummary"] == {"Cancelled": 3}
 
 
+def test_a_retry_that_comes_too_late_for_its_batch_s_cancellation_is_not_admitted(cluster: SimulatedCluster) -> None:
+    """The operator that sent it has died, and the next one ends the attempt; nothing could stop the job then."""
+
+    def retries(call: Call) -> bool:
+        return call.method == "PATCH" and "retryGeneration" in call.arguments["body"].get("spec", {})
+
+    fail(cluster)
+    patch(cluster, retryGeneration=1)
+    until(cluster, lambda: any(map(retries, cluster.calls)), held=retries)
+    [sent] = filter(retries, cluster.kill(cluster.operators[0]))
+    cluster.late.append(sent)
+    patch(cluster, cancelGeneration=1)
+    cluster.start_operator()
+    until(cluster, ended(cluster, "partial_failure", 1))
+    cluster.arrive(sent)
+    cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
+    assert job(cluster, 0)["spec"]["retryGeneration"] == 0
+    patch(cluster, retryGeneration=2)
+    until(cluster, ended(cluster, "completed", 2))
+
+
 # ── what is counted ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
