@@ -59,6 +59,8 @@ _OBSTACLES: Final = frozenset(
         Reason.REJECTED_BY_CLUSTER,
     }
 )
+# Why a job is held by somebody; what ends by itself comes last.
+_HOLDS: Final = (Reason.WAITING, Reason.SUSPENDED, Reason.CANCELLING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -482,7 +484,7 @@ def _explain(draft: _Draft) -> None:
         return
     running = [job for _, job in sorted(draft.snapshot.jobs.items()) if not job.ended]
     obstructed = [job for job in running if job.reason in _OBSTACLES]
-    held = [job for job in running if job.reason == Reason.WAITING]
+    held = sorted((job for job in running if job.reason in _HOLDS), key=lambda job: _HOLDS.index(Reason(job.reason)))
     if running and len(obstructed) + len(held) == len(running):
         first = (obstructed or held)[0]
         text = f"All jobs that run wait; {first.name}: {first.message}"

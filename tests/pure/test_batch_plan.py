@@ -17,7 +17,7 @@ from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
 from ingestion_crds.batch import BatchStatus, IngestionBatch
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.constants import RETRYABLE_PHASES, TERMINAL_PHASES, Phase, Reason
+from ingestion_crds.constants import RETRYABLE_PHASES, TERMINAL_PHASES, ConditionType, Phase, Reason
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import dump_status
 from ingestion_operator.actions import AnswerAnnotation
@@ -577,6 +577,38 @@ def test_where_all_jobs_wait_the_batch_says_why() -> None:
     world.jobs[3].reason = Reason.PREPARING
     world.rest()
     assert {item.reason for item in world.status.conditions} == {Reason.PROCESSING_DOCUMENTS}
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said", "stalled"),
+    [
+        ((Reason.SUSPENDED, Reason.SUSPENDED), Reason.SUSPENDED, False),
+        ((Reason.SUSPENDED, Reason.WAITING), Reason.WAITING, False),
+        ((Reason.CANCELLING, Reason.SUSPENDED), Reason.SUSPENDED, False),
+        ((Reason.CANCELLING, Reason.CANCELLING), Reason.CANCELLING, False),
+        ((Reason.SUSPENDED, Reason.IMAGE_UNAVAILABLE), Reason.IMAGE_UNAVAILABLE, True),
+        ((Reason.CANCELLING, Reason.IMAGE_UNAVAILABLE), Reason.IMAGE_UNAVAILABLE, True),
+        ((Reason.SUSPENDED, Reason.PREPARING), Reason.PROCESSING_DOCUMENTS, False),
+    ],
+)
+def test_a_job_that_somebody_holds_by_itself_does_not_hide_what_the_others_wait_for(
+    reasons: tuple[Reason, Reason], said: Reason, *, stalled: bool
+) -> None:
+    """Documents that are completed wait for nothing."""
+    world = World(documents=3)
+    world.rest()
+    world.end(Phase.COMPLETED, 0)
+    world.play(Phase.COMPLETED)
+    for index, reason in enumerate(reasons, start=1):
+        world.jobs[index].reason = reason
+    world.rest()
+    conditions = {item.type: item for item in world.status.conditions}
+    assert {item.reason for item in conditions.values()} == {said}
+    goes_on = said is Reason.PROCESSING_DOCUMENTS
+    assert conditions[ConditionType.RECONCILING].status == str(goes_on)
+    assert conditions[ConditionType.STALLED].status == str(stalled)
+    named = world.jobs[1 + reasons.index(said)].name if said in reasons else ""
+    assert named in conditions[ConditionType.READY].message
 
 
 def test_what_is_refused_is_said_and_tried_again_later() -> None:
