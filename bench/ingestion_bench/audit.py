@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +49,7 @@ class Audit:
     def read(self) -> list[str]:
         """Return the requests since the last call, each as verb and resource: `patch ingestionjobs/status`.
 
-        Neither watches nor Events are among them, nor what looks for the API's parts.
+        Watches are not among them, nor what looks for the API's parts.
         """
         if not self._path.exists():
             return []
@@ -71,9 +71,19 @@ class Audit:
             found += more
 
 
+def without_events(requests: Iterable[str]) -> list[str]:
+    """Return the requests that are counted of a retry: Events are for people, and as many as there is to tell."""
+    return [request for request in requests if request.split()[1] != "events"]
+
+
+def writes(requests: Iterable[str]) -> list[str]:
+    """Return the requests that change something, Events among them."""
+    return [request for request in requests if request.split()[0] not in ("get", "list")]
+
+
 def _request(entry: dict[str, object]) -> str | None:
     reference = entry.get("objectRef")
-    if not isinstance(reference, dict) or entry["verb"] == "watch" or reference["resource"] == "events":
+    if not isinstance(reference, dict) or entry["verb"] == "watch":
         return None
     resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
     return f"{entry['verb']} {resource}"

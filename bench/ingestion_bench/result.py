@@ -121,7 +121,11 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
 
 
 def growths(results: Sequence[Result]) -> list[Growth]:
-    """Fit an exponent for each measure that was taken at three sizes or more on one machine."""
+    """Fit an exponent for each measure that was taken at three sizes or more on one machine.
+
+    Raises:
+        ValueError: one may grow, but was none or less, of which no exponent can be fitted.
+    """
     series: dict[tuple[str, str], list[tuple[float, Result]]] = {}
     for result in results:
         for over, size in result.growth.items():
@@ -137,16 +141,17 @@ def growths(results: Sequence[Result]) -> list[Growth]:
         ours = [(size, median(result.ours)) for size, result in taken]
         theirs = [(size, median(result.theirs)) for size, result in taken if result.theirs]
         both = len(theirs) == len(ours)
-        if all(value > 0 for _, value in ours):
-            found.append(
-                Growth(
-                    what=what,
-                    over=over,
-                    points=len(taken),
-                    ours=exponent(ours),
-                    theirs=exponent(theirs) if both else None,
-                    ours_last=exponent(ours[-2:]),
-                    theirs_last=exponent(theirs[-2:]) if both else None,
-                )
+        if not all(value > 0 for _, value in ours):
+            raise ValueError(f"{what}: no exponent over {over} of {ours}")
+        found.append(
+            Growth(
+                what=what,
+                over=over,
+                points=len(taken),
+                ours=exponent(ours),
+                theirs=exponent(theirs) if both else None,
+                ours_last=exponent(ours[-2:]),
+                theirs_last=exponent(theirs[-2:]) if both else None,
             )
+        )
     return found

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import ingestion_bench.cases  # noqa: F401  # registers them
+import pytest
 from ingestion_bench import report
 from ingestion_bench.case import CASES
 from ingestion_bench.result import Result, growths
@@ -60,6 +61,11 @@ def test_growth_is_fitted_to_what_one_machine_measured() -> None:
     (growth,) = growths([timed(1, seconds=1), timed(10, seconds=10), timed(100, seconds=100), elsewhere])
     assert (growth.points, growth.verdict) == (3, "ok")
     assert growths([timed(1, seconds=1), timed(10, seconds=10), elsewhere]) == []
+
+
+def test_what_may_grow_is_never_left_out_in_silence() -> None:
+    with pytest.raises(ValueError, match="seconds: no exponent over k"):
+        growths([timed(1, seconds=1), timed(10, seconds=-2), timed(100, seconds=-3)])
 
 
 def test_each_commit_is_named_with_its_cases(tmp_path: Path) -> None:

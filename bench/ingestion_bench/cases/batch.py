@@ -19,7 +19,7 @@ from local_cluster.control_plane import KWOK
 from local_cluster.progress import say
 
 from ingestion_bench import many
-from ingestion_bench.audit import Audit, audited
+from ingestion_bench.audit import Audit, audited, without_events
 from ingestion_bench.bare import get_and_ask
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.failed import body
@@ -132,6 +132,7 @@ class Batch:
         return wish
 
     def _counted(self, sent: Collection[str], sent_again: Collection[str]) -> Sample:
+        sent, sent_again = without_events(sent), without_events(sent_again)
         say(f"  {dict(Counter(sent))}; for the retry {dict(Counter(sent_again))}")
         return {_REQUESTS: len(sent) / self._count, _REQUESTS_RETRIED: len(sent_again) / self._failing}
 

@@ -16,7 +16,7 @@ from local_cluster import ports
 from local_cluster.process import Process
 
 from ingestion_bench import many
-from ingestion_bench.audit import Audit, audited
+from ingestion_bench.audit import Audit, audited, writes
 from ingestion_bench.case import Budget, Duel, Measure, Sample, register
 from ingestion_bench.load import per_second
 from ingestion_bench.scrape import scrape
@@ -75,8 +75,8 @@ class Idle:
             await asyncio.sleep(begun + _FIRST_LIST_SECONDS - time.perf_counter())
             self._audit.read()
             cpu = await self._rest(process, seconds=resync_pause(len(self._jobs)))  # one full list is in it
-            writes = [request for request in self._audit.read() if request.split()[0] not in ("get", "list")]
-        return {**sample, _CPU: cpu, _WRITES: len(writes)}
+            written = writes(self._audit.read())
+        return {**sample, _CPU: cpu, _WRITES: len(written)}
 
     async def theirs(self) -> Sample:
         """Run the minimal operator."""

@@ -100,6 +100,10 @@ class Running:
             **waits,
         }
 
+    async def warm_up(self) -> None:
+        """Let few jobs run once: the first on a fresh control plane are dear, and would make many look cheap."""
+        await self._run(self._few)
+
     async def _run(self, count: int, *, minimal: bool = False) -> tuple[list[float], Sample, Sample]:
         """Return CPU seconds for each segment, of the operator and of the minimal one, its counts, and keys' waits.
 
@@ -179,7 +183,9 @@ async def _cpu_at_rest(process: Process) -> float:
 
 def _run(few: int, many_: int) -> Callable[[Stand], AsyncIterator[Duel]]:
     async def duel(stand: Stand) -> AsyncIterator[Duel]:
-        yield Duel(ours=Running(stand=stand, few=few, many=many_).ours)
+        running = Running(stand=stand, few=few, many=many_)
+        await running.warm_up()
+        yield Duel(ours=running.ours)
 
     return duel
 
