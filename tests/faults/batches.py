@@ -64,7 +64,7 @@ class BatchRun:
         """Wait until the batch is as wished and return it."""
         deadline = time.monotonic() + self.run.patience
         while not wish(batch := await self.get()):
-            self.run.operator.check()
+            self.run.check()
             status = json.dumps(batch.get("status"), indent=1)
             assert time.monotonic() < deadline, f"still {status}\n{self.run.log_end()}"
             await asyncio.sleep(0.1)

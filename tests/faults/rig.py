@@ -105,11 +105,16 @@ class Run:
     async def listed(self, resource: str) -> list[JsonObject]:
         return list((await self.kube.request("GET", core_path(resource, self.namespace)))["items"])
 
+    def check(self) -> None:
+        """Raise what went wrong with the operator or the kubelet: nothing would come of waiting."""
+        self.operator.check()
+        self.kubelet.check()
+
     async def until(self, wish: Callable[[JsonObject], bool], *, name: str = NAME) -> JsonObject:
         """Wait until the IngestionJob is as wished and return it."""
         deadline = time.monotonic() + self.patience
         while not wish(job := await self.get(name)):
-            self.operator.check()
+            self.check()
             assert time.monotonic() < deadline, f"still {json.dumps(job.get('status'), indent=1)}\n{self.log_end()}"
             await asyncio.sleep(0.05)
         return job
@@ -130,7 +135,7 @@ class Run:
         """Wait until a wish that is no object's comes true."""
         deadline = time.monotonic() + self.patience
         while not wish():
-            self.operator.check()
+            self.check()
             assert time.monotonic() < deadline, self.log_end()
             await asyncio.sleep(0.02)
 
@@ -138,7 +143,7 @@ class Run:
         """Wait until a wish comes true that takes a request to see."""
         deadline = time.monotonic() + self.patience
         while not await wish():
-            self.operator.check()
+            self.check()
             assert time.monotonic() < deadline, self.log_end()
             await asyncio.sleep(0.1)
 

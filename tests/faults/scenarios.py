@@ -100,7 +100,7 @@ async def suspend_and_resume(run: Run, api: Api | None) -> None:
     await run.patch({"suspend": True})
     await run.until(lambda job: _ready_reason(job) == "Suspended")
     while any(pod["metadata"]["labels"][names.LABEL_STAGE] == SEGMENTS for pod in await run.listed("pods")):
-        run.operator.check()
+        run.check()
         await asyncio.sleep(0.05)
     resumed = True
     await run.patch({"suspend": False})

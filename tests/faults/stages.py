@@ -30,7 +30,7 @@ async def until_pods_run(run: Run, stage: str, *, count: int) -> JsonObject:
         ]
         if len(pods) == count:
             return pods[0]
-        run.operator.check()
+        run.check()
         await asyncio.sleep(0.05)
 
 

@@ -152,7 +152,7 @@ async def made_again(run: Run, books: Library) -> None:
     """Delete the job, make it again under its name, and complete it."""
     await run.kube.request("DELETE", ingestion_path(run.namespace, NAME), body=BACKGROUND)
     while await run.jobs() or await run.listed("pods"):
-        run.operator.check()
+        run.check()
         await asyncio.sleep(0.05)
     await books.create(run)
     await run.settled(GOOD)

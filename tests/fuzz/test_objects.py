@@ -209,7 +209,7 @@ def explained(job: JsonObject) -> bool:
     return stalled.get("status") == "True" and bool(stalled.get("message")) and stalled["reason"] != "PodPending"
 
 
-async def every_job_explained(kube: KubeClient, namespace: str) -> list[JsonObject]:
+async def every_job_explained(kube: KubeClient, namespace: str, kubelet: FakeKubelet) -> list[JsonObject]:
     """Wait until each job has ended or says why not, and return them."""
     deadline = asyncio.get_running_loop().time() + (1200 if FULL else 300)
     while True:
@@ -219,6 +219,7 @@ async def every_job_explained(kube: KubeClient, namespace: str) -> list[JsonObje
             return jobs
         # These alone, or the API server does little else than to list: many a job is hundreds of KB.
         while waiting:
+            kubelet.check()
             assert asyncio.get_running_loop().time() < deadline, json.dumps(waiting[:3], indent=1)
             await asyncio.sleep(0.5)
             paths = [ingestion_path(namespace, job["metadata"]["name"]) for job in waiting]
@@ -281,7 +282,7 @@ async def test_any_object_is_refused_clearly_or_ends(
     config = write_config(tmp_path, tenants=[namespace])
     tally: Counter[str] = Counter()
     with operator(kubeconfig=control_plane.kubeconfig, config=config, log=log) as process:
-        async with FakeKubelet(client=kube, namespace=namespace, script=pods):
+        async with FakeKubelet(client=kube, namespace=namespace, script=pods) as kubelet:
 
             async def one(item: Any) -> None:
                 number, ((kind, spec), annotations, patches) = item
@@ -304,7 +305,7 @@ async def test_any_object_is_refused_clearly_or_ends(
                 if job["spec"].get("suspend"):
                     path = ingestion_path(namespace, job["metadata"]["name"])
                     await kube.request("PATCH", path, body={"spec": {"suspend": False}}, content_type=MERGE_PATCH)
-            jobs = await every_job_explained(kube, namespace)
+            jobs = await every_job_explained(kube, namespace, kubelet)
         assert process.poll() is None, log.read_text()
     print(dict(sorted(tally.items())), Counter(job["status"]["phase"] for job in jobs), f"seed {SEED}")
     unexpected = [line for line in log.read_text().splitlines() if '"exception":' in line or '"level": "error"' in line]

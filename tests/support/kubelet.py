@@ -17,6 +17,8 @@ from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
 
+from support.patience import unless_away
+
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -110,14 +112,24 @@ class FakeKubelet:
         if failed and isinstance(results[0], Exception):
             raise results[0]
 
+    def check(self) -> None:
+        """Raise what ended it: nothing would come of waiting for its pods."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
     async def _loop(self) -> None:
         running: dict[str, PodRun] = {}
         while True:
-            listed = await self.client.request("GET", core_path("pods", self.namespace))
-            await asyncio.gather(*(self._look_at(pod, running) for pod in listed["items"]))
+            with unless_away():
+                listed = await self.client.request("GET", core_path("pods", self.namespace))
+                await asyncio.gather(*(self._look_at(pod, running) for pod in listed["items"]))
             await asyncio.sleep(0.05)
 
     async def _look_at(self, pod: JsonObject, running: dict[str, PodRun]) -> None:
+        with unless_away():
+            await self._see_to(pod, running)
+
+    async def _see_to(self, pod: JsonObject, running: dict[str, PodRun]) -> None:
         node = pod["spec"].get("nodeName")
         if node in self.lost_nodes:
             return

@@ -1,10 +1,11 @@
-"""A client that outlasts an API server that is away for a while."""
+"""What outlasts an API server that is away for a while: a client, and what goes round again by itself."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ingestion_crds import JsonObject
@@ -12,6 +13,21 @@ from ingestion_crds.kube import REQUEST_TIMEOUT_SECONDS, ApiError, KubeClient
 
 _PATIENCE_SECONDS = 120.0
 _AGAIN_SECONDS = 0.1
+
+
+def is_away(error: ApiError) -> bool:
+    """Return whether nobody said no: API server or etcd are away, or have too much to do."""
+    return error.status in (0, 429) or error.status >= 500
+
+
+@contextmanager
+def unless_away() -> Iterator[None]:
+    """Leave the block at an error that an absent API server or etcd causes: what it does is done again anyway."""
+    try:
+        yield
+    except ApiError as error:
+        if not is_away(error):
+            raise
 
 
 class PatientClient(KubeClient):
@@ -40,8 +56,7 @@ class PatientClient(KubeClient):
                     return await self.request("GET", f"{path}/{body['metadata']['name']}")
                 if unanswered and method == "DELETE" and error.not_found:
                     return {}
-                away = error.status in (0, 429) or error.status >= 500
-                if not away or time.monotonic() > deadline:
+                if not is_away(error) or time.monotonic() > deadline:
                     raise
                 unanswered = True
             await asyncio.sleep(_AGAIN_SECONDS)
