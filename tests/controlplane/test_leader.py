@@ -94,6 +94,7 @@ class Pair:
         """Wait until an IngestionJob's status is as wished, and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not wish(status := (await self.get(name)).get("status", {})):
+            self.kubelet.check()
             assert time.monotonic() < deadline, f"{name} is still {json.dumps(status, indent=1)}"
             await asyncio.sleep(0.05)
         return status
@@ -114,6 +115,7 @@ class Pair:
     async def watched(self, wish: Callable[[], bool], *, what: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not wish():
+            self.kubelet.check()
             assert time.monotonic() < deadline, f"never: {what}; holders {self.holders}"
             await asyncio.sleep(0.02)
 
@@ -144,17 +146,19 @@ class Pair:
         assert len(dict(self.children)) == len(self.children), "a name was used twice"
 
 
-async def follow(
-    kube: KubeClient, path: str, see: Callable[[JsonObject], None], query: JsonObject | None = None
-) -> None:
-    """Tell of every event of a collection; the API server may go and come back meanwhile."""
+async def follow(kube: KubeClient, path: str, see: Callable[[JsonObject], None]) -> None:
+    """Tell of every event of a collection; the API server may end the watch, or go and come back meanwhile."""
+    version = ""
     while True:
         try:
-            listed = await kube.request("GET", path, query=query)
-            version = listed["metadata"]["resourceVersion"]
-            async for event in kube.watch(path, resource_version=version, query=query):
+            if not version:
+                version = (await kube.request("GET", path))["metadata"]["resourceVersion"]
+            async for event in kube.watch(path, resource_version=version):
+                version = event["object"]["metadata"]["resourceVersion"]
                 see(event)
-        except ApiError:
+        except ApiError as error:
+            if error.expired:  # what happened meanwhile is not known
+                raise
             await asyncio.sleep(0.2)
 
 
@@ -166,7 +170,9 @@ async def background(*coroutines: Any) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
 
 
 @contextmanager

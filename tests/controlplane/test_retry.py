@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from faults.proxy import Proxy
+from faults.proxy import Proxy, crash_after
+from faults.rig import running
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.indexset import IndexSet
@@ -63,6 +64,7 @@ class World:
             job = await self.get()
             if wish(job):
                 return job
+            self.kubelet.check()
             if time.monotonic() > deadline:
                 raise AssertionError(f"still {json.dumps(job.get('status'), indent=1)}")
             await asyncio.sleep(0.05)
@@ -391,11 +393,14 @@ def _condition(job: JsonObject, kind: str) -> JsonObject:
     return next((item for item in job["status"]["conditions"] if item["type"] == kind), {"reason": ""})
 
 
-async def test_the_deadline_ends_an_attempt(world: World) -> None:
+async def test_the_deadline_ends_an_attempt_and_may_be_changed_while_it_runs(world: World) -> None:
     world.kubelet.script = lambda pod: HANG if pod.segment == 1 else script(segments=2)(pod)
-    await world.create(activeDeadlineSeconds=5)
+    await world.create(activeDeadlineSeconds=600)
+    await world.until(lambda job: job["status"].get("segments", {}).get("completedCount") == 1)
+    await world.patch({"activeDeadlineSeconds": 1})
     job = await world.settled("partial_failure")
     assert job["status"]["failureSummary"] == {"Deadline": 1}
+    assert job["status"]["segments"]["completed"] == "0"
 
 
 async def test_too_many_failures_stop_the_attempt(world: World) -> None:
@@ -544,31 +549,23 @@ async def test_a_late_duplicate_is_removed_and_changes_nothing(world: World) -> 
 
 
 async def test_the_operator_picks_up_where_it_was_killed(
-    control_plane: ControlPlane, kube: KubeClient, namespace: str, tmp_path: Path
+    control_plane: ControlPlane, kube: KubeClient, tmp_path: Path
 ) -> None:
-    """Invariants 1, 2, 4."""
-    config = write_config(tmp_path, tenants=[namespace])
-    async with FakeKubelet(client=kube, namespace=namespace, script=script(segments=20, bad={4})) as kubelet:
-        world = World(kube=kube, namespace=namespace, kubelet=kubelet)
+    """Invariants 1, 2, 4: each write to the status is the last thing that a process does."""
+    async with running(control_plane=control_plane, kube=kube, folder=tmp_path) as run:
+        world = World(kube=kube, namespace=run.namespace, kubelet=run.kubelet)
+        run.proxy.add(
+            lambda call: str(call) == "patch ingestionjobs/status", crash_after(run.operator.kill), times=None
+        )
+        world.kubelet.script = script(segments=20, bad={4})
         await world.create()
-        kills = 0
-        while not _at_rest(job := await world.get()):
-            version = job["metadata"]["resourceVersion"]
-            log = tmp_path / f"operator-{kills}.log"
-            with operator(kubeconfig=control_plane.kubeconfig, config=config, log=log) as process:
-                deadline = time.monotonic() + 240
-                while (await world.get())["metadata"]["resourceVersion"] == version:
-                    assert time.monotonic() < deadline, log.read_text()
-                    await asyncio.sleep(0.005)
-                process.kill()  # as soon as it has written anything
-                kills += 1
-        assert kills >= 4
         await world.settled("partial_failure")
+        assert run.operator.kills >= 4
         assert world.segments_run(0) == list(range(20))
+        run.proxy.faults.clear()
+        world.kubelet.script = script(segments=20)
         await world.patch({"retryGeneration": 1})
-        kubelet.script = script(segments=20)
-        with operator(kubeconfig=control_plane.kubeconfig, config=config, log=tmp_path / "last.log"):
-            await world.settled("completed", generation=1)
+        await world.settled("completed", generation=1)
         assert world.segments_run(1) == [4]
 
 
