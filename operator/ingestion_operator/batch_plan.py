@@ -140,6 +140,7 @@ def settled(batch: IngestionBatch) -> bool:
         status.phase in names.TERMINAL_PHASES
         and status.ended_generation == spec.retry_generation == status.observed_retry_generation
         and status.observed_generation == batch.metadata.generation
+        and status.job_id == batch.job_id
         and not passes_on_suspend(batch)
         and (not token or token == status.last_handled_retry_request)
         and not (status.phase is Phase.COMPLETED and spec.ttl_seconds_after_finished is not None)

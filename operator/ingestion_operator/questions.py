@@ -23,6 +23,7 @@ def settled(job: IngestionJob) -> bool:
         and status.observed_retry_generation == status.attempts[-1].generation
         and not job.retry_pending
         and status.observed_generation == job.metadata.generation
+        and status.job_id == job.job_id
         and (not token or token == status.last_handled_retry_request)
         and status.pods_to_remove is None
         and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)

@@ -129,6 +129,21 @@ async def goes_on_from_its_status(run: Run) -> int:
     return 1
 
 
+async def is_found_by_its_new_id(run: Run) -> int:
+    """It was never retried, so that its restored status asks for nothing: it says who it is all the same."""
+    run.kubelet.script = script(segments=3, bad=frozenset({2}))
+    await run.create()
+    await run.settled("partial_failure")
+    await run.at_rest()
+    backup = await run.get()
+    restored = await take_back(run, backup, propagation="Background", with_status=True)
+    await run.until(lambda job: job["status"]["jobID"] == restored["metadata"]["uid"])
+    await run.at_rest()
+    assert not ran(run, restored)
+    assert (await run.get())["status"]["segments"] == backup["status"]["segments"]
+    return 1
+
+
 async def begins_anew_without_its_status(run: Run) -> int:
     """The status is lost, the annotations are not: the answered token is no retry, and the generation runs once."""
     backup = await failed_once(run)
@@ -188,6 +203,7 @@ async def in_the_middle(run: Run) -> int:
 CASES: Final[dict[str, Callable[[Run], Awaitable[int]]]] = {
     "status lost": begins_there,
     "status restored": goes_on_from_its_status,
+    "status restored, never retried": is_found_by_its_new_id,
     "status lost, annotations restored": begins_anew_without_its_status,
     "status lost, old Job still runs": beside_what_still_runs,
     "status of a running attempt restored, old Job gone": in_the_middle,

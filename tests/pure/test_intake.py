@@ -19,6 +19,7 @@ from support.builders import ingestion_batch, ingestion_job
 
 KEY = "team-a/handbook"
 AT_REST: JsonObject = {
+    "jobID": "u",
     "phase": "failed",
     "observedRetryGeneration": 0,
     "observedGeneration": 1,

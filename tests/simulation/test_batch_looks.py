@@ -190,6 +190,23 @@ def test_news_of_a_batch_at_rest_survives_requests_that_fail(
     until(cluster, ended(cluster, "completed"))
 
 
+def test_a_batch_that_is_back_from_a_backup_is_found_by_its_new_id(cluster: SimulatedCluster) -> None:
+    """Its status came back with it and asks for nothing: it was never retried, and its generation is as then."""
+    first, path = cluster.start_operator(), batch_path(NAMESPACE, "manuals")
+    create(cluster)
+    until(cluster, ended(cluster, "completed"))
+    cluster.kill(first)
+    backup = status(cluster)
+    cluster.api.request("DELETE", path, body={})
+    create(cluster)
+    cluster.api.request("PATCH", f"{path}/status", body={"status": backup}, content_type=MERGE_PATCH)
+    cluster.start_operator()
+    until(cluster, lambda: status(cluster)["jobID"] != backup["jobID"])
+    again = cluster.api.find(BATCHES, NAMESPACE, "manuals")
+    assert again is not None
+    assert again["status"] == {**backup, "jobID": again["metadata"]["uid"]}
+
+
 # ── what cannot be done with one of its jobs ──────────────────────────────────────────────────────────────────────
 
 

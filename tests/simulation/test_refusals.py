@@ -302,6 +302,24 @@ def test_a_job_that_was_refused_when_it_was_backed_up_goes_on(
     oracle.violations.remove(f"invariant 1: attempt 0 renames {backup['attempts'][0]['jobs'][0]['name']}")
 
 
+def test_a_job_that_is_back_from_a_backup_is_found_by_its_new_id(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status came back with it and asks for nothing: it was never retried, and its generation is as then."""
+    cluster.kill(fail_in_part(cluster))
+    backup = live(cluster)["status"]
+    cluster.api.request("DELETE", PATH, body={})
+    create(cluster, parallelism=SEGMENTS)
+    cluster.api.request("PATCH", f"{PATH}/status", body={"status": backup}, content_type=MERGE_PATCH)
+    sent = note_calls(cluster, monkeypatch)
+    cluster.start_operator()
+    cluster.pass_until(lambda: False, seconds=300)
+    uid = live(cluster)["metadata"]["uid"]
+    assert live(cluster)["status"] == {**backup, "jobID": uid}
+    assert backup["jobID"] != uid
+    assert [call.path for call in sent if call.writes and call.by != "controllers"] == [f"{PATH}/status"]
+
+
 def test_a_late_job_of_the_release_before_holds_nothing_up(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
