@@ -89,7 +89,8 @@ class TenantStores:
             raise out_of_order(f"the Secret {where} with the store's credentials does not exist")
         # Only keys that hold for a time come with a token.
         values = {SESSION_TOKEN: "", **values}
-        missing = [key for key in (ACCESS_KEY, SECRET_KEY, SESSION_TOKEN) if values.get(key) is None]
+        missing = [key for key in (ACCESS_KEY, SECRET_KEY) if not (values.get(key) or "").strip()]
+        missing += [SESSION_TOKEN] * (values[SESSION_TOKEN] is None)
         if missing:
             raise out_of_order(f"the Secret {where} lacks {' and '.join(missing)}, or what it has there is no text")
         return Store(

@@ -277,8 +277,8 @@ _TABLE: Final = (
         "StoreForbidden",
         ANY,
         "The object store refused access.",
-        "The message has the store's own code. `RequestTimeTooSkewed` is the clock of a node; else check the tenant's"
-        " Secret, and [what its key may do](install.md#object-store), then retry.",
+        "The message has the store's own code, or which key is empty. `RequestTimeTooSkewed` is the clock of a node;"
+        " else check the tenant's Secret, and [what its key may do](install.md#object-store), then retry.",
     ),
     _transient(
         "EmbeddingUnavailable",

@@ -794,8 +794,10 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
         ({ACCESS_KEY: "YQ=="}, SECRET_KEY),
         ({ACCESS_KEY: "YQ==", SECRET_KEY: "YQ==", SESSION_TOKEN: "/w=="}, SESSION_TOKEN),
         (None, f"{ACCESS_KEY} and {SECRET_KEY}"),
+        ({ACCESS_KEY: "", SECRET_KEY: "YQ=="}, ACCESS_KEY),
+        ({ACCESS_KEY: "YQ==", SECRET_KEY: "Cg=="}, SECRET_KEY),
     ],
-    ids=["one is no text", "one is missing", "the token is no text", "it is empty"],
+    ids=["one is no text", "one is missing", "the token is no text", "it is empty", "one is", "one is a line break"],
 )
 async def test_a_tenant_whose_secret_has_no_credentials_is_told_what_it_lacks(
     tmp_path: Path, data: JsonObject | None, lacks: str

@@ -373,6 +373,15 @@ def test_a_key_may_end_in_a_line_break(s3_server: S3Server, end: str) -> None:
     assert Store(config=good).get(key="a") == b"x"
 
 
+@pytest.mark.parametrize("empty", [None, "", "\n"])
+@pytest.mark.parametrize("key", ["access_key_id", "secret_access_key"])
+def test_without_a_key_the_store_is_not_asked(s3_server: S3Server, key: str, empty: str | None) -> None:
+    """It would be asked as whoever the cloud says that the node is."""
+    config = replace(s3_server.config(bucket="keys"), **{key: empty})
+    with pytest.raises(WorkerError, match=f"^StoreForbidden: AWS_{key.upper()} of"):
+        Store(config=config)
+
+
 async def test_what_the_client_cannot_send_is_told(s3_server: S3Server) -> None:
     """It panics, which is no Exception and would end the process."""
     store = Store(config=replace(s3_server.config(bucket="panics"), access_key_id="a\x01b"))

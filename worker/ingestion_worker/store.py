@@ -147,7 +147,7 @@ class Store:
         config: where it is, and the credentials.
 
     Raises:
-        WorkerError: InvalidAttempt for a URL that is none of a store.
+        WorkerError: InvalidAttempt for a URL that is none of a store; StoreForbidden without a key for a bucket.
     """
 
     def __init__(self, *, config: StoreConfig) -> None:
@@ -352,12 +352,18 @@ class Store:
 
 
 def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
-    options = {
-        "endpoint": config.endpoint,
-        "region": config.region or "us-east-1",
-        # A Secret that was made of a file, or with `echo`, has a line break at its end, which no key has.
+    # A Secret that was made of a file, or with `echo`, has a line break at its end, which no key has.
+    keys = {
         "access_key_id": (config.access_key_id or "").strip(_SPACE),
         "secret_access_key": (config.secret_access_key or "").strip(_SPACE),
+    }
+    if missing := [f"AWS_{name.upper()}" for name, value in keys.items() if not value]:
+        # Without, obstore asks the cloud who the node is, which may be allowed more than the tenant.
+        raise WorkerError("StoreForbidden", f"{' and '.join(missing)} of the tenant's Secret: there is nothing in it")
+    options = {
+        **keys,
+        "endpoint": config.endpoint,
+        "region": config.region or "us-east-1",
         "session_token": (config.session_token or "").strip(_SPACE),
     }
     settings: Any = {name: value for name, value in options.items() if value}
