@@ -106,8 +106,11 @@ class ApiError(Exception):
 
     @property
     def denied(self) -> bool:
-        """True when an admission webhook or policy does not want it, whoever asks; False for a lack of access."""
-        return self.status == 403 and _DENIED.search(self.message) is not None
+        """True when an admission webhook or policy does not want it, whoever asks; False for a lack of access.
+
+        With what status, they say themselves. Of a webhook that names none it is 400.
+        """
+        return 400 <= self.status < 500 and _DENIED.search(self.message) is not None
 
     @property
     def already_exists(self) -> bool:
