@@ -25,7 +25,10 @@ from ingestion_api.views import ShownBatch, ShownJob
 # How often a job is sent to an API server that does not answer, and how long that may take.
 _PAUSES_SECONDS: Final = (0.0, 0.2, 1.0, 3.0)
 _TRY_SECONDS: Final = 10.0
-_TRY_AGAIN: Final = frozenset({408, 429})
+# Besides those from 500 on: whether it was carried out, or is yet to be, is not said.
+_UNSAID: Final = frozenset({0, 408})
+# Too many requests: the API server has not begun with it.
+_TOO_MANY: Final = 429
 _PATHS: Final = {KIND: ingestion_path, BATCH_KIND: batch_path}
 
 
@@ -176,7 +179,8 @@ class Jobs:
         Raises:
             ValidationError: a spec with these fields is none.
             ProblemError: 400 with the API server's reason when it refuses the job; 429 over a quota; 503 when
-                the namespace, or its quota, cannot take it now, or while the one with this key is being deleted.
+                the namespace, its quota or the API server cannot take it now, or while the one with this key is being
+                deleted.
             JobUnknownError: the API server does not say whether it has the job, or has not before the shutdown.
             ApiError: it refuses the job for another reason, or does not answer before it is sent the job.
         """
@@ -224,7 +228,7 @@ class Jobs:
         """
         path_of, namespace, name = _PATHS[body["kind"]], making.namespace, making.name
         path = path_of(namespace)
-        refused: ApiError | None = None
+        may_come = False  # what was sent before
         for pause in _PAUSES_SECONDS:
             await asyncio.sleep(pause)
             try:
@@ -232,11 +236,15 @@ class Jobs:
             except ApiError as error:
                 if error.already_exists:
                     return False
-                refused = error if 400 <= error.status < 500 and error.status not in _TRY_AGAIN else None
+                failed = error
+                if error.status in _UNSAID or error.status >= 500:
+                    may_come = True
                 # A new job cannot be in conflict: it is a quota on jobs, whose count others change at the same time.
-                if refused is not None and not error.conflict:
+                elif error.status != _TOO_MANY and not error.conflict:
                     if not pause and not making.keyed:
                         raise _refusal(namespace, error) from None
+                    # What is refused for another reason was refused before too.
+                    may_come = may_come and _over_quota(error)
                     break
             else:
                 return True
@@ -246,9 +254,11 @@ class Jobs:
         try:
             self._index.put(await self._kube.request("GET", path, timeout=_TRY_SECONDS))
         except ApiError as error:
-            if refused is not None and error.not_found:
-                raise _refusal(namespace, refused) from error
-            raise JobUnknownError(name) from error
+            if not error.not_found:
+                raise JobUnknownError(name) from error
+            if may_come:
+                raise JobUnknownError(name) from failed
+            raise _refusal(namespace, failed) from None
         return False
 
 
@@ -276,6 +286,8 @@ def _refusal(namespace: str, error: ApiError) -> Exception:
         return unavailable(f"the namespace {namespace} cannot take jobs now")
     if error.conflict:
         return unavailable("the namespace's quota of ingestion jobs keeps changing; try again")
+    if error.status == _TOO_MANY:
+        return unavailable("the cluster's API server has too much to do; try again")
     return error
 
 

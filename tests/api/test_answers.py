@@ -473,7 +473,8 @@ class ApiServer:
 
     Args:
         post: its answers to one POST after another, the last one to all that follow; 0 for one that is carried out and
-            not answered, 409 for what a quota says whose count others change at the same time.
+            not answered, 403 for what a quota says that is used up, 409 for one whose count others change at the same
+            time.
         get: its answer to each GET.
     """
 
@@ -494,10 +495,9 @@ class ApiServer:
             self.made.append(body)
         if status == 0:
             request.close_connection = True
-        elif status == 409:
-            answer(request, status, json.dumps({"kind": "Status", "reason": "Conflict"}).encode())
         else:
-            answer(request, status, json.dumps(stored()).encode())
+            told = {403: {"message": "exceeded quota: jobs"}, 409: {"reason": "Conflict"}}.get(status)
+            answer(request, status, json.dumps({"kind": "Status", **told} if told else stored()).encode())
 
 
 def configuration(folder: Path) -> JsonObject:
@@ -614,11 +614,14 @@ async def test_a_file_is_called_as_its_client_says(tmp_path: Path, named: bytes,
     ("post", "get", "left"),
     [
         *(([500], 500, 1), ([500], 404, 1), ([0, 500], 404, 1), ([422], 200, 0), ([500, 422], 404, 0)),
-        *(([500, 422], 500, 1), ([409], 404, 0), ([409, 500], 404, 1)),
+        *(([500, 422], 500, 1), ([409], 404, 0), ([409, 500], 404, 1), ([500, 409], 404, 1), ([500, 403], 404, 1)),
+        *(([409, 403], 404, 0), ([429], 404, 0), ([500, 429], 404, 1), ([429, 500], 404, 1)),
     ],
     ids=[
         *("may exist", "may come yet", "was not answered", "is refused", "is refused later"),
         *("is refused, or is there", "has no place in a quota", "has none, or may come yet"),
+        *("has none, or has come meanwhile", "has none, or has it itself", "has none any more"),
+        *("was never begun", "may come yet, and is not begun again", "is begun later, and may come yet"),
     ],
 )
 async def test_an_uploaded_file_stays_as_long_as_its_job_may_exist(
