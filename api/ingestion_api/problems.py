@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,6 +16,7 @@ from ingestion_crds.kube import ApiError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+LOG: Final = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS: Final = 2
 _QUOTA_SECONDS: Final = 60
 # Each 401 has to have one (RFC 9110, 15.5.2): without, some clients report a broken connection and try again.
@@ -23,6 +25,7 @@ _CHALLENGE: Final = 'APIKey header="x-api-key", Bearer realm="ingestion"'
 _ECHO_CHARACTERS: Final = 200
 # A body of 64 KiB can be wrong in thousands of places.
 _TOLD_ERRORS: Final = 20
+_LOGGED_CHARACTERS: Final = 1000
 
 
 class ErrorResponse(BaseModel):
@@ -132,12 +135,15 @@ def install(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into answers."""
 
     @app.exception_handler(ProblemError)
-    async def problem(_: Request, error: ProblemError) -> JSONResponse:
+    async def problem(request: Request, error: ProblemError) -> JSONResponse:
+        if isinstance(error.__cause__, ApiError) and error.status >= 500:
+            _log(request, error.__cause__)
         return error.response()
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
         request.state.api_error = f"{error.status} {error.reason}"
+        _log(request, error)
         return from_api_error(error).response()
 
     @app.exception_handler(HTTPException)
@@ -153,6 +159,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return ErrorJson({"detail": [_shortened(item) for item in error.errors()[:_TOLD_ERRORS]]}, status_code=422)
+
+
+def _log(request: Request, error: ApiError) -> None:
+    text = str(error)[:_LOGGED_CHARACTERS]
+    LOG.warning("the API server: %s", text, extra={"request_id": request.state.request_id})
 
 
 def _shortened(item: dict[str, Any]) -> dict[str, Any]:

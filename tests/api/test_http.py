@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import httpx
 import pytest
@@ -27,12 +28,13 @@ from support.kubeconfig import kubeconfig
 from support.worker_builders import answer, http_server
 
 from .conftest import serve
-from .test_answers import configuration, stored
+from .test_answers import configuration, retryable, services, stored
 from .test_protocol import client
 
 PREFIX = "/v1/knowledge-base"
 INGEST = f"{PREFIX}/knowledge-bases/{KNOWLEDGE_BASE}/ingest"
 JOB = "11111111-1111-4111-8111-111111111111"
+RETRY = f"{PREFIX}/ingestion-jobs/{JOB}/retry"
 CONNECTIONS = 8
 
 
@@ -146,6 +148,35 @@ async def test_no_answer_is_kept_by_a_cache(api: Served, method: str, path: str,
     """The key is in a header that shared caches do not know."""
     got = await api.http.request(method, path)
     assert (got.status_code, got.headers["cache-control"]) == (status, "no-store")
+
+
+@pytest.mark.parametrize(("path", "code", "status"), [(RETRY, 500, 503), (RETRY, 400, 500), (INGEST, 500, 503)])
+async def test_why_the_api_server_fails_is_in_the_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str, code: int, status: int
+) -> None:
+    """With the id of the request."""
+    monkeypatch.setattr("ingestion_api.jobs._PAUSES_SECONDS", (0.0,))
+    cluster, failed = Cluster(), {"kind": "Status", "message": 'failed calling webhook "w"' + 2000 * "."}
+    cluster.job = retryable(name=JOB)
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        if request.command in ("PATCH", "POST"):
+            request.rfile.read(int(request.headers["Content-Length"]))
+            answer(request, code, json.dumps(failed).encode())
+        else:
+            cluster(request)
+
+    async with services(tmp_path, server) as parts:
+        app = create_app(parts.options, parts.config)
+        app.state.services = parts
+        parts.index.synced = True
+        transport, headers = httpx.ASGITransport(app), {"x-api-key": cluster.key, "x-request-id": "mine"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as http:
+            told = await http.post(path, files={"file": ("a.txt", b"abc")} if path == INGEST else None)
+    assert (told.status_code, "webhook" in told.text) == (status, False)
+    (line,) = (record for record in caplog.records if 'webhook "w"' in record.getMessage())
+    assert (line.levelname, vars(line)["request_id"], len(line.getMessage()) < 1100) == ("WARNING", "mine", True)
+    assert cluster.key not in caplog.text
 
 
 async def counted(api: Served, code: int) -> float:
