@@ -24,6 +24,7 @@ from ingestion_worker import layout
 from ingestion_worker.budget import Budget
 from ingestion_worker.chunking import Chunk
 from ingestion_worker.embedding import EmbeddingSpec
+from ingestion_worker.history import State, decode_state
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import MAX_VECTOR_BYTES, check_vectors, column_types, encode_segment
 from ingestion_worker.pages import read_footer, reading_bytes
@@ -837,6 +838,46 @@ def test_a_history_entry_over_the_bound_is_refused(worker: Worker) -> None:
     assert key in refused(lambda: find(worker.store))
 
 
+@pytest.mark.parametrize("piece", ['{"":' * 60 + "0" + "}" * 60, '{"":{}}', "[]", '"\u0100"'])
+def test_what_reading_a_history_entry_takes_is_held_whatever_is_in_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, piece: str
+) -> None:
+    """What is none of ours in it is passed over, and is in memory until then."""
+    ingest(worker)
+    key = layout.history_key(knowledge_base=KB, document_id=DOCUMENTS[0], sequence=1)
+    entry, size = worker.store.get(key=key), 2**18
+    which = {"store": worker.store, "knowledge_base": KB}
+    before = live_versions(**which)
+    pieces = ",".join([piece] * (size // len(piece)))
+    worker.store.put(key=key, data=entry.removesuffix(b"}") + f', "more": [{pieces}]}}'.encode())
+    held = Held(monkeypatch)
+    tracemalloc.start()
+    try:
+        assert live_versions(**which) == before
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most + size <= held.most  # and once more as it came
+
+
+def test_history_entries_are_read_as_memory_comes_back(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest(worker, documents=4)
+    now, most = 0, 0
+
+    def decode(**which: Any) -> State:
+        nonlocal now, most
+        now, most = now + 1, max(most, now + 1)
+        time.sleep(0.02)
+        now -= 1
+        return decode_state(**which)
+
+    monkeypatch.setattr("ingestion_worker.search.decode_state", decode)
+    for budget, together in ((Budget(max_bytes=1), False), (Budget(), True)):
+        now, most = 0, 0
+        assert len(live_versions(store=worker.store, knowledge_base=KB, budget=budget)) == 4
+        assert (most > 1) == together
+
+
 def test_a_segment_of_too_many_vectors_is_refused_with_what_is_allowed() -> None:
     most = MAX_VECTOR_BYTES // (256 * 4)
     check_vectors(chunks=most, dimensions=256)
@@ -902,15 +943,18 @@ def test_who_waits_for_a_share_gets_it_when_it_comes_back() -> None:
     thread.join()
 
 
-def test_a_search_waits_for_memory_no_longer_than_it_may(worker: Worker) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["for the entries", "for the outputs"])
+def test_a_search_waits_for_memory_no_longer_than_it_may(worker: Worker, known: bool) -> None:
     ingest(worker)
-    budget = Budget(max_bytes=10)
+    budget, cache = Budget(max_bytes=10), SegmentCache()
+    if known:
+        live_versions(store=worker.store, knowledge_base=KB, cache=cache)
     with ExitStack() as others:
         others.enter_context(budget.hold(10))
         too_late = threading.Timer(PATIENCE / 3, others.close)
         too_late.start()
         with pytest.raises(TimeoutError):
-            find(worker.store, budget=budget, deadline=time.monotonic() + 0.5)
+            find(worker.store, cache=cache, budget=budget, deadline=time.monotonic() + 0.5)
         assert too_late.is_alive()
         too_late.cancel()
     assert find(worker.store, budget=budget)

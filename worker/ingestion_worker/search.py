@@ -59,6 +59,8 @@ _CHARACTER_BYTES: Final = 4
 # What an entry takes in memory with its key, besides the characters of its texts; and each pair of a listing.
 _FACT_BYTES: Final = 1350
 _PAIR_BYTES: Final = 128
+# What reading an entry takes, for each of its bytes: of JSON within JSON, Python makes 38 times as much.
+_ENTRY_FACTOR: Final = 48
 # Of all entries of a knowledge base: a search has them at the same time.
 _MAX_FACTS_BYTES: Final = 192 * 2**20
 # Each that waits for a reader takes 2 KB.
@@ -185,7 +187,12 @@ def _fact_bytes(fact: LiveVersion | list[tuple[int, int]] | None) -> int:
 
 
 def live_versions(
-    *, store: Store, knowledge_base: str, cache: SegmentCache | None = None, deadline: float | None = None
+    *,
+    store: Store,
+    knowledge_base: str,
+    cache: SegmentCache | None = None,
+    budget: Budget | None = None,
+    deadline: float | None = None,
 ) -> list[LiveVersion]:
     """Return the live version of every document of a knowledge base, ordered by document id.
 
@@ -195,6 +202,7 @@ def live_versions(
         store: the tenant's store.
         knowledge_base: its UUID.
         cache: keep one between calls.
+        budget: of the bytes that are read at the same time; share one between calls.
         deadline: until when, in monotonic seconds; None goes on without end.
 
     Raises:
@@ -202,7 +210,7 @@ def live_versions(
         WorkerError: StoreUnavailable or StoreForbidden; DocumentTooLarge for more entries than a search can have in
             memory; DocumentUnreadable when one is none of ours.
     """
-    cache = cache or SegmentCache()
+    cache, budget = cache or SegmentCache(), budget or Budget()
     newest: dict[str, tuple[int, str]] = {}
     root = layout.history_root(knowledge_base=knowledge_base)
     for entry in store.list(prefix=root):
@@ -221,7 +229,9 @@ def live_versions(
 
         def load() -> LiveVersion | None:
             _check_time(deadline)
-            live = decode_state(data=store.get(key=key, max_bytes=MAX_ENTRY_BYTES), sequence=sequence).live
+            body = store.open(key=key, max_bytes=MAX_ENTRY_BYTES)
+            with budget.hold(_ENTRY_FACTOR * body.size, deadline=deadline):
+                live = decode_state(data=bytes(body.read()), sequence=sequence).live
             if live is not None and live.document_id != document_id:
                 raise WorkerError("DocumentUnreadable", f"{key} is the entry of another document")
             return live
@@ -286,7 +296,7 @@ def search_text(
     if not text.strip():
         return []
     budget = budget or Budget()
-    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache, deadline=deadline)
+    versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache, budget=budget, deadline=deadline)
     hits: list[Hit] = []
     for spec in sorted({version.embedding for version in versions}, key=repr):
         embedder = embedder_for(spec)
