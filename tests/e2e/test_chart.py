@@ -422,6 +422,33 @@ def test_a_release_with_a_dot_makes_no_name_that_a_service_may_not_have(tmp_path
     assert "http://my-release-store.s.svc:7070" in json.dumps(documents)
 
 
+@pytest.mark.parametrize("version", ["0.1.0+build.5", f"0.1.0-{'x' * 37}.{'y' * 20}"])
+def test_every_version_of_the_chart_makes_labels(version: str, tmp_path: Path) -> None:
+    """One with build metadata, and a long one."""
+    chart = tmp_path / "chart"
+    shutil.copytree(install.CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(json.dumps({**about, "version": version}))
+    labels = {each["metadata"]["labels"]["helm.sh/chart"] for each in render(VALUES, folder=tmp_path, chart=chart)}
+    assert labels == {f"ingestion-operator-{version}"[:62].replace("+", "_")}
+
+
+def test_another_chart_may_have_this_one_on_a_condition(tmp_path: Path) -> None:
+    parent, name = tmp_path / "parent", install.CHART.name
+    shutil.copytree(install.CHART, parent / "charts" / name)
+    version = yaml.safe_load((install.CHART / "Chart.yaml").read_text())["version"]
+    dependency = {"name": name, "version": version, "condition": f"{name}.enabled"}
+    about = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
+    (parent / "Chart.yaml").write_text(json.dumps(about))
+
+    def rendered(enabled: bool) -> set[str]:
+        documents = render({name: {**VALUES, "enabled": enabled}}, folder=tmp_path, chart=parent)
+        return {f"{each['kind']}/{each['metadata']['name']}" for each in documents}
+
+    assert "Deployment/i-operator" in rendered(True)
+    assert rendered(False) == set()
+
+
 def test_a_digest_wins_over_a_tag(tmp_path: Path) -> None:
     parts = ("operator", "api", "worker", "store")
     images = {name: {"repository": f"registry:5000/{name}", "tag": "1.2", "digest": DIGEST} for name in parts}
@@ -450,6 +477,30 @@ def test_a_list_or_map_that_is_null_is_empty(tmp_path: Path) -> None:
     assert (lists, maps) == (([],) * 3, ({},) * 3)
     for name in ("operator", "api", "store"):
         assert pod_specs(documents)[f"Deployment/i-{name}"]["containers"][0]["resources"] == {}
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_what_is_empty_may_be_null(embedded: bool, tmp_path: Path) -> None:
+    """Every value that is "" or false by default: it is as if nothing were said of it."""
+
+    def nulls(defaults: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: nulls(value) if isinstance(value, dict) else None
+            for key, value in defaults.items()
+            if isinstance(value, dict) or value in ("", False)
+        }
+
+    tenant = {"namespace": "a", "bucket": "aaa"} | ({} if embedded else {"existingSecret": "mine"})
+    given = {"tenants": [tenant], "store": {"embedded": {"enabled": embedded}}}
+    values = nulls(yaml.safe_load((install.CHART / "values.yaml").read_text()))
+    assert values["store"]["external"] == {"endpoint": None}
+    values["store"]["embedded"]["enabled"] = embedded
+    found = {
+        ACCOUNTS: secret("i-store-accounts", {"a": "aaa key secret\n"}),
+        "/api/v1/namespaces/s/secrets/i-store-root": secret("i-store-root", {"ROOT_ACCESS_KEY_ID": "root"}),
+    }
+    documents = render(given | values | {"tenants": [tenant]}, folder=tmp_path, found=found)
+    assert documents == render(given, folder=tmp_path, found=found)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ app.kubernetes.io/name: ingestion-operator
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- /* A label has no `+` (a version with build metadata has), and at most 63 characters, the last a letter or digit. */}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | regexFind "^.{0,62}[A-Za-z0-9]" }}
 {{- end -}}
 
 {{- /* What stays when it is rendered no more: Argo CD, which prunes, does not read Helm's own annotation so. */ -}}
@@ -113,7 +114,7 @@ capabilities: {drop: [ALL]}
 {{- if .Values.store.embedded.enabled -}}
 http://{{ include "ingestion.fullname" . }}-store.{{ .Release.Namespace }}.svc:7070
 {{- else -}}
-{{ .Values.store.external.endpoint }}
+{{ .Values.store.external.endpoint | default "" }}
 {{- end -}}
 {{- end -}}
 
