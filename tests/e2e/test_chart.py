@@ -838,6 +838,13 @@ def test_the_store_is_not_set_up_for_tenants_that_are_gone(tmp_path: Path) -> No
     assert volume["items"] == [{"key": name, "path": name} for name in ("a", "b")]
 
 
+def test_the_set_up_job_outlives_who_waits_for_it(tmp_path: Path) -> None:
+    """Helm fails when it waits for a Job that is gone; once it goes, no rollback comes upon it any more."""
+    documents = render(VALUES, folder=tmp_path)
+    [setup] = [each["spec"] for each in documents if each["kind"] == "Job"]
+    assert setup["ttlSecondsAfterFinished"] >= 10 * int(install.TIMEOUT.removesuffix("s"))
+
+
 def test_what_helm_keeps_argo_cd_keeps_too(tmp_path: Path) -> None:
     """Of a tenant that is taken out Argo CD would else prune the namespace, with all its jobs."""
     kept: dict[str, set[str]] = {}
