@@ -234,6 +234,23 @@ def test_a_library_that_gets_no_memory_says_something_else_so_the_message_says_h
     assert "200 MiB of memory" in caught.value.message
 
 
+@pytest.mark.parametrize("megabytes", [64, 100])
+def test_a_docx_for_which_memory_does_not_suffice_is_not_called_damaged(tmp_path: Path, megabytes: int) -> None:
+    """It is libxml2 that needs 130 MiB for this paragraph."""
+    path = tmp_path / "manual.docx"
+    path.write_bytes(docx(body="<w:p>" + f"<w:x>{'x' * 9_900_000}</w:x>" * 8 + "</w:p>"))
+    with pytest.raises(WorkerError, match=f"DocumentTooComplex: .*more than {megabytes} MiB of memory"):
+        read_text(path=path, limits=ParserLimits(memory_bytes=megabytes * 2**20), operation="docx")
+
+
+def test_the_rows_of_a_table_in_a_docx_are_not_kept_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "table.docx"
+    row = f"<w:tr><w:trPr>{'x' * 1_000_000}</w:trPr><w:tc><w:p><w:r><w:t>cell</w:t></w:r></w:p></w:tc></w:tr>"
+    path.write_bytes(docx(body=f"<w:tbl>{row * 150}</w:tbl>"))
+    read_text(path=path, limits=ParserLimits(memory_bytes=100 * 2**20), operation="docx")
+    assert path.with_suffix(".out").read_text() == "cell\n" * 150
+
+
 def test_processor_time_and_memory_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_bytes(b"<div>" * 100_000 + b"x")

@@ -60,6 +60,8 @@ def parse_docx(*, path: Path, name: str, write: Callable[[str], None]) -> None:
             raise WorkerError("DocumentUnreadable", f"{name} is damaged: {error}") from error
         raise WorkerError("DocumentTruncated", f"{name} ends before its table of contents") from error
     except etree.XMLSyntaxError as error:
+        if error.code == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError from error
         message = str(error)
         if "depth" in message.lower() or "huge" in message.lower() or "amplification" in message.lower():
             raise WorkerError("DocumentTooComplex", f"{name}: {message[:200]}") from error
@@ -292,7 +294,7 @@ def _paragraphs(
             draw(_attribute(element=element, name=_DRAWN[local]))
         elif local == "altChunk":
             include(_attribute(element=element, name="id"))
-        if local in ("p", "tbl"):
+        if local in ("p", "tr", "tbl"):
             # Free what was read: a document of 5 million characters stays at a few MiB.
             element.clear()
             while element.getprevious() is not None:
