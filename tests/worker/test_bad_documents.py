@@ -849,6 +849,11 @@ def test_docx_notes_come_after_the_text(worker: Worker, main: str, footnotes: st
     assert canonical(worker, buffer.getvalue(), "a.docx") == wanted
 
 
+def page_texts(path: Path, *, pages: int) -> list[str]:
+    """Return the texts of a PDF's first pages, read in this process."""
+    return [text for text, _ in read_pages(path=path, name="a.pdf", first=0, last=pages, before=False)]
+
+
 def test_what_is_filled_into_a_pdf_form_is_text(tmp_path: Path) -> None:
     from reportlab.pdfgen import canvas
 
@@ -865,7 +870,7 @@ def test_what_is_filled_into_a_pdf_form_is_text(tmp_path: Path) -> None:
         file = tmp_path / "form.pdf"
         file.write_bytes(form(line))
         assert inspect_pdf(path=file, name="form.pdf") == {"pages": 1, "attachments": 0}
-        (page,) = read_pages(path=file, name="form.pdf", first=0, last=1, before=False)
+        (page,) = page_texts(file, pages=1)
         assert page.split() == [*line.split(), "Alexandrina", "Quill"]
 
 
@@ -906,7 +911,7 @@ def test_what_lies_visibly_on_a_page_is_text_and_nothing_else(
 ) -> None:
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_with(annotations=annotations, catalog=catalog))
-    pages = read_pages(path=file, name="a.pdf", first=0, last=2, before=False)
+    pages = page_texts(file, pages=2)
     assert [page.split() for page in pages] == [wanted, wanted]
 
 
@@ -925,7 +930,7 @@ def test_what_lies_visibly_on_a_page_is_text_and_nothing_else(
 def test_what_is_cropped_off_a_page_is_no_text_of_it(tmp_path: Path, page: bytes, wanted: list[str]) -> None:
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_with(annotations=[b"/Subtype /Stamp" + DRAWN], page=page))
-    pages = read_pages(path=file, name="a.pdf", first=0, last=2, before=False)
+    pages = page_texts(file, pages=2)
     assert [text.split() for text in pages] == [wanted, wanted]
 
 
@@ -949,7 +954,7 @@ def test_boxes_that_pages_inherit_count(tmp_path: Path, page: str, inherited: st
     text = b"BT /F1 12 Tf 560 700 Td (sticks out) Tj ET BT /F1 12 Tf 40 50 Td (below) Tj ET"
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_of(content=text, page=page.encode(), pages=inherited.encode()))
-    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    (found,) = page_texts(file, pages=1)
     assert ("sticks out" in found, "below" in found) == (not cropped, not cropped)
 
 
@@ -1002,7 +1007,7 @@ def test_text_in_a_font_with_odd_names_of_its_own_is_text(tmp_path: Path, font: 
     """It is in ASCII, but for a ligature here and there."""
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_in(font, pages=[IN_HELVETICA.replace(b"F1", b"F2").replace(b"signed", rb"signed\017")]))
-    assert list(read_pages(path=file, name="a.pdf", first=0, last=1, before=False)) == [PROSE]
+    assert page_texts(file, pages=1) == [PROSE]
 
 
 def test_hyphens_at_the_ends_of_lines_are_those_of_the_words(tmp_path: Path) -> None:
@@ -1010,7 +1015,7 @@ def test_hyphens_at_the_ends_of_lines_are_those_of_the_words(tmp_path: Path) -> 
     drawn = b" 0 -14 Td ".join(b"(%s) Tj" % line for line in lines)
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_of(content=b"BT /F1 12 Tf 40 700 Td %s ET" % drawn, page=b"/MediaBox [0 0 600 800]"))
-    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    (found,) = page_texts(file, pages=1)
     assert found == "caused by COVID-19 in Jean-Paul and example and GPT-4."
 
 
@@ -1019,7 +1024,7 @@ def test_numbers_of_glyphs_are_no_text(tmp_path: Path) -> None:
     file = tmp_path / "a.pdf"
     file.write_bytes(pdf_in(UNMAPPED_FONT, pages=[IN_GLYPHS, IN_HELVETICA * 2 + IN_GLYPHS, IN_GLYPHS]))
     assert inspect_pdf(path=file, name="a.pdf") == {"pages": 3, "attachments": 0}
-    first, second, third = read_pages(path=file, name="a.pdf", first=0, last=3, before=False)
+    first, second, third = page_texts(file, pages=3)
     assert (first, third) == ("", "")
     assert PROSE in second
     file.write_bytes(pdf_in(UNMAPPED_FONT, pages=[IN_GLYPHS]))
@@ -1042,7 +1047,7 @@ def test_a_page_is_read_from_its_first_line_however_it_is_displayed(
     file = tmp_path / "a.pdf"
     page = b"/MediaBox [0 0 600 800] /Rotate %d %s" % (rotate, box)
     file.write_bytes(pdf_of(content=b"q %s cm %s Q" % (TURNS[turned], LINES), page=page))
-    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    (found,) = page_texts(file, pages=1)
     assert found == "The liability insurance holds\nfor all.\nA second\ncolumn"
 
 
@@ -1056,7 +1061,7 @@ def test_what_is_cropped_off_glues_nothing_together(tmp_path: Path, turned: int,
     file = tmp_path / "a.pdf"
     page = b"/MediaBox [0 0 600 800] /CropBox [%s] /Rotate %d" % (box, turned)
     file.write_bytes(pdf_of(content=b"q %s cm %s Q" % (TURNS[turned], lines), page=page))
-    (found,) = read_pages(path=file, name="a.pdf", first=0, last=1, before=False)
+    (found,) = page_texts(file, pages=1)
     assert found == "one\ntwo\nthree\nfour\nfive"
 
 
@@ -1084,6 +1089,24 @@ def test_attachments_that_are_not_read_are_counted(
     assert [(line.levelname, line.document, line.attachments) for line in lines] == [
         ("WARNING", "handbook.pdf", count) for _ in range(2 * bool(count))
     ]
+
+
+def test_files_that_are_attached_to_pages_are_counted_too(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    """Each with its page: a segment reads the end of the page before it too."""
+    file = b"<< /Type /Filespec /F (c.pdf) /EF << /F << /Type /EmbeddedFile >> >> >>"
+    names = b"/Names << /EmbeddedFiles << /Names [(c.pdf) %s] >> >>" % file
+    pin = b"/Subtype /FileAttachment /FS %s" % file
+    uri = worker.upload(data=pdf_with(annotations=[pin, pin + DRAWN, b"/Subtype /Stamp" + DRAWN], catalog=names))
+    for changes, counts in (
+        ({"mode": "SinglePass"}, [1, 4]),
+        ({"mode": "Segmented", "segmentation__pagesPerSegment": 1, "job__uid": "other"}, [1, 2, 2]),
+    ):
+        caplog.clear()
+        said = worker.ingest(document__source__uri=uri, **changes)["notRead"]
+        assert said == {"pageCount": 0, "pages": "", "attachments": 5}
+        assert [line.attachments for line in caplog.records if line.message == "attachments are not read"] == counts
+        # So says who finds it live already.
+        assert worker.ingest(document__source__uri=uri, **changes)["notRead"] == said
 
 
 @pytest.mark.parametrize(

@@ -428,13 +428,15 @@ def test_any_file_name_becomes_a_safe_part_of_a_key(name: str) -> None:
 def test_what_is_not_read_is_named_by_keys_that_are_no_outputs(segment: int, pages: set[int], count: int) -> None:
     found = IndexSet.of(pages)
     blank = layout.blank_pages_key(prefix="p", plan_hash="h", segment=segment, count=len(pages), pages=found)
-    attached = layout.attachments_key(prefix="p", plan_hash="h", count=count)
+    attached = layout.attachments_key(prefix="p", plan_hash="h", segment=None, count=count)
+    pinned = layout.attachments_key(prefix="p", plan_hash="h", segment=segment, count=count)
     output = layout.segment_key(prefix="p", plan_hash="h", segment=segment, chunks=count)
     assert layout.parse_blank_pages_key(key=blank) == (segment, len(pages), found)
-    assert layout.parse_attachments_key(key=attached) == count
+    assert layout.parse_attachments_key(key=attached) == ("attachments", count)
+    assert layout.parse_attachments_key(key=pinned) == (f"{segment:06d}", count)
     for parse, others in (
-        (layout.parse_segment_key, (blank, attached)),
-        (layout.parse_blank_pages_key, (output, attached)),
+        (layout.parse_segment_key, (blank, attached, pinned)),
+        (layout.parse_blank_pages_key, (output, attached, pinned)),
         (layout.parse_attachments_key, (output, blank)),
     ):
         for key in others:

@@ -17,7 +17,7 @@ from ingestion_crds.indexset import IndexSet
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _OUTPUT: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,9})/([0-9]{7,9})\.parquet")
 _BLANK_PAGES: Final = re.compile(r".*/segments/[^/]+/([0-9]{6,9})/([0-9]{7,9})_([0-9_-]+)\.not-read")
-_ATTACHMENTS: Final = re.compile(r".*/segments/[^/]+/attachments/([0-9]{7,9})\.not-read")
+_ATTACHMENTS: Final = re.compile(r".*/segments/[^/]+/(attachments|[0-9]{6,9})/([0-9]{7,9})\.not-read")
 MAX_FILE_NAME: Final = 100
 TRIALS: Final = "trials"
 """The prefix of what is written to try the store, and deleted again."""
@@ -132,13 +132,14 @@ def parse_blank_pages_key(*, key: str) -> tuple[int, int, IndexSet]:
     return int(found[1]), int(found[2]), IndexSet.parse(found[3].replace("_", ","))
 
 
-def attachments_key(*, prefix: str, plan_hash: str, count: int) -> str:
-    """Return the key that says how many files are attached to a document."""
-    return f"{segments_prefix(prefix=prefix, plan_hash=plan_hash)}/attachments/{count:07d}.not-read"
+def attachments_key(*, prefix: str, plan_hash: str, segment: int | None, count: int) -> str:
+    """Return the key that says how many files are attached to the pages of a segment; of None, to the document."""
+    folder = "attachments" if segment is None else f"{segment:06d}"
+    return f"{segments_prefix(prefix=prefix, plan_hash=plan_hash)}/{folder}/{count:07d}.not-read"
 
 
-def parse_attachments_key(*, key: str) -> int:
-    """Return how many files such a key speaks of.
+def parse_attachments_key(*, key: str) -> tuple[str, int]:
+    """Return (folder, how many files) of such a key.
 
     Raises:
         ValueError: it is none, as `attachments_key` makes them.
@@ -146,4 +147,4 @@ def parse_attachments_key(*, key: str) -> int:
     found = _ATTACHMENTS.fullmatch(key)
     if found is None:
         raise ValueError(key)
-    return int(found[1])
+    return found[1], int(found[2])

@@ -37,19 +37,21 @@ def record_pages(*, store: Store, prefix: str, plan_hash: str, segment: int, pag
     store.put(key=key, data=str(pages).encode())
 
 
-def record_attachments(*, store: Store, prefix: str, plan_hash: str, count: int) -> None:
-    """Record how many files are attached to the document.
+def record_attachments(*, store: Store, prefix: str, plan_hash: str, segment: int | None, count: int) -> None:
+    """Record how many files are attached to the document, or to the pages of a segment.
 
     Args:
         store: the tenant's store.
         prefix: the version's.
         plan_hash: the plan's.
+        segment: the segment's index; None for the document.
         count: one at least.
 
     Raises:
         WorkerError: StoreUnavailable, StoreForbidden.
     """
-    store.put(key=layout.attachments_key(prefix=prefix, plan_hash=plan_hash, count=count), data=b"")
+    key = layout.attachments_key(prefix=prefix, plan_hash=plan_hash, segment=segment, count=count)
+    store.put(key=key, data=b"")
 
 
 class NotRead:
@@ -57,7 +59,7 @@ class NotRead:
 
     def __init__(self) -> None:
         self._pages: dict[int, tuple[int, IndexSet]] = {}
-        self._attachments = 0
+        self._attachments: dict[str, int] = {}
 
     def take(self, *, key: str) -> None:
         """Take in one key of a listing; what is no record is passed over."""
@@ -65,13 +67,15 @@ class NotRead:
             segment, count, pages = layout.parse_blank_pages_key(key=key)
             self._pages[segment] = count, pages
         with suppress(ValueError):
-            self._attachments = layout.parse_attachments_key(key=key)
+            folder, count = layout.parse_attachments_key(key=key)
+            self._attachments[folder] = count
 
     def message(self) -> dict[str, Any]:
         """Return what a termination message says of it: nothing if all was read."""
         count = sum(count for count, _ in self._pages.values())
-        if not count and not self._attachments:
+        attachments = sum(self._attachments.values())
+        if not count and not attachments:
             return {}
         pages = IndexSet.parse(",".join(str(pages) for _, pages in self._pages.values() if pages))
-        said = {"pageCount": count, "pages": str(pages.beginning(MAX_PAGES_LENGTH)), "attachments": self._attachments}
+        said = {"pageCount": count, "pages": str(pages.beginning(MAX_PAGES_LENGTH)), "attachments": attachments}
         return {"notRead": said}

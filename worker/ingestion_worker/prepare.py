@@ -100,7 +100,9 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
     digest = write_plan(store=context.store, prefix=prefix, plan=plan)
     LOG.info("plan written", extra={"mode": mode.value, "segments": len(cuts), "plan_hash": digest})
     if canonical.attachments:
-        record_attachments(store=context.store, prefix=prefix, plan_hash=digest, count=canonical.attachments)
+        record_attachments(
+            store=context.store, prefix=prefix, plan_hash=digest, segment=None, count=canonical.attachments
+        )
     if mode is Mode.SEGMENTED:
         version = {"id": version_id, "number": claimed, "planHash": digest}
         return {"mode": mode.value, "segments": len(cuts), "version": version}

@@ -12,7 +12,7 @@ from ingestion_crds.indexset import IndexSet
 from ingestion_worker import history, layout
 from ingestion_worker.chunking import Chunk, chunk_pages, chunk_text
 from ingestion_worker.context import Context
-from ingestion_worker.not_read import record_pages
+from ingestion_worker.not_read import record_attachments, record_pages
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import check_vectors, encode_segment, find_output
 from ingestion_worker.parsing.guard import run_parser
@@ -78,7 +78,7 @@ def run_segment(
     Raises:
         WorkerError: as `process_segment`.
     """
-    chunks, blank = _read_chunks(context=context, plan=plan, segment=segment, local=local)
+    chunks, blank, attachments = _read_chunks(context=context, plan=plan, segment=segment, local=local)
     embedding = context.attempt.embedding
     check_vectors(chunks=len(chunks), dimensions=embedding.dimensions)
     embedder = context.make_embedder()
@@ -96,6 +96,8 @@ def run_segment(
         return done
     if blank:
         record_pages(store=context.store, prefix=prefix, plan_hash=plan_hash, segment=segment, pages=blank)
+    if attachments:
+        record_attachments(store=context.store, prefix=prefix, plan_hash=plan_hash, segment=segment, count=attachments)
     key = layout.segment_key(prefix=prefix, plan_hash=plan_hash, segment=segment, chunks=len(chunks))
     context.store.put(key=key, data=data)
     LOG.info("segment written", extra={"chunks": len(chunks), "bytes": len(data)})
@@ -109,8 +111,10 @@ def _done(*, context: Context, prefix: str, plan_hash: str, segment: int) -> int
     return done
 
 
-def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | None) -> tuple[list[Chunk], IndexSet]:
-    """Return a segment's chunks, and which of its pages have no text."""
+def _read_chunks(
+    *, context: Context, plan: Plan, segment: int, local: Path | None
+) -> tuple[list[Chunk], IndexSet, int]:
+    """Return a segment's chunks, which of its pages have no text, and how many files are attached to its pages."""
     cut = plan.cuts[segment]
     size, overlap = context.attempt.chunk_size, context.attempt.chunk_overlap
     if plan.unit == "bytes":
@@ -121,16 +125,22 @@ def _read_chunks(*, context: Context, plan: Plan, segment: int, local: Path | No
         # Only the first character of what lies before can be cut in two; the segment's own bounds never are.
         before = data[: cut.start - begin].decode("utf-8", "ignore")
         text = data[cut.start - begin :].decode("utf-8")
-        return chunk_text(text=text, before=before, start=cut.character, chunk_size=size, overlap=overlap), IndexSet()
+        chunks = chunk_text(text=text, before=before, start=cut.character, chunk_size=size, overlap=overlap)
+        return chunks, IndexSet(), 0
     path = local or _download(context=context, plan=plan)
     wants_before = bool(overlap and cut.start)
     pages = _pages(context=context, plan=plan, path=path, cut=cut, before=wants_before)
-    before = pages.pop(0) if wants_before else ""
+    before = pages.pop(0)[0] if wants_before else ""
+    texts = [text for text, _ in pages]
     # Scanned, or blank: only a person with the document can tell.
-    blank = IndexSet.of(number for number, text in enumerate(pages, cut.start + 1) if not text.strip())
+    blank = IndexSet.of(number for number, text in enumerate(texts, cut.start + 1) if not text.strip())
     if blank:
         LOG.warning("pages without text", extra={"document": plan.name, "pages": str(blank)})
-    return chunk_pages(pages=pages, before=before, first=cut.start, chunk_size=size, overlap=overlap), blank
+    attachments = sum(count for _, count in pages)
+    if attachments:
+        LOG.warning("attachments are not read", extra={"document": plan.name, "attachments": attachments})
+    chunks = chunk_pages(pages=texts, before=before, first=cut.start, chunk_size=size, overlap=overlap)
+    return chunks, blank, attachments
 
 
 def first_byte(*, cut: Cut, overlap: int) -> int:
@@ -139,7 +149,7 @@ def first_byte(*, cut: Cut, overlap: int) -> int:
     return max(0, cut.start - reach)
 
 
-def _pages(*, context: Context, plan: Plan, path: Path, cut: Cut, before: bool) -> list[str]:
+def _pages(*, context: Context, plan: Plan, path: Path, cut: Cut, before: bool) -> list[tuple[str, int]]:
     output = context.scratch / "pages.jsonl"
     run_parser(
         operation="pdf_pages",

@@ -63,7 +63,8 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
     failed = 0
     for index in range(pages):
         try:
-            if _page_text(document=document, index=index).strip():
+            text, _ = _read_page(document=document, index=index)
+            if text.strip():
                 return found
         except pypdfium2.PdfiumError:
             failed += 1
@@ -79,10 +80,11 @@ def inspect_pdf(*, path: Path, name: str) -> dict[str, Any]:
     )
 
 
-def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) -> Iterator[str]:
+def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) -> Iterator[tuple[str, int]]:
     """Yield the text of the page before `first` if it is wanted, then of the pages [first, last), counted from 0.
 
-    The page before is empty when it cannot be read: that is the other segment's to report.
+    With each text comes how many files are attached to the page. The page before is empty when it cannot be read: that
+    is the other segment's to report.
 
     Args:
         path: the file.
@@ -96,19 +98,20 @@ def read_pages(*, path: Path, name: str, first: int, last: int, before: bool) ->
     document = _open(path=path, name=name)
     if before:
         try:
-            yield _page_text(document=document, index=first - 1)[-MAX_PAGE_CHARACTERS:]
+            text, attachments = _read_page(document=document, index=first - 1)
+            yield text[-MAX_PAGE_CHARACTERS:], attachments
         except pypdfium2.PdfiumError:
-            yield ""
+            yield "", 0
     for index in range(first, last):
         try:
-            text = _page_text(document=document, index=index)
+            text, attachments = _read_page(document=document, index=index)
         except pypdfium2.PdfiumError as error:
             raise WorkerError("PageUnreadable", f"page {index + 1} of {name} cannot be read: {error}") from error
         if len(text) > MAX_PAGE_CHARACTERS:
             raise WorkerError(
                 "DocumentTooComplex", f"page {index + 1} of {name} has more than {MAX_PAGE_CHARACTERS} characters"
             )
-        yield text
+        yield text, attachments
 
 
 def clean_text(*, text: str) -> str:
@@ -154,25 +157,27 @@ def _open(*, path: Path, name: str) -> Any:
         raise WorkerError("DocumentUnreadable", f"{name} cannot be opened: {error}") from error
 
 
-def _page_text(*, document: Any, index: int) -> str:
+def _read_page(*, document: Any, index: int) -> tuple[str, int]:
+    """Return a page's text, and how many files are attached to it."""
     page = document[index]
     try:
         # Asked first: flattening gives the page other boxes.
         left, bottom, right, top = seen = page.get_bbox()
         cropped = seen != _media_box(document=document, index=index, page=page)
         # What is filled into a form, or lies on top of a page, is text of the page only once it is flattened into it.
-        if _lies_on_top(page=page) and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
+        on_top, attachments = _look_at_annotations(page=page)
+        if on_top and raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS:
             page.close()
             page = document[index]
         text_page = _upright_text(page=page)
         try:
             if _is_glyph_numbers(text_page=text_page):
-                return ""
+                return "", attachments
             text = text_page.get_text_range()
             # On a page that is not cropped, text that sticks out over an edge is kept.
             if cropped and left < right and bottom < top and text_page.get_text_bounded(*seen).split() != text.split():
                 text = _inside(text_page=text_page, box=seen)
-            return clean_text(text=text)
+            return clean_text(text=text), attachments
         finally:
             text_page.close()
     finally:
@@ -258,17 +263,23 @@ def _media_box(*, document: Any, index: int, page: Any) -> tuple[float, float, f
         page.set_cropbox(*seen)
 
 
-def _lies_on_top(*, page: Any) -> bool:
-    """Return whether an annotation may hold text of the page; if so, remove those that never do or are not shown."""
+def _look_at_annotations(*, page: Any) -> tuple[bool, int]:
+    """Return whether an annotation may hold text of the page, and how many attach a file to it.
+
+    If one may, those that never do or are not shown are removed.
+    """
     silent = []
+    attachments = 0
     for index in range(raw.FPDFPage_GetAnnotCount(page)):
         annotation = raw.FPDFPage_GetAnnot(page, index)
+        kind = raw.FPDFAnnot_GetSubtype(annotation)
         unseen = raw.FPDFAnnot_GetFlags(annotation) & raw.FPDF_ANNOT_FLAG_NOVIEW
-        silent.append(bool(unseen) or raw.FPDFAnnot_GetSubtype(annotation) in _SILENT)
+        silent.append(bool(unseen) or kind in _SILENT)
+        attachments += kind == raw.FPDF_ANNOT_FILEATTACHMENT
         raw.FPDFPage_CloseAnnot(annotation)
     if all(silent):
-        return False
+        return False, attachments
     for index in reversed(range(len(silent))):
         if silent[index]:
             raw.FPDFPage_RemoveAnnot(page, index)
-    return True
+    return True, attachments
