@@ -57,19 +57,41 @@ async def test_documents_are_neither_added_nor_changed_nor_swapped(kube: KubeCli
             await patch(kube, namespace, {"spec": {"documents": others}})
 
 
-async def test_the_biggest_batch_fits(kube: KubeClient, namespace: str) -> None:
-    """As many documents as there may be, with as much text as there may be, all of it failed."""
+def biggest(namespace: str) -> JsonObject:
+    """Return as many documents as there may be, with as much text as there may be."""
     share = MAX_DOCUMENTS_TEXT_BYTES // MAX_DOCUMENTS
     body = ingestion_batch(documents=MAX_DOCUMENTS, namespace=namespace)
     for document in body["spec"]["documents"]:
         document["title"] = ""
         document["source"] = {"uri": "s3://team-a/".ljust(share, "x"), "sha256": "0" * 64}
-    await kube.request("POST", batch_path(namespace), body=body)
+    return body
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["created", "applied by the server"])
+async def test_the_biggest_batch_fits(kube: KubeClient, namespace: str, *, applied: bool) -> None:
+    """Also once all of it has failed."""
+    if applied:
+        path, query = batch_path(namespace, "manuals"), {"fieldManager": "kubectl"}
+        body, content_type = biggest(namespace), "application/apply-patch+yaml"
+        await kube.request("PATCH", path, query=query, body=body, content_type=content_type)
+    else:
+        await kube.request("POST", batch_path(namespace), body=biggest(namespace))
     scattered = ",".join(f"{index}-{index + 1}" for index in range(0, MAX_DOCUMENTS, 3))
     failures = [{"index": 999, "job": "n" * 60, "code": "EmbeddingRejected", "message": "m" * 200}] * 100
     sets = {"total": MAX_DOCUMENTS, "made": f"0-{MAX_DOCUMENTS - 1}", "completed": scattered, "failed": scattered}
     batch = await patch(kube, namespace, {"status": {"documents": sets, "failures": failures}}, "status")
     assert len(orjson.dumps(batch)) < 2**20
+
+
+async def test_the_biggest_batch_is_too_long_for_the_annotation_of_a_client_side_apply(
+    kube: KubeClient, namespace: str
+) -> None:
+    """So the page says to apply a batch with --server-side."""
+    body = biggest(namespace)
+    copy = {"kubectl.kubernetes.io/last-applied-configuration": orjson.dumps(body).decode()}
+    body["metadata"]["annotations"] = copy
+    with pytest.raises(ApiError, match="annotations: Too long"):
+        await kube.request("POST", batch_path(namespace), body=body)
 
 
 async def test_texts_that_are_too_long_together_are_refused(kube: KubeClient, namespace: str) -> None:
