@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingestion_api.middleware import ACCESS, REFUSAL, headers_of_all, request_id_of
-from ingestion_api.problems import bad_request, unavailable
+from ingestion_api.problems import ProblemError, bad_request, unavailable
 
 # By these a cluster decides whether to end the process, and many clients are no reason for that.
 _PROBES: Final = frozenset({b"/healthz", b"/readyz"})
+# In memory each of a few bytes takes some hundred.
+_MAX_HEADERS: Final = 64
+# For each that may have a request, so many connections are kept at all.
+_CONNECTIONS_FACTOR: Final = 2
 # Requests beside the one that is being answered. Few clients send any; one of 18 bytes becomes kilobytes in memory.
 _MOST_WAITING: Final = 8
 # Of a connection that has just been made.
@@ -66,9 +71,11 @@ class BoundedHttp(HttpToolsProtocol):
     - Over `h11_max_incomplete_event_size` bytes of request line and headers, or of what stands between and after the
       pieces of a body: 400 if that can still be answered. Bytes are counted as they come: the parser does not
       tell of a header before its end.
+    - Over 64 headers: 431, whether more of the head comes or not.
     - No whole head within 15 seconds from the beginning of the connection, or `timeout_keep_alive` seconds from the
       last answer, or the last piece of a body that was answered before it had come.
-    - Over `limit_concurrency` connections: 503 and hung up, but for probes.
+    - Over `limit_concurrency` connections: 503 and hung up, but for probes. Over twice as many: for each that comes,
+      that one is hung up which has been without a whole head for longest; the new one may be a probe's.
     - Over 8 requests that wait for the answer to the one before: hung up.
     - An answer that is not taken to its end within 60 seconds: hung up.
 
@@ -84,11 +91,15 @@ class BoundedHttp(HttpToolsProtocol):
         self._bytes = 0
         """How many came since a head began, or since the last piece of a body."""
         self._in_head = True
+        self._problem: ProblemError | None = None
+        self._no_head_since = 0.0
         self._no_head: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
+        if self._most_connections is not None and len(self.connections) >= _CONNECTIONS_FACTOR * self._most_connections:
+            self._make_room()
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # to be told once all is taken
         self._wait_for_head(min(_FIRST_HEAD_SECONDS, self.timeout_keep_alive))
@@ -131,9 +142,18 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header is whole, or a trailer."""
-        if self._in_head:
-            super().on_header(name, value)
+        """A header is whole, or a trailer.
+
+        Raises:
+            BufferError: there are too many; who called the parser answers that.
+        """
+        if not self._in_head:
+            return
+        if len(self.headers) == _MAX_HEADERS:
+            told = f"at most {_MAX_HEADERS} headers are read"
+            self._problem = ProblemError(status=431, error="too_many_headers", message=told)
+            raise BufferError(told)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A head is whole."""
@@ -179,30 +199,44 @@ class BoundedHttp(HttpToolsProtocol):
         waits = cycle is not None and not cycle.response_complete
         if not self.pipeline and not (waits and cycle.response_started):
             broken_off = waits and cycle.more_body
-            request_id = request_id_of(cycle.scope) if broken_off else self._no_request()
-            answer = bad_request(msg).response()
+            problem = self._problem or bad_request(msg)
+            request_id = request_id_of(cycle.scope) if broken_off else self._no_request(problem.status)
+            answer = problem.response()
             headers = [*answer.raw_headers, *headers_of_all(request_id), (b"connection", b"close")]
-            head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers), b"", b""]
+            status = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}".encode()
+            head = [status, *(b"%s: %s" % header for header in headers), b"", b""]
             self.transport.write(b"\r\n".join(head) + bytes(answer.body))
         self.transport.close()
 
-    def _no_request(self) -> str:
+    def _no_request(self, status: int) -> str:
         """Count and log what is no request, and return an id for it."""
         request_id = uuid.uuid4().hex
         app: Any = self.config.app
-        app.state.metrics.requests.labels(operation="other", code="400").inc()
+        app.state.metrics.requests.labels(operation="other", code=str(status)).inc()
         client = self.client[0] if self.client else None
-        ACCESS.info("no request", extra={"request_id": request_id, "status": 400, "client": client})
+        ACCESS.info("no request", extra={"request_id": request_id, "status": status, "client": client})
         return request_id
 
     def _wait_for_head(self, seconds: float) -> None:
         self._stop_waiting()
+        self._no_head_since = self.loop.time()
         self._no_head = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
         if self._no_head is not None:
             self._no_head.cancel()
             self._no_head = None
+
+    def _make_room(self) -> None:
+        waiting = [each for each in self.connections if isinstance(each, BoundedHttp) and each._is_idle()]
+        if waiting:
+            longest = min(waiting, key=lambda each: each._no_head_since)
+            longest.logger.warning("too many connections without a request: %d", len(waiting))
+            longest._stop_waiting()
+            longest.transport.abort()
+
+    def _is_idle(self) -> bool:
+        return self._no_head is not None and self._unread is None
 
     def _give_up(self) -> None:
         self.logger.warning("an answer is not read")

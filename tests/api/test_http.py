@@ -194,8 +194,9 @@ async def counted(api: Served, code: int) -> float:
         (b"NONSENSE\r\n\r\n", 400),
         (b"GET /healthz HTTP/1.1\r\n\r\nNONSENSE\r\n\r\n", 400),
         (b"GET /v1 HTTP/1.1\r\n\r\n", 503),
+        (b"GET /v1 HTTP/1.1\r\n" + b"a:\r\n" * 66, 431),
     ],
-    ids=["what is no request", "and comes right behind one", "one connection too many"],
+    ids=["what is no request", "and comes right behind one", "one connection too many", "many headers"],
 )
 async def test_what_never_comes_to_a_route_has_an_id_and_a_line_and_is_counted(
     api: Served, caplog: pytest.LogCaptureFixture, sent: bytes, code: int

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 import uvicorn
@@ -190,6 +190,48 @@ async def test_probes_are_answered_however_many_connections_there_are() -> None:
             assert status == 503
             assert json.loads(body)["error"] == "unavailable"
             assert await reader.read() == b"", "who is refused keeps others out"
+
+
+async def test_who_is_without_a_request_for_longest_makes_room() -> None:
+    """A probe's request comes at once; who has one is served to its end."""
+    head = b"POST /echo HTTP/1.1\r\nhost: api\r\ncontent-length: 2\r\n\r\n"
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(served(connections=2, keep_alive_seconds=60))
+        busy, sends = await stack.enter_async_context(client(port))
+        sends.write(head)
+        await asyncio.sleep(0.1)
+        silent = []
+        for _ in range(20):
+            reader, writer = await stack.enter_async_context(client(port))
+            writer.write(head[:-2])
+            silent.append(asyncio.create_task(reader.read()))
+            async with client(port) as (probe, asks):
+                asks.write(b"GET /healthz HTTP/1.1\r\nhost: api\r\n\r\n")
+                assert (await answer_of(probe))[0] == 200
+        gone, left = await asyncio.wait(silent, timeout=5)
+        assert left <= {*silent[-3:]}
+        assert len(gone) >= 17
+        sends.write(b"ab")
+        assert (await answer_of(busy))[0] == 200
+        for task in silent:
+            task.cancel()
+        await asyncio.gather(*silent, return_exceptions=True)
+
+
+@pytest.mark.parametrize("more", [b"", *UPGRADES.values()], ids=["plain", *UPGRADES])
+async def test_no_more_headers_are_kept_than_are_read(more: bytes) -> None:
+    """Whether the head ends or not: each is a few bytes to its sender, and some hundred here."""
+    own, end = more.count(b"\r\n"), b"\r\n"
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\n" + more + b"a:\r\n" * (64 - own) + end)
+            assert (await answer_of(reader))[0] == 200
+        for sent in (b"a:\r\n" * (65 - own) + end, b"a:\r\n" * 4_000):
+            async with client(port) as (reader, writer):
+                writer.write(b"GET /healthz HTTP/1.1\r\n" + more + sent)
+                status, body = await answer_of(reader)
+                assert (status, json.loads(body)["error"]) == (431, "too_many_headers")
+                assert await reader.read() == b""
 
 
 async def test_a_slow_upload_that_is_refused_reads_why() -> None:
