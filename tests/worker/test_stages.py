@@ -14,7 +14,7 @@ from ingestion_crds.constants import MAX_PAGES_LENGTH
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
 from ingestion_worker import layout
-from ingestion_worker.embedding import EmbeddingSpec, make_embedder
+from ingestion_worker.embedding import Embedder, EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import HIT_COLUMNS
@@ -286,6 +286,23 @@ def test_who_publishes_says_which_pages_have_no_text_whoever_found_them(any_stor
     for generation in (4, 4, 5):
         assert worker.publish(prepared=prepared, generation=generation, **changes)["notRead"] == NOT_READ
     assert find(worker.store, "Five")
+
+
+def test_a_single_pass_that_another_pod_overtook_tells_what_is_live(worker: Worker) -> None:
+    """The source has changed between the two."""
+    uri = worker.upload(data=pdf(pages=BLANKS))
+    faster: list[dict[str, Any]] = []
+
+    def overtaken() -> Embedder:
+        worker.more["make_embedder"] = builtin
+        worker.upload(data=pdf(pages=["One.", "", "Three."]))
+        faster.append(worker.prepare(document__source__uri=uri, mode="SinglePass"))
+        return builtin()
+
+    worker.more["make_embedder"] = overtaken
+    late = worker.prepare(document__source__uri=uri, mode="SinglePass")
+    assert [late] == faster
+    assert late["notRead"] == {"pageCount": 1, "pages": "2", "attachments": 0}
 
 
 def test_which_pages_have_no_text_is_recorded_before_the_output(

@@ -116,4 +116,7 @@ def commit(
     )
     fields = {"number": live.number, "chunks": live.chunks, "generation_published": live.generation}
     LOG.info("version is live", extra=fields)
+    if live.plan_hash != plan_hash:
+        # Another pod of this job was faster, and read the source when it was another one.
+        return published_message(context=context, live=live)
     return _message(live=live, not_read=not_read)
