@@ -142,19 +142,20 @@ _TABLE: Final = (
     ),
     ErrorCode(
         code="DocumentTooLarge",
-        stage=_PREPARE,
+        stage=ANY,
         exit_code=69,
         retryable=False,
         meaning="The document is over a limit of bytes, pages, unpacked size or segments.",
         remedy="See the message for the limit ([all of them](give-a-file.md#how-large)): split the document, or make a"
-        " new job with larger segments. If it is the chart's sources.maxBytes, have that raised and retry.",
+        " new job with larger segments, where it is their number, or smaller ones, where it is the text of one. If it"
+        " is the chart's sources.maxBytes, have that raised and retry.",
     ),
     ErrorCode(
         code="SourceNotFound",
         stage=_PREPARE,
         exit_code=70,
         retryable=True,
-        meaning="The source does not exist (404, or no such object in the bucket).",
+        meaning="The source does not exist (404 or 410, or no such object in the bucket).",
         remedy="Put the file where spec.document.source.uri points, then retry.",
     ),
     ErrorCode(
@@ -162,7 +163,7 @@ _TABLE: Final = (
         stage=_PREPARE,
         exit_code=71,
         retryable=True,
-        meaning="The source refused access (401 or 403).",
+        meaning="The source refused access (401, 403 or 407).",
         remedy="Allow access to the source, then retry.",
     ),
     ErrorCode(
@@ -258,7 +259,7 @@ _TABLE: Final = (
     _transient(
         "SourceUnavailable",
         _PREPARE,
-        "The source did not answer, timed out, or answered 5xx.",
+        "The source did not answer, timed out, or did not answer with the document (the message says what).",
         "Check the source, then retry.",
     ),
     _transient(

@@ -237,6 +237,7 @@ def test_redirects_are_followed_and_counted(fetch: Fetch) -> None:
         (410, "SourceNotFound"),
         (401, "SourceForbidden"),
         (403, "SourceForbidden"),
+        (407, "SourceForbidden"),
         (500, "SourceUnavailable"),
         (503, "SourceUnavailable"),
         (206, "SourceUnavailable"),
