@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import posixpath
 import time
@@ -249,6 +250,19 @@ def test_the_rows_of_a_table_in_a_docx_are_not_kept_until_it_ends(tmp_path: Path
     path.write_bytes(docx(body=f"<w:tbl>{row * 150}</w:tbl>"))
     read_text(path=path, limits=ParserLimits(memory_bytes=100 * 2**20), operation="docx")
     assert path.with_suffix(".out").read_text() == "cell\n" * 150
+
+
+def test_of_the_text_of_a_segment_the_bytes_are_counted_that_it_has_as_utf_8(tmp_path: Path) -> None:
+    letters = "\u0436" * 1000
+    says = f"/Span << /ActualText <feff{letters.encode('utf-16-be').hex()}> >> BDC"
+    path = tmp_path / "manual.pdf"
+    path.write_bytes(pdf_of(content=f"BT /F1 12 Tf {says} (x) Tj EMC ET".encode(), page=b"/MediaBox [0 0 600 800]"))
+    assert page_texts(path, pages=1) == [letters]
+    arguments = {"path": str(path), "output": str(tmp_path / "out"), "first": 0, "last": 1, "before": False}
+    for spare in (20, -20):
+        limits = ParserLimits(output_bytes=len(letters.encode()) + spare)
+        with contextlib.nullcontext() if spare > 0 else pytest.raises(WorkerError, match="DocumentTooLarge"):
+            run_parser(operation="pdf_pages", name=path.name, arguments=arguments, limits=limits)
 
 
 def test_processor_time_and_memory_are_told_apart(tmp_path: Path) -> None:

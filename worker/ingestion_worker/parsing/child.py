@@ -108,7 +108,7 @@ def _pdf_pages(*, name: str, limit: int, path: str, output: str, first: int, las
     writer = TextWriter(path=Path(output), name=name, limit=limit)
     try:
         for page in read_pages(path=Path(path), name=name, first=first, last=last, before=before):
-            writer.write(json.dumps(page) + "\n")
+            writer.write(json.dumps(page, ensure_ascii=False) + "\n")
             writer.flush()
     finally:
         writer.close()
