@@ -156,7 +156,12 @@ async def test_a_slash_too_many_is_another_path(api: Api) -> None:
 
 
 async def test_lists_are_newest_first_filtered_and_paged(api: Api) -> None:
-    ids = [await api.failed(f"job-{number}") for number in range(5)]
+    ids = [await api.failed(f"job-{number}") for number in range(3)]
+    await asyncio.sleep(1)  # times of creation are whole seconds
+    ids += [await api.failed(f"job-{number}") for number in range(3, 5)]
+    created = {
+        job_id: (await api.live(f"job-{number}"))["metadata"]["creationTimestamp"] for number, job_id in enumerate(ids)
+    }
     await api.set_status("job-0", phase="completed")
     path = f"/v1/knowledge-base/knowledge-bases/{KNOWLEDGE_BASE}/ingestion-jobs"
     found: list[str] = []
@@ -168,7 +173,8 @@ async def test_lists_are_newest_first_filtered_and_paged(api: Api) -> None:
         assert page["has_more"] == (cursor is not None)
         if cursor is None:
             break
-    assert sorted(found) == sorted(ids)
+    assert set(found[:2]) == set(ids[3:])
+    assert found == sorted(ids, key=lambda job_id: (created[job_id], job_id), reverse=True)
     for _ in range(100):
         completed = (await api.client.get(path, params={"status": "completed"})).json()["items"]
         if completed:
