@@ -112,7 +112,7 @@ class Intake:
             memory.to_list.add(key)
         if news:
             if pace is None and begins(job):
-                memory.shown[key] = Kept.of(body, job)
+                memory.show(key, Kept.of(body, job))
             self._queue.add(key)
         elif due and pace is not None:
             self._queue.add_after(key, pace.remaining_rest(memory.monotonic()))

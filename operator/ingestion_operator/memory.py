@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from ingestion_operator.pace import Kept, Pace, rest_for
+from ingestion_operator.children import ChildJob
+from ingestion_operator.pace import Kept, LastLook, Pace, rest_for
 
+# So much of IngestionJobs is kept, of all together, as JSON; of thousands that run, or of hundreds that are large. In
+# memory it takes up to twelve times as much, where it has many small parts.
+_MOST_KEPT: Final = 16_000_000
 _TRY_TO_TIDY_SECONDS: Final = 600.0
 # Enough for what the watch, which is seconds late at worst, may still show of jobs from before they were at rest.
 _MOST_FORGOTTEN: Final = 1_000
@@ -41,7 +45,7 @@ class Memory:
         to_list: jobs of which the next look is a full one and lists all Jobs, even if they are settled: some Jobs may
             not be recorded. A request to create one can be so long on its way that it arrives when everything is over.
         shown: jobs of which nothing else is remembered and whose next attempt is to begin, as the watch has shown
-            them. The first look is taken at that, without a read.
+            them, as far as there is room. The first look is taken at that, without a read.
         littered: jobs with a finished Job that the API server kept from being deleted.
         unanswered: how often a webhook has kept something of a job from being done.
     """
@@ -53,6 +57,9 @@ class Memory:
     littered: set[str] = field(default_factory=set)
     unanswered: Counter[str] = field(default_factory=Counter)
     _paces: dict[str, Pace] = field(default_factory=dict)
+    # How much is kept of jobs, which is in `shown` or was left by their last look.
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _size: int = 0
     # By what the last look found.
     _crowds: dict[Point, set[str]] = field(default_factory=lambda: {point: set() for point in Point})
     # Jobs that were settled, or gone, with their last resourceVersion.
@@ -73,6 +80,40 @@ class Memory:
     def remember(self, key: str, kept: Kept) -> None:
         """Take in an IngestionJob as it was just read or written."""
         self.pace(key).remember(kept, self.monotonic())
+
+    # ── what is kept ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def show(self, key: str, kept: Kept) -> None:
+        """Keep a job whose next attempt is to begin for its first look, if there is room."""
+        self.shown.pop(key, None)
+        if self._has_room(key, kept):
+            self.shown[key] = kept
+
+    def begin_look(self, key: str) -> tuple[Kept | None, tuple[Kept, ChildJob] | None]:
+        """Begin a look, and hand over what is kept for it.
+
+        Returns:
+            What the watch has shown of a job that nothing else is remembered of, and what `Pace.begin_look` returns.
+        """
+        self._make_room(key)
+        return self.shown.pop(key, None), self.pace(key).begin_look(self.monotonic())
+
+    def end_look(self, key: str, last: LastLook | None) -> None:
+        """End a look, and take what it leaves, if there is room: else the next one reads it again."""
+        self.pace(key).end_look(last if last is not None and self._has_room(key, last.kept) else None)
+
+    def _has_room(self, key: str, kept: Kept) -> bool:
+        """Return whether there is room to keep a job, and take it: who may make jobs may make many, and large ones."""
+        self._make_room(key)
+        size = len(kept.job.model_dump_json())
+        if self._size + size > _MOST_KEPT:
+            return False
+        self._sizes[key] = size
+        self._size += size
+        return True
+
+    def _make_room(self, key: str) -> None:
+        self._size -= self._sizes.pop(key, 0)
 
     # ── what the watch shows, and whether it is time ──────────────────────────────────────────────────────────────
 

@@ -150,7 +150,7 @@ class Pace:
         listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
         made_in_vain: when a Job was last made that the cluster has changed, so that it was of no use; None if none was.
         removals: how far the pods of Jobs have been removed whose removal goes on.
-        last: what the last look left; None during a look, and if it left nothing.
+        last: what the last look left; None during a look, and if it left nothing or there was no room for it.
         heard: what the watch has shown since the last look began.
     """
 

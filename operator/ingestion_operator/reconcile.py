@@ -93,12 +93,11 @@ class Reconciler:
             ApiError: when the API server cannot be worked with; look again later.
             ConflictError: when something changed meanwhile; look again.
         """
-        shown, listing = self._memory.shown.pop(key, None), key in self._memory.to_list
-        pace, now = self._memory.pace(key), self._memory.monotonic()
+        pace, listing = self._memory.pace(key), key in self._memory.to_list
         self._memory.share(key)  # others have come or gone since the last look
-        if not listing and (idle := pace.idle(now)) > 0:
+        if not listing and (idle := pace.idle(self._memory.monotonic())) > 0:
             return idle
-        known = pace.begin_look(now)
+        shown, known = self._memory.begin_look(key)
         try:
             if shown is not None and not listing:
                 return await self._look_at_beginning(key, shown)
@@ -233,14 +232,15 @@ class Reconciler:
         pace, child = self._memory.pace(key), _running(snapshot) if snapshot.rejection is None else None
         if snapshot.rejection is None:
             self._memory.unanswered.pop(key, None)
-        pace.end_look(LastLook(Kept(raw, snapshot.job), child, unwritten) if child is not None else None)
+        last = LastLook(Kept(raw, snapshot.job), child, unwritten) if child is not None else None
+        self._memory.end_look(key, last)
         if snapshot.job.status.phase in names.TERMINAL_PHASES:
             self._memory.join(key, None)
             return self._memory.tidy_later(key, wait)  # for its time to live
         self._memory.join(key, _point(child) if wait is not None else Point.HELD)
         if wait is None:
             return None
-        if child is None:
+        if pace.last is None:
             return max(wait, pace.rest)
         if key in self._memory.to_list:
             return wait
@@ -259,7 +259,7 @@ class Reconciler:
             return 0.0
         child = next((child for child in snapshot.children if child.uid == uid), None)
         left = LastLook(Kept(raw, snapshot.job), child) if child is not None and child.finished else None
-        self._memory.pace(key).end_look(left)
+        self._memory.end_look(key, left)
         self._memory.join(key, None)
         return 0.0
 

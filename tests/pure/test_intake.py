@@ -6,6 +6,7 @@ from copy import deepcopy
 from itertools import product
 from typing import Any
 
+import ingestion_operator.memory
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
@@ -114,6 +115,27 @@ def test_what_a_newer_release_has_said_hides_no_job(phase: str, *, retried: bool
     }
     made.on_job_seen(shown)
     assert bool(queue.added) is (KEY in memory.shown) is retried
+
+
+def test_what_the_watch_shows_is_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may make jobs may make thousands of large ones at once; those that are not kept are read."""
+    made, memory, queue = intake(leading=True, before="unknown", is_open=False)
+    size = len(IngestionJob.model_validate(body(5)).model_dump_json())
+    monkeypatch.setattr(ingestion_operator.memory, "_MOST_KEPT", 2 * size + 100)
+    keys = [f"team-a/handbook-{number}" for number in range(4)]
+    for key in keys:
+        shown = body(5)
+        shown["metadata"]["name"] = key.partition("/")[2]
+        made.on_job_seen(shown)
+    assert queue.added == keys
+    assert list(memory.shown) == keys[:2]
+    shown["metadata"]["name"], shown["metadata"]["resourceVersion"] = "handbook-1", "6"
+    made.on_job_seen(shown)
+    assert memory.shown[keys[1]].raw["metadata"]["resourceVersion"] == "6", "the later state takes its own place"
+    shown["spec"]["retrySegments"] = "1,3,5,7,9" * 100
+    shown["metadata"]["resourceVersion"] = "7"
+    made.on_job_seen(shown)
+    assert list(memory.shown) == keys[:1], "there is no room for it, and the one before is outdated"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import ingestion_operator.main
+import ingestion_operator.memory
 import ingestion_operator.pace
 import pytest
 from ingestion_crds import JsonObject
@@ -15,7 +16,7 @@ from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ApiError, batch_path, child_path, core_path, ingestion_path
 from ingestion_operator.children import read_child
-from ingestion_operator.pace import Pace
+from ingestion_operator.pace import Pace, rest_for
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS, copied
@@ -640,3 +641,38 @@ def test_of_an_ingestion_job_no_more_is_kept_than_looks_use(cluster: SimulatedCl
     assert last is not None
     assert last.kept.raw["metadata"]["resourceVersion"] == live(cluster)["metadata"]["resourceVersion"]
     assert len(repr(last.kept)) < 20_000
+
+
+def test_of_all_ingestion_jobs_no_more_is_kept_than_there_is_room_for(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant may make thousands, each as large as one may be, whose pods do not start. The others are read anew."""
+    monkeypatch.setattr(ingestion_operator.memory, "_MOST_KEPT", 250_000)
+    monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 1_000.0)
+    cluster.verdicts[Stage.PREPARE, None] = Verdict(image=True)
+    large = {f"large-{number}": ",".join(["1"] * 30_000) for number in range(10)}
+    small = {f"small-{number}": "1" for number in range(10)}
+    only = cluster.start_operator()
+    for name, chosen in (large | small).items():
+        body = ingestion_job(name=name, parallelism=SEGMENTS, retrySegments=chosen)
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+
+    def kept() -> list[str]:
+        paces = {name: only.operator.memory.of(f"{NAMESPACE}/{name}") for name in large | small}
+        return [name for name, pace in paces.items() if pace is not None and pace.last is not None]
+
+    cluster.pass_until(lambda: False, seconds=500)
+    assert len(kept()) == 3 + len(small)
+    sent, seconds = note_calls(cluster, monkeypatch), 1_000
+    cluster.pass_until(lambda: False, seconds=seconds)
+    reads = Counter(call.path for call in sent if not call.writes)
+    others = [reads[ingestion_path(NAMESPACE, name)] for name in large if name not in kept()]
+    assert len(others) == 7
+    assert all(1 <= looks <= seconds / rest_for(20) + 1 for looks in others), "no more often than others rest"
+    for name in large:
+        cluster.api.request("DELETE", ingestion_path(NAMESPACE, name), body={})
+    large = {"later": large["large-0"]}
+    body = ingestion_job(name="later", retrySegments=large["later"])
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.pass_until(lambda: False, seconds=500)
+    assert kept() == ["later", *small], "what the others took is free again"
