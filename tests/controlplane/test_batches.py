@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from faults.batches import CODE, NAME, BatchRun, condition, documents_script
+from faults.batches import CODE, NAME, BatchRun, condition, documents_script, index_of
 from faults.proxy import Act, Call, crash_after, crash_before, delay, lose_answer, refuse
 from faults.rig import Run, running
+from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.batch import document_job_name
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, batch_path, ingestion_path
@@ -285,6 +286,80 @@ async def test_a_retry_that_arrives_late_is_not_admitted_again(run: Run) -> None
     release.set()
     await run.at_rest()
     assert await batch.generations() == {index: int(index in FAILED) for index in range(DOCUMENTS)}
+
+
+# ── restored from a backup ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def take_back(run: Run, batch: BatchRun, *, with_status: bool) -> None:
+    """Delete the batch and restore it with its jobs, while no operator runs. They name the former batch, and go."""
+    run.operator.hold()
+    run.operator.kill()
+    await run.wait(lambda: not run.operator.running)
+    backup, jobs = await batch.get(), await batch.jobs()
+    path = batch_path(run.namespace, NAME)
+
+    async def no_jobs() -> bool:
+        return not await batch.jobs()
+
+    await run.kube.request("DELETE", path, body={"propagationPolicy": "Background"})
+    await run.come_true(no_jobs)
+    made = await run.kube.request("POST", batch_path(run.namespace), body=to_restore(backup))
+    assert made["metadata"]["uid"] != backup["metadata"]["uid"]
+    if with_status:
+        await run.kube.request("PATCH", f"{path}/status", body={"status": backup["status"]}, content_type=MERGE_PATCH)
+    for job in jobs.values():
+        await run.kube.request("POST", ingestion_path(run.namespace), body=to_restore(job))
+    await run.come_true(no_jobs)
+    run.kubelet.runs.clear()
+    run.operator.release()
+
+
+def to_restore(backup: JsonObject) -> JsonObject:
+    """Return an object as a backup has it, without its status."""
+    metadata = {key: backup["metadata"].get(key) for key in ("name", "labels", "annotations", "ownerReferences")}
+    return {**{key: backup[key] for key in ("apiVersion", "kind", "spec")}, "metadata": metadata}
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["at rest", "while a document runs"])
+async def test_a_batch_that_is_restored_with_its_status_remembers_what_is_completed(run: Run, runs: bool) -> None:
+    batch, usual = BatchRun(run=run), documents_script(always={1})
+    completed, left = ("0", [1, 2]) if runs else ("0,2", [1])
+    run.kubelet.script = lambda pod: HANG if runs and index_of(pod) == 2 else usual(pod)
+    await batch.create(3)
+
+    def known(body: JsonObject) -> bool:
+        documents = body["status"].get("documents", {})
+        return documents.get("completed") == completed and documents["failedCount"] == 1
+
+    await batch.until(known)
+    if not runs:
+        await batch.ended("partial_failure")
+    await take_back(run, batch, with_status=True)
+    ended = (await batch.ended("partial_failure"))["status"]
+    assert ended["documents"]["completed"] == completed
+    code = "JobLost" if runs else CODE
+    assert [(item["index"], item["code"]) for item in ended["failures"]] == [(index, code) for index in left]
+    await run.at_rest()
+    assert await batch.jobs() == {}
+    run.kubelet.script = documents_script()
+    await batch.spec(retryGeneration=1)
+    ended = (await batch.ended("completed", generation=1))["status"]
+    assert ended["documents"]["completed"] == "0-2"
+    assert sorted(index_of(pod) for pod in run.kubelet.runs) == sorted(await batch.jobs()) == left
+    await run.at_rest()
+
+
+async def test_a_batch_that_is_restored_without_its_status_ingests_all_of_its_documents_again(run: Run) -> None:
+    batch = BatchRun(run=run)
+    run.kubelet.script = documents_script(always={1})
+    await batch.create(3)
+    await batch.ended("partial_failure")
+    await take_back(run, batch, with_status=False)
+    run.kubelet.script = documents_script()
+    await batch.ended("completed")
+    assert sorted(index_of(pod) for pod in run.kubelet.runs) == sorted(await batch.jobs()) == [0, 1, 2]
+    await run.at_rest()
 
 
 # ── what it costs ─────────────────────────────────────────────────────────────────────────────────────────────
