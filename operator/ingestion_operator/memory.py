@@ -23,8 +23,8 @@ _MOST_FORGOTTEN: Final = 1_000
 class Point(Enum):
     """How far a job that is not at rest has come. Those at the same point share the looks.
 
-    HELD: it is suspended, or being deleted: no look follows, so there is none to share.
-    BLOCKED: no Job of it runs: it waits for a tenant, a quota, or for somebody.
+    HELD: it is suspended, being deleted, or no tenant's: no look follows, so there is none to share.
+    BLOCKED: no Job of it runs: it waits for a quota, a policy, or for somebody.
     STARTING: its Job waits for its first pods, or for its queue.
     RUNNING: a pod of its Job is ready or has ended.
     """

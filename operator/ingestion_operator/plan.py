@@ -391,8 +391,7 @@ def _no_tenant(draft: _Draft) -> bool:
     namespace, config = draft.snapshot.job.metadata.namespace, draft.snapshot.config
     if config.tenant(namespace) is not None:
         return False
-    waiting = no_store(namespace)
-    draft.block(waiting.reason, waiting.message)
+    draft.blocked = no_store(namespace)  # and no look follows: another list of tenants starts another operator
     return True
 
 

@@ -24,6 +24,8 @@ from simulation.cluster import NAMESPACE, Call, RunningOperator, SimulatedCluste
 from simulation.controllers import GOOD, Verdict
 from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, note_calls, stalled, start
 
+UNKNOWN: JsonObject = {"provider": "nobody", "model": "m", "dimensions": 3}
+
 
 def remembered(only: RunningOperator) -> Pace:
     """Return what an operator remembers of the job."""
@@ -329,26 +331,27 @@ def test_a_job_that_ended_while_the_operator_was_away_is_looked_at(cluster: Simu
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
 
 
-@pytest.mark.parametrize(("waits_for", "every"), [("a tenant", 100), ("its queue", 400)])
+@pytest.mark.parametrize(("waits_for", "every"), [("a provider", 100), ("its queue", 400)])
 def test_jobs_that_wait_alike_share_the_looks(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, waits_for: str, every: float
 ) -> None:
     """A backlog must not keep the operator from what can be done."""
     monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 100.0)
     count, seconds = 100, 700  # before all Jobs are listed again
-    namespace = "nobody" if waits_for == "a tenant" else NAMESPACE
     for number in range(count):
-        body = ingestion_job(name=f"job-{number}", namespace=namespace)
+        body = ingestion_job(name=f"job-{number}")
         if waits_for == "its queue":
             body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "documents"}
-        cluster.api.request("POST", ingestion_path(namespace), body=body)
+        else:
+            body["spec"]["pipeline"] = {"embedding": UNKNOWN}
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
     cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=200)
     sent = note_calls(cluster, monkeypatch)
     cluster.pass_until(lambda: False, seconds=seconds)
     reads = [call.path for call in sent if not call.writes and call.path != ingestion_path()]
     assert 0.8 * count * seconds / every < len(reads) < 3 * count * seconds / every  # alone: every 30 or 60 s
-    assert child_path(namespace) not in reads
+    assert child_path(NAMESPACE) not in reads
 
 
 def test_a_job_that_waits_alone_is_listed_as_rarely_as_the_many_that_run(
@@ -360,24 +363,26 @@ def test_a_job_that_waits_alone_is_listed_as_rarely_as_the_many_that_run(
         body = ingestion_job(name=f"job-{number}")
         body["metadata"]["labels"] = {names.LABEL_QUEUE_NAME: "documents"}
         cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
-    cluster.api.request("POST", ingestion_path("nobody"), body=ingestion_job(name="job", namespace="nobody"))
+    alone = ingestion_job(name="job", pipeline={"embedding": UNKNOWN})
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=alone)
     cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=200)
     sent = note_calls(cluster, monkeypatch)
     cluster.pass_until(lambda: False, seconds=700)
     reads = [call.path for call in sent if not call.writes]
-    assert ingestion_path("nobody", "job") in reads
-    assert child_path("nobody") not in reads
+    assert ingestion_path(NAMESPACE, "job") in reads
+    assert child_path(NAMESPACE) not in reads
 
 
-def test_those_that_are_suspended_take_no_looks_from_one_that_is_blocked(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("namespace", "suspend"), [(NAMESPACE, True), ("nobody", False)])
+def test_those_that_wait_for_what_is_heard_of_take_no_looks_from_one_that_is_blocked(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, namespace: str, *, suspend: bool
 ) -> None:
-    """Two thousand suspended jobs kept everybody's refused ones from being tried for five minutes."""
+    """Two thousand jobs, suspended or no tenant's, kept all refused ones from being tried for five minutes."""
     monkeypatch.setattr(ingestion_operator.pace, "_REST_OF_A_HUNDRED_SECONDS", 1000)  # twenty are like two thousand
     for number in range(20):
-        body = ingestion_job(name=f"asleep-{number}", suspend=True)
-        cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+        body = ingestion_job(name=f"asleep-{number}", namespace=namespace, suspend=suspend)
+        cluster.api.request("POST", ingestion_path(namespace), body=body)
     cluster.start_operator()
     cluster.pass_until(lambda: False, seconds=30)
     asked: Counter[str] = Counter()
@@ -393,6 +398,7 @@ def test_those_that_are_suspended_take_no_looks_from_one_that_is_blocked(
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job())
     cluster.pass_until(lambda: False, seconds=600)
     assert asked[f"POST {child_path(NAMESPACE)}"] > 600 / 31
+    assert not any(path.startswith(f"GET {ingestion_path(namespace)}/asleep") for path in asked)
     assert asked[f"GET {child_path(NAMESPACE)}"] == 1, "the others are listed as rarely as if they took looks"
 
 
