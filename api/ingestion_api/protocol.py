@@ -9,8 +9,10 @@ import asyncio
 import uuid
 from http import HTTPStatus
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import httptools
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingestion_api.middleware import ACCESS, REFUSAL, headers_of_all, request_id_of
@@ -28,6 +30,8 @@ _MOST_WAITING: Final = 8
 _FIRST_HEAD_SECONDS: Final = 15.0
 # An answer stays in memory until it is read, to its end.
 _UNREAD_SECONDS: Final = 60.0
+# Of each server: the connections that are without a whole head, since longest first.
+_WITHOUT_HEAD: Final[WeakKeyDictionary[Config, dict[BoundedHttp, None]]] = WeakKeyDictionary()
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -92,7 +96,7 @@ class BoundedHttp(HttpToolsProtocol):
         """How many came since a head began, or since the last piece of a body."""
         self._in_head = True
         self._problem: ProblemError | None = None
-        self._no_head_since = 0.0
+        self._without_head = _WITHOUT_HEAD.setdefault(self.config, {})
         self._no_head: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -219,24 +223,21 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _wait_for_head(self, seconds: float) -> None:
         self._stop_waiting()
-        self._no_head_since = self.loop.time()
+        self._without_head[self] = None
         self._no_head = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
+        self._without_head.pop(self, None)
         if self._no_head is not None:
             self._no_head.cancel()
             self._no_head = None
 
     def _make_room(self) -> None:
-        waiting = [each for each in self.connections if isinstance(each, BoundedHttp) and each._is_idle()]
-        if waiting:
-            longest = min(waiting, key=lambda each: each._no_head_since)
-            longest.logger.warning("too many connections without a request: %d", len(waiting))
+        self.logger.warning("too many connections without a request: %d", len(self._without_head))
+        longest = next((each for each in self._without_head if each._unread is None), None)
+        if longest is not None:
             longest._stop_waiting()
             longest.transport.abort()
-
-    def _is_idle(self) -> bool:
-        return self._no_head is not None and self._unread is None
 
     def _give_up(self) -> None:
         self.logger.warning("an answer is not read")
