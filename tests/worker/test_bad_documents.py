@@ -19,6 +19,7 @@ from ingestion_worker.parsing.guard import ParserLimits, run_parser
 from ingestion_worker.parsing.html import html_text
 from ingestion_worker.parsing.pdf import clean_text, inspect_pdf, read_pages
 from ingestion_worker.parsing.types import DocumentType, detect_type
+from ingestion_worker.store import Store
 from support.worker_builders import DOCX_TYPE, Worker, docx, pdf, sentences
 
 PDF = "application/pdf"
@@ -1105,12 +1106,26 @@ def test_attachments_that_are_not_read_are_counted(
     ]
 
 
-def test_files_that_are_attached_to_pages_are_counted_too(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
-    """Each with its page: a segment reads the end of the page before it too."""
+def test_files_that_are_attached_to_pages_are_counted_too(
+    worker: Worker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its page, as a segment reads the end of the page before it too; and before the segment's output."""
     file = b"<< /Type /Filespec /F (c.pdf) /EF << /F << /Type /EmbeddedFile >> >> >>"
     names = b"/Names << /EmbeddedFiles << /Names [(c.pdf) %s] >> >>" % file
     pin = b"/Subtype /FileAttachment /FS %s" % file
     uri = worker.upload(data=pdf_with(annotations=[pin, pin + DRAWN, b"/Subtype /Stamp" + DRAWN], catalog=names))
+    put = Store.put
+
+    def killed(store: Store, *, key: str, data: bytes) -> None:
+        if key.endswith(".parquet"):
+            raise KeyboardInterrupt
+        put(store, key=key, data=data)
+
+    monkeypatch.setattr(Store, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        worker.ingest(document__source__uri=uri, mode="SinglePass", job__uid="killed")
+    monkeypatch.setattr(Store, "put", put)
+    assert [key for entry in worker.store.list(prefix="kb") if (key := entry.key).endswith("/000000/0000004.not-read")]
     for changes, counts in (
         ({"mode": "SinglePass"}, [1, 4]),
         ({"mode": "Segmented", "segmentation__pagesPerSegment": 1, "job__uid": "other"}, [1, 2, 2]),
