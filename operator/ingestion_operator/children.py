@@ -347,7 +347,7 @@ class ChildJob:
         owner_uid: UID of the controlling owner, or empty.
         stage: as its label says; empty without one.
         map_digest: of the attempt's file that it was made for, as its annotation says; empty without one.
-        deleting: a deletion is recorded and waits for finalizers.
+        deleted: when somebody deleted it, which waits for finalizers; None if nobody has.
         queue: the one that it was made for, which suspends it and admits it; empty without one.
         managed_by: who runs it in place of Kubernetes' own Job controller, as in another cluster; else empty.
         suspended: it is to have no pods now.
@@ -374,7 +374,7 @@ class ChildJob:
     owner_uid: str = ""
     stage: str = ""
     map_digest: str = ""
-    deleting: bool = False
+    deleted: datetime | None = None
     queue: str = ""
     managed_by: str = ""
     suspended: bool = False
@@ -399,6 +399,11 @@ class ChildJob:
         return self.complete or self.failure_reason is not None
 
     @property
+    def deleting(self) -> bool:
+        """True once it is deleted and not gone yet."""
+        return self.deleted is not None
+
+    @property
     def cancelled(self) -> bool:
         """True once its attempt was cancelled. No spec may ask for a deadline of 0, and it cannot be taken back."""
         return self.deadline_seconds == 0
@@ -420,7 +425,7 @@ def read_child(raw: JsonObject) -> ChildJob:
         owner_uid=owner.get("uid", ""),
         stage=labels.get(names.LABEL_STAGE, ""),
         map_digest=annotations.get(names.ANNOTATION_MAP_DIGEST, ""),
-        deleting="deletionTimestamp" in metadata,
+        deleted=_time(metadata.get("deletionTimestamp")),
         queue=labels.get(names.LABEL_QUEUE_NAME, ""),
         managed_by=managed_by if managed_by != _JOB_CONTROLLER else "",
         suspended=bool(spec.get("suspend", False)),

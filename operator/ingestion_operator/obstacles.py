@@ -10,7 +10,9 @@ from typing import Final
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Reason
+from ingestion_crds.job import format_time
 
+from ingestion_operator.children import ChildJob
 from ingestion_operator.results import START_REASONS, shorten
 
 LONGEST_MESSAGE: Final = 512
@@ -58,6 +60,14 @@ def read_obstacle(*, pods: Iterable[JsonObject], creation_failure: str | None, n
     if first is None and creation_failure is not None:
         return _obstacle(Reason.POD_CREATION_FAILED, creation_failure)
     return first
+
+
+def stays(child: ChildJob, now: datetime) -> Waiting | None:
+    """Return what there is to say of a Job that somebody deleted and that is not gone, or None if it may soon be."""
+    if child.deleted is None or now - child.deleted <= _OVERDUE:
+        return None
+    text = f"the Job {child.name} was deleted at {format_time(child.deleted)}, and is not gone: a finalizer holds it"
+    return _obstacle(Reason.POD_TERMINATING, f"{text}, or one of its pods")
 
 
 def may_lack_config_map(pod: JsonObject) -> bool:

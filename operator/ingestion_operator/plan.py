@@ -52,7 +52,7 @@ from ingestion_operator.actions import (
     RestoreConfigMap,
 )
 from ingestion_operator.children import ChildJob, Dispatch, build_child, build_config_map, suspend_annotation
-from ingestion_operator.obstacles import Waiting, no_store
+from ingestion_operator.obstacles import Waiting, no_store, stays
 from ingestion_operator.questions import (
     cancelled,
     child_records,
@@ -258,9 +258,11 @@ def _begin(draft: _Draft) -> None:
     if not cancelled(job, generation) and _gate(draft):
         draft.set(phase=Phase.QUEUED)
         return
-    if any(not child.finished for child in draft.owned):
+    if unfinished := [child for child in draft.owned if not child.finished]:
         # A duplicate that is on its way out, or a Job that a finalizer holds: two must never run at once.
         draft.set(phase=Phase.QUEUED)
+        for child in unfinished:
+            _say_that_it_stays(draft, child)
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     trigger, requested_by = _origin(job, first=not status.attempts)
@@ -487,6 +489,7 @@ def _follow_intent(draft: _Draft, record: AttemptJob, child: ChildJob | None) ->
         # The operator of another release sent it and died. It came all the same, for a file that is no more.
         if not child.deleting:
             _delete(draft, child)
+        _say_that_it_stays(draft, child)
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
     else:
         draft.block(
@@ -580,11 +583,14 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
     patches = [_patch(child, key, value) for key, value in wish.items()]
     if child.queue and child.let_go:  # or it stands still once it is taken out of the queue: nobody else resumes it
         patches.append(PatchChild(name=child.name, uid=child.uid, spec={}, annotations=suspend_annotation(wanted=None)))
-    if patches and not child.deleting and not _refused(draft):
+    # One that is deleted and not gone still ends at its deadline.
+    if patches and (draft.cancelled or not child.deleting) and not _refused(draft):
         draft.actions += patches
     obstacle = draft.snapshot.obstacle
     if obstacle is not None and not goes_on(obstacle.reason, child):
         draft.blocked = obstacle
+    if not child.active:
+        _say_that_it_stays(draft, child)
     if child.managed_by:
         text = f"the Job {child.name} was given to {child.managed_by}, for a cluster where its pods lack their input"
         draft.block(Reason.REJECTED_BY_CLUSTER, f"{text}. Cancel the attempt, name another queue, then retry")
@@ -592,6 +598,13 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         _restore_config_map(draft)
     _count(draft, child)
     draft.look_within(_LOOK_AT_STARTING_SECONDS if wants_diagnosis(child) else _LOOK_AT_RUNNING_SECONDS)
+
+
+def _say_that_it_stays(draft: _Draft, child: ChildJob) -> None:
+    """Say of a Job that was deleted that it is still there, if nothing else is known that keeps it."""
+    waiting = stays(child, draft.now)
+    if waiting is not None and draft.blocked is None:
+        draft.block(waiting.reason, waiting.message)
 
 
 def _patch(child: ChildJob, key: str, value: Any) -> PatchChild:
@@ -846,6 +859,7 @@ def _finish(draft: _Draft) -> None:
         if not child.deleting:
             _delete(draft, child)
         draft.held = Waiting(reason=Reason.CANCELLING, message="waiting for the Job to be gone")
+        _say_that_it_stays(draft, child)
         draft.look_within(_LOOK_AT_STARTING_SECONDS)
         return
     if any(_is_stale(draft, child) for child in draft.owned):

@@ -320,10 +320,14 @@ def test_a_job_that_is_back_from_a_backup_is_found_by_its_new_id(
     assert [call.path for call in sent if call.writes and call.by != "controllers"] == [f"{PATH}/status"]
 
 
+@pytest.mark.parametrize("finalizers", [[], ["example.com/held"]])
 def test_a_late_job_of_the_release_before_holds_nothing_up(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, finalizers: list[str]
 ) -> None:
-    """The old operator died with its request under way, and the new one has replaced the ConfigMap since."""
+    """The old operator died with its request under way, and the new one has replaced the ConfigMap since.
+
+    Or it says so: invariant 5.
+    """
 
     def held(call: Call) -> bool:
         return call.method == "POST" and call.path == child_path(NAMESPACE)
@@ -337,10 +341,19 @@ def test_a_late_job_of_the_release_before_holds_nothing_up(
     cluster.start_operator()
     cluster.settle_down(held=held)
     assert [item["data"][names.ATTEMPT_KEY][:9] for item in cluster.api.all("configmaps")] == ['{"more":1']
-    for call in late:
-        cluster.commit(call)
+    (call,) = late
+    if finalizers:
+        call.arguments["body"]["metadata"]["finalizers"] = finalizers
+    cluster.commit(call)
+    if finalizers:
+        assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodTerminating", seconds=120)
+        cluster.api.request(
+            "PATCH",
+            f"{call.path}/{call.arguments['body']['metadata']['name']}",
+            body={"metadata": {"finalizers": None}},
+            content_type=MERGE_PATCH,
+        )
     reach(cluster, "completed")
-    assert len(late) == 1
 
 
 def take_the_digest_off(call: Call) -> None:

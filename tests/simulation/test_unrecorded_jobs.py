@@ -12,7 +12,7 @@ from support.builders import ingestion_job
 from simulation.api import INGESTION_JOBS
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
-from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, start
+from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, says_why, stalled, start
 
 FAILS = Verdict(code="EmbeddingRejected")
 
@@ -108,6 +108,8 @@ def test_a_retry_waits_for_an_unrecorded_job_that_cannot_go_yet(cluster: Simulat
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.QUEUED), seconds=10)
     cluster.pass_until(lambda: False, seconds=60)
     assert in_phase(cluster, Phase.QUEUED)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodTerminating", seconds=30)
+    assert "the Job late was deleted at" in stalled(cluster)["message"]
     cluster.api.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
     assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
     assert live(cluster)["status"]["observedRetryGeneration"] == 1

@@ -10,7 +10,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Tenant
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, ingestion_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, child_path, core_path, ingestion_path
 from support.builders import ingestion_job
 
 from simulation.api import INGESTION_JOBS, Release
@@ -86,8 +86,34 @@ def test_the_attempt_is_over_when_the_suspended_job_is_gone(cluster: SimulatedCl
     assert cluster.api.all("jobs")[-1]["metadata"].get("deletionTimestamp")
     assert live(cluster)["status"]["phase"] == "processing"
     assert "waiting for the Job to be gone" in why(cluster)
+    cluster.pass_until(lambda: False, seconds=30)
+    assert says_why(live(cluster)) == "PodTerminating"
+    assert name in stalled(cluster)["message"]
     cluster.api.request("PATCH", path, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
     reach(cluster, "failed")
+
+
+@pytest.mark.parametrize("resource", ["jobs", "pods"])
+def test_a_job_that_is_deleted_and_held_by_a_finalizer_says_so_and_can_be_cancelled(
+    cluster: SimulatedCluster, resource: str
+) -> None:
+    """Invariant 5: its own, or one of a pod, such as a log collector's; no pod runs, and none is made any more."""
+    start(cluster, first=GOOD)
+    name = cluster.api.all("jobs")[-1]["metadata"]["name"]
+    pod = cluster.api.all("pods")[-1]["metadata"]["name"]
+    path = child_path(NAMESPACE, name) if resource == "jobs" else core_path("pods", NAMESPACE, pod)
+    held = [*cluster.api.request("GET", path)["metadata"].get("finalizers", []), "example.com/logs"]
+    cluster.api.request("PATCH", path, body={"metadata": {"finalizers": held}}, content_type=MERGE_PATCH)
+    cluster.api.request("DELETE", child_path(NAMESPACE, name), body={"propagationPolicy": "Foreground"})
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "PodTerminating", seconds=90)
+    assert f"the Job {name} was deleted at" in stalled(cluster)["message"]
+    patch(cluster, cancelGeneration=0)
+    status = reach(cluster, "failed", seconds=30)
+    assert status["attempts"][0]["reason"] == "Cancelled"
+    assert status["segments"]["completed"] == "0"
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=1)
+    reach(cluster, "completed", 1)
 
 
 def test_a_death_before_the_suspended_job_is_deleted_leaves_none(cluster: SimulatedCluster) -> None:
