@@ -92,7 +92,7 @@ class Snapshot:
         harvest_truncated: there were more pods than were read.
         obstacle: why pods do not start, or do not end; None when they do, or nobody looked.
         config_map_gone: pods that have not started wait for a ConfigMap that somebody deleted.
-        rejection: the API server's words when it refused a child, or that one be changed or deleted.
+        rejection: the API server's words when it refused a child, that one be changed or deleted, or its pods be read.
         answer_refused: it refused what answers an annotation.
         answered: the token of the annotation that this look has answered; empty if it has answered none.
         tidied: UIDs of Jobs whose pods have just been removed, as far as they can be.
@@ -655,7 +655,8 @@ def _count(draft: _Draft, child: ChildJob) -> None:
 def _harvest(draft: _Draft, child: ChildJob) -> None:
     """The Job is Complete or Failed: record all that it did, before anything else is begun."""
     if wants_harvest(draft.job, child) and draft.snapshot.harvest is None:
-        draft.look_within(0.0)
+        if not _refused(draft):
+            draft.look_within(0.0)
         return
     draft.set_record(start_time=child.start_time, completion_time=child.completion_time or draft.now)
     harvest = draft.snapshot.harvest or {}

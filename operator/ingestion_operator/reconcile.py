@@ -13,6 +13,7 @@ from ingestion_crds import constants as names
 from ingestion_crds.config import Config
 from ingestion_crds.constants import Reason, Stage
 from ingestion_crds.job import ChildUid, IngestionJob, Status, dump_status
+from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import Acting
@@ -332,12 +333,19 @@ class Reconciler:
             return snapshot  # nothing is decided there, and nothing may be read
         if wants_harvest(snapshot.job, child) and snapshot.harvest is None:
             results, failed_only = Results(), record.stage is Stage.SEGMENTS
-            async with self._harvests:
-                more = await self._cluster.list_pods(
-                    namespace=namespace, child_uid=child.uid, failed_only=failed_only, take=results.take
-                )
+            try:
+                async with self._harvests:
+                    more = await self._cluster.list_pods(
+                        namespace=namespace, child_uid=child.uid, failed_only=failed_only, take=results.take
+                    )
+            except ApiError as error:
+                return replace(snapshot, rejection=_refusal(child, error))
             return replace(snapshot, harvest=results.harvest, harvest_truncated=more)
-        return await self._diagnose(key, snapshot, child, thorough=thorough)
+        try:
+            return await self._diagnose(key, snapshot, child, thorough=thorough)
+        except ApiError as error:
+            refused = Waiting(reason=Reason.REJECTED_BY_CLUSTER, message=_refusal(child, error))
+            return replace(snapshot, obstacle=refused)
 
     async def _diagnose(self, key: str, snapshot: Snapshot, child: ChildJob, *, thorough: bool) -> Snapshot:
         """Add why pods of the running stage's Job do not start, or do not end: asked now and then, else as before.
@@ -394,6 +402,13 @@ class Reconciler:
         self._memory.remember(key, kept)
         await self._jobs.tell(raw, tuple(_transitions(job.status, decided.status)), now=self._now())
         return kept, None
+
+
+def _refusal(child: ChildJob, error: ApiError) -> str:
+    """Return what there is to say where a Job's pods may not be read; raises any other error."""
+    if not error.refused:
+        raise error
+    return f"{child.name}: {error.message}"
 
 
 def _is_owned(child: ChildJob, job: IngestionJob) -> bool:

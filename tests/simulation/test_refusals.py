@@ -548,6 +548,50 @@ def test_a_config_map_that_may_not_be_made_again_is_said(
     assert cluster.pass_until(lambda: bool(cluster.api.all("configmaps")), seconds=200)
 
 
+def reads(what: str) -> Callable[[Call], bool]:
+    return lambda call: call.method == "GET" and call.path == core_path(what, NAMESPACE)
+
+
+def test_pods_that_may_not_be_read_are_said_and_what_they_did_is_not_lost(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    """Invariant 5: somebody has taken away what the chart has given the operator in the namespace."""
+    start(cluster, first=Verdict(code="DocumentEncrypted"))
+    policy.refuses = reads("pods")
+    cluster.verdicts = {(Stage.SEGMENTS, 0): Verdict(code="DocumentEncrypted")}
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    assert "a policy says no" in stalled(cluster)["message"]
+    asked = policy.refused
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=300)
+    assert asked < policy.refused < asked + 15
+    policy.refuses = lambda _: False
+    assert reach(cluster, "partial_failure")["failureSummary"] == {"DocumentEncrypted": 1}
+
+
+@pytest.mark.parametrize("what", ["pods", "events"])
+def test_a_job_whose_pods_may_not_be_asked_why_they_wait_says_so_and_can_be_cancelled(
+    cluster: SimulatedCluster, policy: Policy, what: str
+) -> None:
+    """Invariant 5."""
+    if what == "pods":
+        cluster.verdicts[Stage.PREPARE, None] = Verdict(image=True)
+    else:
+        cluster.jobs.refuse_pods = True
+    policy.refuses = reads(what)
+    create(cluster)
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=30)
+    asked, written = policy.refused, live(cluster)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert live(cluster) == written
+    assert asked < policy.refused < asked + 65
+    patch(cluster, cancelGeneration=0)
+    assert cluster.pass_until(lambda: cluster.api.all("jobs")[-1]["spec"]["activeDeadlineSeconds"] == 0, seconds=30)
+    policy.refuses = lambda _: False
+    reach(cluster, "failed")
+
+
 def test_the_config_map_of_a_lost_job_is_deleted(cluster: SimulatedCluster) -> None:
     start(cluster)
     job = cluster.api.all("jobs")[-1]["metadata"]["name"]
