@@ -19,8 +19,6 @@ pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 SAMPLE = 4
 SEED = 20
 WITH_REAL_WORKERS = 16
-# Counts are written while time passes: on a busy machine runs differ by up to five requests.
-UNSURE = 5
 WHEN = {"before it is sent": crash_before, "after it is committed": crash_after}
 
 
@@ -54,8 +52,7 @@ def every_point(reference: Reference) -> dict[str, Arrange]:
 
 def unsure(reference: Reference) -> set[str]:
     """Return the kills at the operator's last requests, which another run may not come to."""
-    last = len(reference.changes["operator"])
-    return {name_of("operator", when, number) for when in WHEN for number in range(last - UNSURE + 1, last + 1)}
+    return {name_of("operator", when, number) for when in WHEN for number in reference.unsure}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

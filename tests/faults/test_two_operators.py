@@ -60,21 +60,27 @@ async def test_a_request_that_arrives_when_all_is_over_changes_nothing(stand: St
     numbers = range(1, len(reference.changes["operator"]) + 1)
     creations = [number for number, change in zip(count(1), reference.changes["operator"]) if change == "create jobs"]
     cases = {f"request {number}": held(number) for number in (numbers if FULL else creations[:1])}
-    await stand.each("request delayed until another operator has ended the job", cases, invariants=(1, 2, 3, 7, 8))
+    await stand.each(
+        "request delayed until another operator has ended the job",
+        cases,
+        invariants=(1, 2, 3, 7, 8),
+        may_miss={f"request {number}" for number in reference.unsure},
+    )
 
 
 async def objects_are(run: Run, expected: Outcome) -> None:
-    """Wait for the expected objects and rest.
+    """Wait for the expected objects, with pods of the expected stages and segments, and rest.
 
-    A late Job may have come and gone, so how many there were is free. A ConfigMap that comes late without its Job stays
-    until the IngestionJob goes; no pod reads it.
+    A late Job may have come and gone, so how many there were is free, and of how many pods. A ConfigMap that comes late
+    without its Job stays until the IngestionJob goes; no pod reads it.
     """
     deadline = time.monotonic() + run.patience
     while True:
         found = await outcome_of(run)
         jobs = {job["name"] for job in found.objects["jobs"]}
         in_use = [item for item in found.objects["configMaps"] if item["name"] in jobs]
-        difference = expected.difference(replace(expected, objects={**found.objects, "configMaps": in_use}))
+        wanted = replace(expected.at_least(found), counts=found.counts)
+        difference = wanted.difference(replace(found, objects={**found.objects, "configMaps": in_use}))
         if not difference:
             break
         assert time.monotonic() < deadline, f"{difference}\n{run.log_end()}"
