@@ -55,7 +55,7 @@ _FIRST_RESYNC_AGAIN_SECONDS: Final = 2.0
 _FIRST_DISCOVERY_AGAIN_SECONDS: Final = 1.0
 _LONGEST_DISCOVERY_PAUSE_SECONDS: Final = 10.0
 _WARN_AGAIN_SECONDS: Final = 600.0
-_UNHEALTHY_AGE_SECONDS: Final = 300.0
+_STANDS_STILL_SECONDS: Final = 300.0
 _END_SECONDS: Final = 15.0
 _HEALTH_PORT: Final = 8080
 _KOPF_IDLE_SECONDS: Final = 0.1
@@ -330,9 +330,12 @@ class Operator:
 
     @property
     def _healthy(self) -> bool:
-        """True while the tasks run and the queue moves; a replica that stands by has nothing to move."""
+        """True while the tasks run and the queues move; a replica that stands by has nothing to move.
+
+        However long one is: what takes hours to work off takes the next replica as long.
+        """
         dead = any(task.done() for task in (*self._watch, *self._election, *self._work))
-        return not dead and self._oldest_age < _UNHEALTHY_AGE_SECONDS
+        return not dead and max(self.queue.stands_still, self.batch_queue.stands_still) < _STANDS_STILL_SECONDS
 
     @property
     def _depth(self) -> int:

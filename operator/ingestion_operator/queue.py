@@ -1,7 +1,8 @@
 """The work queue: keys to look at, each at most once at a time, again later, and more slowly after errors.
 
 Keys that something happened to go before keys that are merely due. Else, whenever the API server is slow, a thousand
-running jobs whose counts are due would keep the operator from those that end or are retried.
+running jobs whose counts are due would keep the operator from those that end or are retried. And namespaces take turns:
+else one that has ten thousand keys would keep the operator from those of all others.
 
 The shape is that of client-go's workqueue: https://pkg.go.dev/k8s.io/client-go/util/workqueue
 """
@@ -12,6 +13,7 @@ import asyncio
 import heapq
 import itertools
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -22,8 +24,58 @@ _LONGEST_DELAY_SECONDS: Final = 60.0
 _TICK_SECONDS: Final = 0.001
 
 
+class _Waiting:
+    """Keys that wait, each since when: namespaces take turns, and in each of them the first comes first."""
+
+    def __init__(self) -> None:
+        # By namespace. A dict would find its first member behind the places of all that have gone.
+        self._turns: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._turns.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def __contains__(self, key: str) -> bool:
+        keys = self._turns.get(_namespace(key))
+        return keys is not None and key in keys
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first of them waits; there must be one."""
+        return min(next(iter(keys.values())) for keys in self._turns.values())
+
+    def add(self, key: str, since: float) -> None:
+        """Have a key wait behind the others of its namespace."""
+        namespace = _namespace(key)
+        keys = self._turns.get(namespace)
+        if keys is None:
+            keys = self._turns[namespace] = OrderedDict()
+        keys[key] = since
+
+    def take(self) -> tuple[str, float]:
+        """Return the key whose turn it is, and since when it waits; the turn passes to the next namespace."""
+        namespace, keys = self._turns.popitem(last=False)
+        taken = keys.popitem(last=False)
+        if keys:
+            self._turns[namespace] = keys
+        return taken
+
+    def discard(self, key: str) -> None:
+        """Have a key wait no more, if it does."""
+        namespace = _namespace(key)
+        keys = self._turns.get(namespace)
+        if keys is not None and keys.pop(key, None) is not None and not keys:
+            del self._turns[namespace]
+
+
+def _namespace(key: str) -> str:
+    return key.partition("/")[0]
+
+
 class WorkQueue:
-    """Keys in order of arrival; those that were added before those that are due.
+    """Keys, of all namespaces in turn, in order of arrival; those that were added before those that are due.
 
     A key added while it waits is kept once; added while it is worked on, it is worked on again afterwards, unless the
     work took in what it was added for.
@@ -51,9 +103,9 @@ class WorkQueue:
         self._waited = waited
         self._most_due = most_due
         self._done_with = done_with
-        # Keys that wait → since when; a dict keeps the order.
-        self._added: dict[str, float] = {}
-        self._due: dict[str, float] = {}
+        self._added = _Waiting()
+        self._due = _Waiting()
+        self._taken = self._clock()  # when a worker took a key for the last time
         self._working: dict[str, bool] = {}  # key → whether it was merely due
         self._again: set[str] = set()
         self._due_again: set[str] = set()
@@ -72,15 +124,20 @@ class WorkQueue:
     @property
     def oldest_age(self) -> float:
         """Seconds that the first key has waited that something happened to; 0 when none waits."""
-        return self._clock() - next(iter(self._added.values())) if self._added else 0.0
+        return self._clock() - self._added.oldest if self._added else 0.0
+
+    @property
+    def stands_still(self) -> float:
+        """Seconds for which keys have waited that something happened to, and none was taken; 0 when none waits."""
+        return min(self.oldest_age, self._clock() - self._taken)
 
     def add(self, key: str) -> None:
         """Have a key looked at as soon as a worker is free: something happened to it."""
         if key in self._working:
             self._again.add(key)
         elif key not in self._added:
-            self._due.pop(key, None)
-            self._added[key] = self._clock()
+            self._due.discard(key)
+            self._added.add(key, self._clock())
             self._ready.release()
 
     def add_after(self, key: str, delay: float) -> None:
@@ -100,7 +157,7 @@ class WorkQueue:
         if key in self._working:
             self._due_again.add(key)
         elif key not in self._added and key not in self._due:
-            self._due[key] = self._clock()
+            self._due.add(key, self._clock())
             self._ready.release()
 
     def is_due(self, key: str) -> bool:
@@ -131,10 +188,10 @@ class WorkQueue:
             waiting = self._due if only_due else self._added
             if not waiting:
                 continue  # one that was due was added as well
-            key, since = next(iter(waiting.items()))
-            del waiting[key]
+            key, since = waiting.take()
+            self._taken = self._clock()
             if self._waited is not None:
-                self._waited(self._clock() - since, only_due)
+                self._waited(self._taken - since, only_due)
             self._working[key] = only_due
             return key
 

@@ -49,11 +49,46 @@ async def test_what_ends_an_operator_is_seen_in_its_metrics_before(monkeypatch: 
     """A queue that stands still, whichever it is."""
     operator = operator_of(Server())
     getattr(operator, which).add("team-a/handbook")
-    waited = time.monotonic() + main._UNHEALTHY_AGE_SECONDS
+    waited = time.monotonic() + main._STANDS_STILL_SECONDS
     monkeypatch.setattr(getattr(operator, which), "_clock", lambda: waited)
     await operator._metrics(make_mocked_request("GET", "/metrics"))
     assert (metrics.QUEUE_DEPTH._value.get(), operator._healthy) == (1, False)
-    assert metrics.QUEUE_AGE._value.get() >= main._UNHEALTHY_AGE_SECONDS - 1
+    assert metrics.QUEUE_AGE._value.get() >= main._STANDS_STILL_SECONDS - 1
+
+
+@pytest.mark.parametrize("which", ["queue", "batch_queue"])
+async def test_a_backlog_is_no_reason_to_leave_while_it_is_worked_off(
+    monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """The next replica would have the same one. But all workers may hang, and then nothing is taken any more."""
+    operator, clock = operator_of(Server()), [time.monotonic()]
+    queue = getattr(operator, which)
+    monkeypatch.setattr(queue, "_clock", lambda: clock[0])
+    for number in range(100):
+        queue.add(f"team-a/handbook-{number}")
+    for _ in range(50):
+        clock[0] += main._STANDS_STILL_SECONDS / 10
+        queue.done(await queue.get())
+        assert operator._healthy
+    await operator._metrics(make_mocked_request("GET", "/metrics"))
+    assert metrics.QUEUE_AGE._value.get() == pytest.approx(5 * main._STANDS_STILL_SECONDS), "the alert tells of it"
+    for _ in range(9):
+        await queue.get()
+    clock[0] += main._STANDS_STILL_SECONDS + 1
+    assert not operator._healthy
+
+
+@pytest.mark.parametrize("which", ["queue", "batch_queue"])
+async def test_an_operator_that_had_nothing_to_do_is_well_when_something_comes(
+    monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    operator = operator_of(Server())
+    queue = getattr(operator, which)
+    later = time.monotonic() + 10 * main._STANDS_STILL_SECONDS
+    monkeypatch.setattr(queue, "_clock", lambda: later)
+    assert operator._healthy
+    queue.add("team-a/handbook")
+    assert operator._healthy
 
 
 class Discovery:

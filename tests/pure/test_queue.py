@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -68,6 +69,71 @@ async def test_keys_with_news_go_before_keys_that_are_due() -> None:
     queue.add_after("team-a/due", 0)
     queue.add("team-a/happened")
     assert [await queue.get(), await queue.get()] == ["team-a/happened", "team-a/due"]
+
+
+@pytest.mark.parametrize("due", [False, True])
+async def test_namespaces_take_turns(*, due: bool) -> None:
+    """One that has many keys keeps nobody from the others; within a namespace the first comes first."""
+    queue = WorkQueue(most_due=10)
+
+    def add(key: str) -> None:
+        if due:
+            queue.add_after(key, 0)
+        else:
+            queue.add(key)
+
+    for key in ("a/1", "a/2", "a/3", "a/4", "b/1", "b/2", "c/1"):
+        add(key)
+    assert [await queue.get() for _ in range(3)] == ["a/1", "b/1", "c/1"]
+    add("c/2")
+    assert len(queue) == 5
+    assert [await queue.get() for _ in range(5)] == ["a/2", "b/2", "c/2", "a/3", "a/4"]
+
+
+async def test_to_take_one_of_many_keys_takes_no_longer_than_one_of_few() -> None:
+    """A dict finds its first member behind the places of all that have gone."""
+
+    async def seconds(keys: int) -> float:
+        queue, each = WorkQueue(), []
+        for number in range(keys):
+            queue.add(f"team-a/{number}")
+        while len(queue) > 500:
+            queue.done(await queue.get())
+        while len(queue) > 0:
+            begun = time.process_time()
+            for _ in range(100):
+                queue.done(await queue.get())
+            each.append(time.process_time() - begun)
+        return min(each)
+
+    assert await seconds(100_000) < 10 * await seconds(500)
+
+
+async def test_how_long_the_first_has_waited_whosever_turn_it_is() -> None:
+    seconds = 0.0
+    queue = WorkQueue(clock=lambda: seconds)
+    for key in ("a/1", "b/1", "a/2"):
+        queue.add(key)
+        seconds += 1
+    assert queue.oldest_age == 3
+    assert [await queue.get(), queue.oldest_age] == ["a/1", 2]
+    queue.add("a/3")
+    assert [await queue.get(), queue.oldest_age] == ["b/1", 1]
+
+
+async def test_a_queue_stands_still_while_keys_wait_and_none_is_taken() -> None:
+    seconds = 0.0
+    queue = WorkQueue(clock=lambda: seconds)
+    seconds = 100.0
+    assert queue.stands_still == 0, "nothing waits"
+    for number in range(3):
+        queue.add(f"team-a/{number}")
+    seconds = 110.0
+    assert queue.stands_still == 10
+    await queue.get()
+    assert (queue.oldest_age, queue.stands_still) == (10, 0)
+    seconds = 115.0
+    assert (queue.oldest_age, queue.stands_still) == (15, 5)
 
 
 async def test_a_key_that_is_due_when_something_happens_to_it_is_handed_out_once() -> None:
