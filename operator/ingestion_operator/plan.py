@@ -724,6 +724,11 @@ def _harvest_prepare(draft: _Draft, child: ChildJob, result: PodResult | None) -
 
 def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
     dispatched = _dispatched(draft)
+    if not _is_what_runs(draft, dispatched):
+        lost = failed("ResultLost", "spec.retrySegments was changed meanwhile: which segments were run is not known")
+        draft.set_attempt(segments=len(dispatched))
+        _fail(draft, Stage.SEGMENTS, _CANCELLED if draft.cancelled else lost)
+        return
     done = dispatched.members(child.completed)
     if draft.snapshot.harvest_truncated:
         unread = failed("Unknown", "there were more failed pods than are looked at")
@@ -746,6 +751,18 @@ def _harvest_segments(draft: _Draft, child: ChildJob, harvest: Harvest) -> None:
         if segment not in done
     }
     _record_segments(draft, done=done, causes=causes)
+
+
+def _is_what_runs(draft: _Draft, dispatched: IndexSet) -> bool:
+    """False where what the attempt dispatches is not what its Job was made for.
+
+    While an attempt runs the CRD lets nobody change that, unless somebody has written into its status that it is over.
+    """
+    attempt, record = draft.attempt, draft.attempt.jobs[-1]
+    if len(dispatched) != attempt.segments:
+        return False
+    unchanged = draft.snapshot.job.spec.retry_generation == attempt.generation
+    return unchanged or _dispatch_of(draft, record.stage).digest == record.map_digest  # another release's may differ
 
 
 def _record_segments(draft: _Draft, *, done: IndexSet, causes: dict[int, PodResult]) -> None:

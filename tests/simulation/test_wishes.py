@@ -438,6 +438,28 @@ def test_a_job_that_runs_a_stage_of_a_newer_release_is_left_to_that() -> None:
     cluster.close()
 
 
+@pytest.mark.parametrize("chosen", ["3", "3,5"])
+def test_what_an_attempt_did_is_not_taken_for_what_the_next_one_is_asked_for(
+    cluster: SimulatedCluster, chosen: str
+) -> None:
+    """Invariant 2: somebody has written that it is over, which admits another choice of segments while it runs."""
+    cluster.verdicts |= {(Stage.SEGMENTS, segment): Verdict(code="DocumentEncrypted") for segment in (0, 3, 5)}
+    fail_in_part(cluster)
+    cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
+    patch(cluster, retryGeneration=1, retrySegments="0")
+    cluster.pass_until(lambda: False, seconds=20)
+    cluster.api.request("PATCH", f"{PATH}/status", body={"status": {"phase": "failed"}}, content_type=MERGE_PATCH)
+    patch(cluster, retryGeneration=2, retrySegments=chosen)
+    cluster.pass_until(lambda: False, seconds=20)
+    cluster.verdicts[Stage.SEGMENTS, 0] = GOOD
+    status = reach(cluster, "partial_failure", 2)
+    assert status["segments"]["failed"] == "0,3,5"
+    assert status["attempts"][1]["codes"] == {"ResultLost": len(chosen.split(","))}
+    cluster.verdicts.clear()
+    patch(cluster, retryGeneration=3, retrySegments=None)
+    reach(cluster, "completed", 3)
+
+
 def test_the_phase_of_an_attempt_that_runs_is_put_right(cluster: SimulatedCluster) -> None:
     start(cluster)
     cluster.api.request("PATCH", f"{PATH}/status", body={"status": {"phase": "failed"}}, content_type=MERGE_PATCH)
