@@ -189,7 +189,8 @@ def test_a_batch_that_is_touched_all_the_time_is_not_put_before_those_that_are_d
     shown["metadata"] |= {"uid": "b", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
     batches.on_batch_seen(shown)
     assert queue.waits == [0]
-    memory.begin_look("team-a/manuals").documents = 1_000
+    memory.begin_look("team-a/manuals")
+    memory.ask("team-a/manuals", rows=1_000, starting=False)
     for version in range(2, 42):
         clock[0] += 0.1
         shown["metadata"]["resourceVersion"] = str(version)

@@ -98,7 +98,7 @@ def test_the_alert_of_the_leader_does_not_fire_when_another_takes_over() -> None
 def test_the_alert_of_the_queue_fires_before_the_operator_ends_itself() -> None:
     rule = alerts()["IngestionQueue"]
     [age], [minutes] = re.findall(r"> (\d+)$", rule["expr"]), re.findall(r"^(\d+)m$", rule["for"])
-    assert int(age) + 60 * int(minutes) < main._UNHEALTHY_AGE_SECONDS
+    assert int(age) + 60 * int(minutes) < main._STANDS_STILL_SECONDS
 
 
 def test_the_operate_page_s_pod_monitor_finds_operator_and_api() -> None:
