@@ -198,7 +198,7 @@ class World:
     def queue(self, name: str) -> None:
         """Put the live Job into a queue, which suspends it and is looked at, or take it out with the empty name."""
         child = self.live()
-        if child is not None:
+        if child is not None and child.queue != name:
             self.held.discard(child.uid)
             self.children[child.uid] = replace(child, queue=name, suspended=child.suspended or bool(name))
             self.rest()
