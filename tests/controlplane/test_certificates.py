@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
@@ -13,6 +14,7 @@ import yaml
 from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_operator.login import log_in
 from local_cluster.control_plane import ControlPlane
+from local_cluster.pki import Authority
 
 
 @pytest.fixture(autouse=True)
@@ -40,28 +42,33 @@ async def test_certificates_without_key_identifiers_are_trusted(
         assert answer.status == 200
 
 
-async def test_certificates_of_another_authority_are_not(control_plane: ControlPlane) -> None:
-    with ControlPlane() as other:
-        kubeconfig = control_plane.folder / "mixed"
-        kubeconfig.write_text(other.kubeconfig.read_text().replace(other.url, control_plane.url))
-        async with await KubeClient.connect(kubeconfig=str(kubeconfig)) as kube:
-            with pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED"):
-                await kube.request("GET", "/version")
+async def test_certificates_of_another_authority_are_not(control_plane: ControlPlane, tmp_path: Path) -> None:
+    other = Authority(folder=tmp_path).certificate_file
+    kubeconfig = changed(control_plane, tmp_path, {"certificate-authority": str(other)})
+    async with await KubeClient.connect(kubeconfig=kubeconfig) as kube:
+        with pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED"):
+            await kube.request("GET", "/version")
 
 
 @pytest.mark.parametrize(("name", "trusted"), [("kubernetes.default.svc", True), ("elsewhere.example", False)])
 async def test_the_certificate_is_asked_for_by_the_name_that_the_kubeconfig_says(
     control_plane: ControlPlane, tmp_path: Path, *, name: str, trusted: bool
 ) -> None:
-    settings = yaml.safe_load(control_plane.kubeconfig.read_text())
-    for item in settings["clusters"]:
-        item["cluster"]["tls-server-name"] = name
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump(settings))
-    async with await KubeClient.connect(kubeconfig=str(kubeconfig)) as kube:
+    kubeconfig = changed(control_plane, tmp_path, {"tls-server-name": name})
+    async with await KubeClient.connect(kubeconfig=kubeconfig) as kube:
         refused = contextlib.nullcontext() if trusted else pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED")
         with refused:
             await kube.request("GET", "/version")
+
+
+def changed(control_plane: ControlPlane, folder: Path, cluster: Mapping[str, str]) -> str:
+    """Write the control plane's kubeconfig with other words of its cluster; return its path."""
+    settings = yaml.safe_load(control_plane.kubeconfig.read_text())
+    for item in settings["clusters"]:
+        item["cluster"] |= cluster
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(settings))
+    return str(kubeconfig)
 
 
 async def test_python_by_itself_refuses_them(control_plane: ControlPlane) -> None:
