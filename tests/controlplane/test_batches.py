@@ -7,15 +7,17 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from faults.batches import CODE, NAME, BatchRun, condition, documents_script, index_of
-from faults.proxy import Act, Call, crash_after, crash_before, delay, lose_answer, refuse
+from faults.proxy import Act, Call, Fault, crash_after, crash_before, delay, lose_answer, refuse
 from faults.rig import Run, running
+from faults.stand import Stand
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.batch import document_job_name
@@ -37,6 +39,11 @@ LOOKS_BESIDE = 12
 async def run(control_plane: ControlPlane, kube: KubeClient, tmp_path: Path) -> AsyncIterator[Run]:
     async with running(control_plane=control_plane, kube=kube, folder=tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def stand(control_plane: ControlPlane, kube: KubeClient, tmp_path: Path) -> Stand:
+    return Stand(control_plane=control_plane, kube=kube, folder=tmp_path)
 
 
 async def test_a_retry_runs_the_failed_documents_and_nothing_else(run: Run) -> None:
@@ -231,45 +238,53 @@ def nth(what: str, number: int) -> Callable[[Call], bool]:
     return lambda call: str(call) == what and next(numbers) == number
 
 
-async def ends_well(run: Run, batch: BatchRun) -> None:
-    """Check that each document was run once, and each failed one once more."""
+async def interrupted(run: Run, *, faults: Callable[[Run], Sequence[Fault]]) -> int:
+    """Check that each document is run once, and each failed one once more; return how often a fault was injected."""
+    batch = BatchRun(run=run)
+    run.kubelet.script = documents_script(bad=FAILED)
+    added = faults(run)
+    await batch.create(DOCUMENTS)
+    await batch.ended("partial_failure")
+    await batch.spec(retryGeneration=1)
     await batch.ended("completed", generation=1)
     assert await batch.generations() == {index: int(index in FAILED) for index in range(DOCUMENTS)}
     once = {(index, 0): 1 for index in range(DOCUMENTS)} | {(index, 1): 1 for index in FAILED}
     assert batch.attempts() == Counter(once)
     assert run.proxy.created[names.PLURAL] <= DOCUMENTS
     await run.at_rest()
+    assert all(fault.injected for fault in added)
+    return sum(fault.injected for fault in added)
 
 
-@pytest.mark.parametrize("at", [1, 3, DOCUMENTS])
-@pytest.mark.parametrize("when", [crash_before, crash_after])
-async def test_a_kill_while_jobs_are_made_or_retried_loses_none_and_doubles_none(
-    run: Run, at: int, when: Callable[[Callable[[], None]], Act]
-) -> None:
+async def test_a_kill_while_jobs_are_made_or_retried_loses_none_and_doubles_none(stand: Stand) -> None:
     """Invariants 1 and 4, at the first request, one in the middle, and the last one."""
-    batch = BatchRun(run=run)
-    run.kubelet.script = documents_script(bad=FAILED)
-    run.proxy.add(nth("create ingestionjobs", at), when(run.operator.kill))
-    run.proxy.add(nth("patch ingestionjobs", min(at, len(FAILED))), when(run.operator.kill))
-    await batch.create(DOCUMENTS)
-    await batch.ended("partial_failure")
-    await batch.spec(retryGeneration=1)
-    await ends_well(run, batch)
-    assert [fault.injected for fault in run.proxy.faults] == [1, 1]
+
+    def killed(run: Run, *, when: Callable[[Callable[[], None]], Act], at: int) -> list[Fault]:
+        places = {"create ingestionjobs": at, "patch ingestionjobs": min(at, len(FAILED))}
+        return [run.proxy.add(nth(what, number), when(run.operator.kill)) for what, number in places.items()]
+
+    cases = {
+        f"{name}: {at}": partial(interrupted, faults=partial(killed, when=when, at=at))
+        for name, when in {"before": crash_before, "after": crash_after}.items()
+        for at in (1, 3, DOCUMENTS)
+    }
+    await stand.each("operator killed as a batch's jobs are made or retried", cases, invariants=(1, 4))
 
 
-@pytest.mark.parametrize("act", [lose_answer, refuse(500), refuse(409), refuse(429)])
-@pytest.mark.parametrize("what", ["create ingestionjobs", "patch ingestionjobs", "patch ingestionbatches/status"])
-async def test_a_failing_api_server_loses_no_document_and_retries_none_twice(run: Run, act: Act, what: str) -> None:
-    batch = BatchRun(run=run)
-    run.kubelet.script = documents_script(bad=FAILED)
-    numbers = count()
-    fault = run.proxy.add(lambda call: str(call) == what and next(numbers) % 2 == 0, act, times=3)
-    await batch.create(DOCUMENTS)
-    await batch.ended("partial_failure")
-    await batch.spec(retryGeneration=1)
-    await ends_well(run, batch)
-    assert fault.injected
+async def test_a_failing_api_server_loses_no_document_and_retries_none_twice(stand: Stand) -> None:
+    """Invariants 1 and 4."""
+
+    def failing(run: Run, *, what: str, act: Act) -> list[Fault]:
+        numbers = count()
+        return [run.proxy.add(lambda call: str(call) == what and next(numbers) % 2 == 0, act, times=3)]
+
+    acts = {"answer lost": lose_answer, **{str(status): refuse(status) for status in (500, 409, 429)}}
+    cases = {
+        f"{name}: {what}": partial(interrupted, faults=partial(failing, what=what, act=act))
+        for name, act in acts.items()
+        for what in ("create ingestionjobs", "patch ingestionjobs", "patch ingestionbatches/status")
+    }
+    await stand.each("request for a batch fails", cases, invariants=(1, 4))
 
 
 async def test_a_retry_that_arrives_late_is_not_admitted_again(run: Run) -> None:
