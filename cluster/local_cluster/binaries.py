@@ -43,6 +43,11 @@ def _kubernetes(command: str) -> Binary:
     return Binary(module="kubernetes", package=f"k8s.io/kubernetes/cmd/{command}", linker=linker)
 
 
+def _helm(*, module: str, version: str) -> Binary:
+    root = f"helm.sh/helm/{version.partition('.')[0]}"
+    return Binary(module=module, package=f"{root}/cmd/helm", linker=f"-X {root}/internal/version.version={version}")
+
+
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 """What a bare control plane needs."""
 
@@ -65,11 +70,8 @@ BINARIES = {
     "etcd": Binary(module="etcd", package="go.etcd.io/etcd/server/v3"),
     "coredns": Binary(module="coredns", package="localcluster/coredns"),
     "pause": Binary(module="pause", package="localcluster/pause"),
-    "helm": Binary(
-        module="helm",
-        package="helm.sh/helm/v3/cmd/helm",
-        linker=f"-X helm.sh/helm/v3/internal/version.version={versions.HELM}",
-    ),
+    "helm": _helm(module="helm", version=versions.HELM),
+    "helm-v3": _helm(module="helm-v3", version=versions.HELM_3),
     "kwok": Binary(
         module="kwok",
         package="sigs.k8s.io/kwok/cmd/kwok",

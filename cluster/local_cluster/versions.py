@@ -2,7 +2,9 @@
 
 KUBERNETES = "v1.36.3"
 ETCD = "v3.6.13"
-HELM = "v3.21.4"
+HELM = "v4.3.2"
+HELM_3 = "v3.21.4"
+"""Installs the chart too."""
 KWOK = "v0.8.0"
 KIND = "v0.33.0"
 VERSITYGW = "v1.8.0"

@@ -1,4 +1,4 @@
-"""What Helm does on the way back from an upgrade, before a real API server: the claims of docs/upgrade.md."""
+"""What Helm does with the chart before a real API server: the claims of docs/upgrade.md."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ VALUES: dict[str, Any] = {"tenants": [{"namespace": "team-a", "bucket": "team-a"
 REFUSED = {**VALUES, "api": {"ingress": {"enabled": True, "host": "x.example", "tlsSecret": "Not A Name"}}}
 """By the API server alone, once all else is applied."""
 NAMESPACE = "ingestion-system"
+HELMS = ("helm", "helm-v3")
 
 
 class Release:
-    """The chart, installed in a cluster of its own."""
+    """The chart in the cluster, and the Helm that `program` names."""
 
-    def __init__(self, *, kubeconfig: Path, folder: Path) -> None:
+    def __init__(self, *, kubeconfig: Path, folder: Path, program: str) -> None:
         self._kubeconfig = kubeconfig
         self._folder = folder
+        self.program = program
 
     def helm(self, *arguments: str) -> str:
         """Run Helm."""
         where = ("--kubeconfig", str(self._kubeconfig), "--namespace", NAMESPACE)
-        return run([binaries.path(name="helm"), *arguments, *where])
+        return run([binaries.path(name=self.program), *arguments, *where])
 
     def upgrade(self, values: dict[str, Any], *arguments: str) -> str:
         """Upgrade, or install."""
@@ -57,12 +59,22 @@ class Release:
         self.kubectl("delete", "jobs", "--all")
 
 
-@pytest.fixture
-def release(tmp_path: Path) -> Iterator[Release]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ControlPlane]:
+    """One of these tests' own: the chart is for a whole cluster."""
     with ControlPlane() as plane:
-        made = Release(kubeconfig=plane.kubeconfig, folder=tmp_path)
-        made.upgrade(VALUES)
-        yield made
+        yield plane
+
+
+@pytest.fixture(params=HELMS)
+def release(request: pytest.FixtureRequest, cluster: ControlPlane, tmp_path: Path) -> Iterator[Release]:
+    """An installation by Helm 4, and one by Helm 3."""
+    made = Release(kubeconfig=cluster.kubeconfig, folder=tmp_path, program=request.param)
+    made.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(install.CHART / "crds"))
+    made.upgrade(VALUES)
+    yield made
+    made.helm("uninstall", "ingestion", "--ignore-not-found")
+    made.an_hour_passes()
 
 
 def test_the_way_back_from_an_upgrade_that_failed(release: Release) -> None:
@@ -70,8 +82,9 @@ def test_the_way_back_from_an_upgrade_that_failed(release: Release) -> None:
     with pytest.raises(LocalClusterError, match="Not A Name"):
         release.upgrade(REFUSED)
     assert len(release.jobs()) == 2
-    with pytest.raises(LocalClusterError, match="no Job with the name"):
-        release.helm("rollback", "ingestion")
+    if release.program == "helm-v3":
+        with pytest.raises(LocalClusterError, match="no Job with the name"):
+            release.helm("rollback", "ingestion")
     release.helm("rollback", "ingestion", "1")
     assert first in release.jobs()
 
@@ -106,3 +119,49 @@ def test_a_null_over_a_value_that_was_given_before(release: Release) -> None:
     assert release.kubectl(*replicas) == "2"
     release.upgrade(VALUES, "--set", "api.replicas=null")
     assert release.kubectl(*replicas) == "1"
+
+
+def test_what_others_change_stays_or_is_put_right(release: Release) -> None:
+    """API keys and a restart stay; of what the chart says itself, Helm 4 asks first."""
+    release.kubectl("patch", "secret", "ingestion-api-keys", "--patch", '{"data": {"key": "eA=="}}')
+    release.kubectl("scale", "deployment/ingestion-operator", "--replicas=0")
+    release.upgrade(VALUES)
+    replicas = ("get", "deployment", "ingestion-operator", "--output", "jsonpath={.spec.replicas}")
+    assert release.kubectl(*replicas) == "2"
+
+    release.kubectl("patch", "deployment", "ingestion-operator", "--patch", '{"spec": {"replicas": 3}}')
+    forced = []
+    if release.program == "helm":
+        with pytest.raises(LocalClusterError, match="conflict with"):
+            release.upgrade(VALUES)
+        forced = ["--force-conflicts"]
+    release.upgrade(VALUES, *forced)
+    assert release.kubectl(*replicas) == "2"
+    keys = release.kubectl("get", "secret", "ingestion-api-keys", "--output", "jsonpath={.data}")
+    assert json.loads(keys) == {"key": "eA=="}
+
+
+def test_one_helm_goes_on_with_what_the_other_has_installed(release: Release) -> None:
+    account = release.account()
+    for release.program in (*HELMS, *reversed(HELMS)):
+        release.upgrade(VALUES)
+        release.helm("rollback", "ingestion")
+    assert release.account() == account
+    release.helm("uninstall", "ingestion")
+    assert release.jobs() == set()
+
+
+def test_who_installs_again_keeps_the_crds_that_are_there(release: Release) -> None:
+    """With Helm 4 unless it is told to leave them: it applies them with an installation."""
+    crd = "customresourcedefinitions/ingestionjobs.ingestion-operator.io"
+    names = ("get", crd, "--output", "jsonpath={.spec.names.shortNames}")
+    release.helm("uninstall", "ingestion")
+    newer = '[{"op": "add", "path": "/spec/names/shortNames/-", "value": "newer"}]'
+    release.kubectl("patch", crd, "--type=json", "--patch", newer)
+    skipped = []
+    if release.program == "helm":
+        with pytest.raises(LocalClusterError, match="failed to install CRD"):
+            release.upgrade(VALUES)
+        skipped = ["--skip-crds"]
+    release.upgrade(VALUES, *skipped)
+    assert json.loads(release.kubectl(*names)) == ["ij", "newer"]

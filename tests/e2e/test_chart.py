@@ -44,6 +44,16 @@ CREDENTIALS = {"accessKeyId": "me", "secretAccessKey": "mine-alone"}
 ACCOUNTS = "/api/v1/namespaces/s/secrets/i-store-accounts"
 RBAC = "rbac.authorization.k8s.io/v1"
 CLUSTER_ROLES = f"/apis/{RBAC}/clusterroles"
+HELMS = ("helm", "helm-v3")
+KINDS = {
+    "v1": ["ConfigMap", "Namespace", "PersistentVolumeClaim", "Secret", "Service", "ServiceAccount"],
+    "apps/v1": ["Deployment"],
+    "batch/v1": ["Job"],
+    "networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
+    "policy/v1": ["PodDisruptionBudget"],
+    RBAC: ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"],
+}
+"""What the chart is made of."""
 
 
 def render(
@@ -54,31 +64,47 @@ def render(
     namespace: str = "s",
     found: dict[str, Any] | None = None,
     chart: Path = install.CHART,
+    helm: str = HELMS[0],
 ) -> list[dict[str, Any]]:
     """Render the chart, as for a cluster where it looks up what is `found`, by path; without, nothing is looked up."""
     file = folder / "values.json"
     file.write_text(json.dumps(values))
     where: list[str | Path] = ["--namespace", namespace, "--kube-version", versions.KUBERNETES, "--values", file]
-    command: list[str | Path] = [binaries.path(name="helm"), "template", release, chart, *where]
+    command: list[str | Path] = [binaries.path(name=helm), "template", release, chart, *where]
     if found is None:
         text = run(command)
     else:
+        # As an upgrade: what is found is the release's own.
+        command += ["--dry-run=server", "--is-upgrade", "--disable-openapi-validation"]
         with api_server(found) as url:
-            text = run([*command, "--dry-run=server", "--kube-apiserver", url])
+            text = run([*command, "--kube-apiserver", url], env={"KUBECACHEDIR": str(folder / "cache")})
     return [document for document in yaml.safe_load_all(text) if document]
 
 
 @contextmanager
 def api_server(found: dict[str, Any]) -> Iterator[str]:
     """Serve objects by their path, and what Helm asks for to find a kind's path; yields the URL."""
-    answers = {
-        f"{root}/{version}": {
+    groups = [
+        {"name": version.removesuffix("/v1"), "versions": [each], "preferredVersion": each}
+        for version in KINDS
+        if "/" in version
+        for each in [{"groupVersion": version, "version": "v1"}]
+    ]
+    answers: dict[str, Any] = {
+        "/version": {"gitVersion": versions.KUBERNETES},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
+    }
+    for version, kinds in KINDS.items():
+        resources = [
+            {"name": f"{kind.lower()}s", "kind": kind, "namespaced": not kind.startswith(("Cluster", "Namespace"))}
+            for kind in kinds
+        ]
+        answers[f"/{'apis' if '/' in version else 'api'}/{version}"] = {
             "kind": "APIResourceList",
             "groupVersion": version,
-            "resources": [{"name": f"{kind.lower()}s", "kind": kind, "namespaced": kind == "Secret", "verbs": ["get"]}],
+            "resources": [{**each, "verbs": ["get"]} for each in resources],
         }
-        for root, version, kind in (("/api", "v1", "Secret"), ("/apis", RBAC, "ClusterRole"))
-    }
     answers |= {CLUSTER_ROLES: {"apiVersion": RBAC, "kind": "ClusterRoleList", "items": []}, **found}
 
     class Handler(BaseHTTPRequestHandler):
@@ -495,10 +521,7 @@ def test_what_is_empty_may_be_null(embedded: bool, tmp_path: Path) -> None:
     values = nulls(yaml.safe_load((install.CHART / "values.yaml").read_text()))
     assert values["store"]["external"] == {"endpoint": None}
     values["store"]["embedded"]["enabled"] = embedded
-    found = {
-        ACCOUNTS: secret("i-store-accounts", {"a": "aaa key secret\n"}),
-        "/api/v1/namespaces/s/secrets/i-store-root": secret("i-store-root", {"ROOT_ACCESS_KEY_ID": "root"}),
-    }
+    found = installed(a="aaa")
     documents = render(given | values | {"tenants": [tenant]}, folder=tmp_path, found=found)
     assert documents == render(given, folder=tmp_path, found=found)
 
@@ -925,8 +948,48 @@ def test_a_second_release_is_refused(tmp_path: Path) -> None:
         render(VALUES, folder=tmp_path, found={CLUSTER_ROLES: {**body, "items": roles}})
 
 
-def test_helm_lint_has_nothing_to_say() -> None:
-    assert "0 chart(s) failed" in run([binaries.path(name="helm"), "lint", "--strict", install.CHART])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "caCertificates": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+            "api": {"replicas": None, "resources": None, "ingress": {"enabled": True, "host": "x", "tlsSecret": "tls"}},
+            "operator": {"podAnnotations": {"prometheus.io/port": None}, "tolerations": [{"operator": "Exists"}]},
+            "sources": {"allow": ["10.2.3.4"], "deny": None, "maxBytes": 1e9},
+            "worker": {"resources": {"requests": {"cpu": 0.5}, "limits": {"cpu": 2}}},
+        },
+        {
+            "tenants": [{"namespace": "a", "bucket": "aaa", "existingSecret": "mine"}],
+            "store": {"embedded": {"enabled": False}, "external": {"endpoint": None}},
+        },
+    ],
+)
+def test_helm_3_renders_what_helm_4_does(more: dict[str, Any], tmp_path: Path) -> None:
+    found = installed(a="bucket-a", b="bbb")
+    documents = render({**VALUES, **more}, folder=tmp_path, found=found)
+    assert documents == render({**VALUES, **more}, folder=tmp_path, found=found, helm="helm-v3")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({"tenant": []}, "tenant"), ({"tenants": [{"namespace": "s", "bucket": "aaa"}]}, r"tenants\[0\].namespace")],
+)
+def test_helm_3_refuses_what_helm_4_does(values: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """By the schema, and by the templates."""
+    for helm in HELMS:
+        with pytest.raises(LocalClusterError, match=named):
+            render(values, folder=tmp_path, helm=helm)
+
+
+def test_the_install_page_says_with_which_helms_the_chart_was_tried() -> None:
+    page = (install.REPOSITORY / "docs" / "install.md").read_text()
+    assert f"(tried with {versions.HELM.removeprefix('v')} and {versions.HELM_3.removeprefix('v')})" in page
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_helm_lint_has_nothing_to_say(helm: str) -> None:
+    assert "0 chart(s) failed" in run([binaries.path(name=helm), "lint", "--strict", install.CHART])
 
 
 def _decode(text: str) -> str:
@@ -945,6 +1008,13 @@ def scalars(node: Any) -> Iterator[Any]:
 def secret(name: str, data: dict[str, str]) -> dict[str, Any]:
     encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+def installed(**buckets: str) -> dict[str, Any]:
+    """Return the Secrets that an installation has made, by path, with the tenants' buckets: none is made anew then."""
+    of_tenants = {name: f"{bucket} key-{name} secret-{name}\n" for name, bucket in buckets.items()}
+    root = secret("i-store-root", {"ROOT_ACCESS_KEY_ID": "root", "ROOT_SECRET_ACCESS_KEY": "made"})
+    return {ACCOUNTS: secret("i-store-accounts", of_tenants), "/api/v1/namespaces/s/secrets/i-store-root": root}
 
 
 def accounts(documents: list[dict[str, Any]]) -> dict[str, str]:
