@@ -34,7 +34,8 @@ from ingestion_operator.plan import Snapshot
 
 # A webhook that does not answer may do so in a moment: nobody is told of the first tries.
 _TRIES_OF_WEBHOOKS: Final = 4
-# For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing.
+# For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing. Nor is
+# one changed where the cluster has not kept that.
 _TRY_TO_MAKE_SECONDS: Final = 120.0
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,12 @@ class Acting:
 
     async def _patch_child(self, action: PatchChild, snapshot: Snapshot) -> Snapshot:
         namespace, name = snapshot.job.metadata.namespace, action.name
+        pace, now = self._memory.pace(snapshot.job.key), self._memory.monotonic()
+        vain = {wish: at for wish, at in pace.patched_in_vain.items() if now - at < _TRY_TO_MAKE_SECONDS}
+        wishes = {(action.uid, field, value) for field, value in action.spec.items()}
+        pace.patched_in_vain = vain
+        if wishes & vain.keys():
+            return replace(snapshot, rejection=_not_kept(action))
         try:
             if action.clear_start_of is not None:
                 await self._cluster.clear_start_time(
@@ -167,7 +174,11 @@ class Acting:
         # As it is now, or the next round would do the same again.
         patched = read_child(answer)
         others = (patched if child.uid == patched.uid else child for child in snapshot.children)
-        return replace(snapshot, children=tuple(others))
+        snapshot = replace(snapshot, children=tuple(others))
+        if all(answer["spec"].get(field) == value for field, value in action.spec.items()):
+            return snapshot
+        vain |= dict.fromkeys(wishes, now)
+        return replace(snapshot, rejection=_not_kept(action))
 
     async def _delete_child(self, action: DeleteChild, snapshot: Snapshot) -> Snapshot:
         namespace = snapshot.job.metadata.namespace
@@ -275,6 +286,12 @@ class Acting:
             if self._memory.unanswered[key] >= _TRIES_OF_WEBHOOKS:
                 return
         raise error
+
+
+def _not_kept(action: PatchChild) -> str:
+    """Return what there is to say of a change of a Job that the cluster has made another one."""
+    asked = ", ".join(f"spec.{field}: {value}" for field, value in action.spec.items())
+    return f"{action.name}: the cluster does not keep {asked}"
 
 
 def _changed(job: JsonObject) -> str:

@@ -149,6 +149,7 @@ class Pace:
         confirmed: when the last of them was read or written.
         listed: when all its Jobs were last listed; None if they are to be listed at the next full look.
         made_in_vain: when a Job was last made that the cluster has changed, so that it was of no use; None if none was.
+        patched_in_vain: when a field of a Job was last given a value that the cluster has not kept, by UID and both.
         removals: how far the pods of Jobs have been removed whose removal goes on.
         last: what the last look left; None during a look, and if it left nothing or there was no room for it.
         heard: what the watch has shown since the last look began.
@@ -167,6 +168,7 @@ class Pace:
     confirmed: float = 0.0
     listed: float | None = None
     made_in_vain: float | None = None
+    patched_in_vain: dict[tuple[ChildUid, str, Any], float] = field(default_factory=dict)
     removals: dict[ChildUid, Removal] = field(default_factory=dict)
 
     last: LastLook | None = None

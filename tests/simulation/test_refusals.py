@@ -380,6 +380,33 @@ def test_a_job_that_a_policy_changes_is_said_and_made_again_in_a_while(
     reach(cluster, "completed")
 
 
+@pytest.mark.parametrize(("field", "wanted", "kept"), [("parallelism", 30, 4), ("activeDeadlineSeconds", 7200, 600)])
+def test_a_change_of_a_job_that_a_policy_takes_back_is_said_and_made_again_in_a_while(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch, field: str, wanted: int, kept: int
+) -> None:
+    """Invariants 5 and 8."""
+
+    def cap(call: Call) -> None:
+        if call.method == "PATCH" and "/jobs/" in call.path and field in call.arguments["body"]["spec"]:
+            call.arguments["body"]["spec"][field] = kept
+
+    start(cluster, first=GOOD)
+    policy.changes = cap
+    sent = note_calls(cluster, monkeypatch)
+    patch(cluster, **{field: wanted})
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=30)
+    assert stalled(cluster)["message"].endswith(f"the cluster does not keep spec.{field}: {wanted}")
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=300)
+    assert 1 < len([call for call in sent if call.method == "PATCH" and "/jobs/" in call.path]) < 6
+    patch(cluster, suspend=True)
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")[-1]["spec"]["suspend"]), seconds=30)
+    policy.changes = lambda _: None
+    cluster.verdicts.clear()
+    patch(cluster, suspend=False, **{field: kept})
+    reach(cluster, "completed")
+
+
 def test_an_attempt_whose_job_a_policy_changes_can_be_cancelled(cluster: SimulatedCluster, policy: Policy) -> None:
     policy.changes = take_the_digest_off
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
