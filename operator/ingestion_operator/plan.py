@@ -572,7 +572,7 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         if child.suspended and child.queue:
             text = f"waiting for the queue {child.queue} to admit the Job {child.name}"
             draft.held = Waiting(reason=Reason.WAITING, message=text)
-        elif job.spec.suspend:
+        elif job.spec.suspend and "suspend" not in wish:  # or the operator has yet to suspend it, or take it over
             kept = "the running Job is its queue's to suspend" if child.queue else "what is done is kept"
             draft.held = Waiting(reason=Reason.SUSPENDED, message=f"spec.suspend is true; {kept}")
         elif child.suspended and not suspended_by_us:

@@ -17,7 +17,7 @@ from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
 from ingestion_operator.acting import Acting
-from ingestion_operator.actions import Action, AnswerAnnotation, CreateChild, DeleteChild, Event, RemovePods
+from ingestion_operator.actions import Action, AnswerAnnotation, CreateChild, DeleteChild, Event, PatchChild, RemovePods
 from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
@@ -443,7 +443,9 @@ def _only_pods_are_left(actions: tuple[Action, ...], tidied: frozenset[ChildUid]
 
 def _moves_on(actions: tuple[Action, ...]) -> bool:
     """True when the plan has to be made again with what the actions did."""
-    return any(isinstance(action, CreateChild | RemovePods | AnswerAnnotation | DeleteChild) for action in actions)
+    return any(
+        isinstance(action, CreateChild | PatchChild | RemovePods | AnswerAnnotation | DeleteChild) for action in actions
+    )
 
 
 def _obstacle_before(job: IngestionJob) -> Waiting | None:

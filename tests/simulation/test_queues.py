@@ -184,6 +184,36 @@ def test_a_job_that_is_suspended_by_hand_stays_so_until_it_is_resumed(
     reach(cluster, "completed")
 
 
+@pytest.mark.parametrize("by_hand", [True, False], ids=["suspended by hand", "running"])
+def test_a_job_says_that_it_is_suspended_once_it_is(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    """Who sets `spec.suspend` back as soon as it says so has it resumed, although the first try met an error."""
+    start(cluster, first=GOOD)
+    if by_hand:
+        hold(cluster)
+    commit = cluster.commit
+    answers = iter([ApiError(status=500, reason="InternalError", message="etcdserver: timed out")])
+    found: list[str] = []
+
+    def failing(call: Call) -> JsonObject | ApiError:
+        failed = next(answers, None) if call.method == "PATCH" and "/jobs/" in call.path else None
+        return failed if failed is not None else commit(call)
+
+    def see(_: Change) -> None:
+        if says_why(live(cluster)) == "Suspended":
+            found.append(cluster.api.all("jobs")[-1]["metadata"]["annotations"][names.ANNOTATION_SUSPEND])
+
+    monkeypatch.setattr(cluster, "commit", failing)
+    cluster.api.on_change.append(see)
+    patch(cluster, suspend=True)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "Suspended", seconds=60)
+    assert set(found) == {"true"}
+    cluster.verdicts.clear()
+    patch(cluster, suspend=False)
+    reach(cluster, "completed")
+
+
 def test_what_is_resumed_by_hand_is_suspended_as_long_as_the_spec_says_so(cluster: SimulatedCluster) -> None:
     start(cluster, first=GOOD)
     suspend(cluster)
