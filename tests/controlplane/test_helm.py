@@ -124,6 +124,7 @@ def test_a_null_over_a_value_that_was_given_before(release: Release) -> None:
 def test_what_others_change_stays_or_is_put_right(release: Release) -> None:
     """API keys and a restart stay; of what the chart says itself, Helm 4 asks first."""
     release.kubectl("patch", "secret", "ingestion-api-keys", "--patch", '{"data": {"key": "eA=="}}')
+    release.kubectl("rollout", "restart", "deployment/ingestion-operator")
     release.kubectl("scale", "deployment/ingestion-operator", "--replicas=0")
     release.upgrade(VALUES)
     replicas = ("get", "deployment", "ingestion-operator", "--output", "jsonpath={.spec.replicas}")
@@ -137,6 +138,7 @@ def test_what_others_change_stays_or_is_put_right(release: Release) -> None:
         forced = ["--force-conflicts"]
     release.upgrade(VALUES, *forced)
     assert release.kubectl(*replicas) == "2"
+    assert "restartedAt" in release.kubectl("get", "deployment", "ingestion-operator", "--output", "yaml")
     keys = release.kubectl("get", "secret", "ingestion-api-keys", "--output", "jsonpath={.data}")
     assert json.loads(keys) == {"key": "eA=="}
 
