@@ -122,7 +122,7 @@ def test_a_null_over_a_value_that_was_given_before(release: Release) -> None:
 
 
 def test_what_others_change_stays_or_is_put_right(release: Release) -> None:
-    """API keys and a restart stay; of what the chart says itself, Helm 4 asks first."""
+    """API keys and a restart stay; of what the chart says itself, Helm 4 asks first, but for a scale to nothing."""
     release.kubectl("patch", "secret", "ingestion-api-keys", "--patch", '{"data": {"key": "eA=="}}')
     release.kubectl("rollout", "restart", "deployment/ingestion-operator")
     release.kubectl("scale", "deployment/ingestion-operator", "--replicas=0")
@@ -130,7 +130,7 @@ def test_what_others_change_stays_or_is_put_right(release: Release) -> None:
     replicas = ("get", "deployment", "ingestion-operator", "--output", "jsonpath={.spec.replicas}")
     assert release.kubectl(*replicas) == "2"
 
-    release.kubectl("patch", "deployment", "ingestion-operator", "--patch", '{"spec": {"replicas": 3}}')
+    release.kubectl("scale", "deployment/ingestion-operator", "--replicas=3")
     forced = []
     if release.program == "helm":
         with pytest.raises(LocalClusterError, match="conflict with"):
