@@ -701,6 +701,27 @@ async def job_deleted(script: Script) -> None:
         await script.side.until(empty)
 
 
+async def job_deleted_and_held(script: Script) -> None:
+    """One of its pods has ended, and a finalizer holds it: the Job makes no more pods, and ends at its deadline."""
+    path = child_path(script.side.namespace)
+    job = await script.ask("POST", path, indexed_job(completions=2, parallelism=2, backoffLimitPerIndex=2))
+    pods = await script.running(job, 2)
+    await script.end(pods[0], 0)
+    await script.until_job(job, lambda job: job["status"].get("succeeded") == 1 and job["status"].get("active") == 1)
+    own = core_path("pods", script.side.namespace, pods[1]["metadata"]["name"])
+    held: JsonObject = {"metadata": {"finalizers": [JOB_TRACKING, "example.com/logs"]}}
+    await script.side.request("PATCH", own, body=held, content_type=MERGE_PATCH)
+    await script.side.request("DELETE", f"{path}/work", body={"propagationPolicy": "Foreground"})
+    await script.until_job(job, lambda job: job["status"].get("terminating") == 1)
+    await script.end(pods[1], 143)
+    await script.gone(pods[1])
+    await script.until_job(job, lambda job: not job["status"].get("terminating") and not job["status"].get("active"))
+    await script.ask("PATCH", f"{path}/work", {"spec": {"activeDeadlineSeconds": 0}})
+    await script.until_job(job, lambda job: has(job, "Failed"))
+    await script.side.request("PATCH", own, body={"metadata": {"finalizers": None}}, content_type=MERGE_PATCH)
+    await script.until_gone(f"{path}/work")
+
+
 SCRIPTS: Final = (
     names_and_uids,
     versions_and_status,
@@ -721,6 +742,7 @@ SCRIPTS: Final = (
     parallelism,
     a_pod_deleted_by_hand,
     job_deleted,
+    job_deleted_and_held,
 )
 
 
