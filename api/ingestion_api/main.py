@@ -53,6 +53,8 @@ def server_options(options: Options) -> dict[str, Any]:
         "host": options.host,
         "port": options.port,
         "limit_concurrency": options.connections,
+        # So many are taken in before any is read: of more, a probe's could be the one that makes room for the others.
+        "backlog": max(16, options.connections // 2),
         "timeout_keep_alive": options.keep_alive_seconds,
         "timeout_graceful_shutdown": options.shutdown_seconds,
         "h11_max_incomplete_event_size": options.header_bytes,

@@ -82,7 +82,7 @@ class ApiError(Exception):
     @property
     def not_found(self) -> bool:
         """True when there is no such object."""
-        return self.status == 404
+        return self.status == 404 and not self.denied
 
     @property
     def too_large(self) -> bool:
@@ -92,12 +92,12 @@ class ApiError(Exception):
     @property
     def conflict(self) -> bool:
         """True for a lost race: a stale resourceVersion, or a failed `test` of a JSON patch."""
-        return self.status == 409 and self.reason != "AlreadyExists"
+        return self.status == 409 and self.reason != "AlreadyExists" and not self.denied
 
     @property
     def refused(self) -> bool:
         """True when validation, admission, a quota or a namespace that is being deleted does not let it through."""
-        return self.status in (400, 403, 422)
+        return self.status in (400, 403, 422) or self.denied
 
     @property
     def expired(self) -> bool:

@@ -156,7 +156,7 @@ class Acting:
         namespace, name = snapshot.job.metadata.namespace, action.name
         pace, now = self._memory.pace(snapshot.job.key), self._memory.monotonic()
         vain = {wish: at for wish, at in pace.patched_in_vain.items() if now - at < _TRY_TO_MAKE_SECONDS}
-        wishes = {(action.uid, field, value) for field, value in action.spec.items()}
+        wishes = {(action.uid, field, value) for field, value in _asked(action).items()}
         pace.patched_in_vain = vain
         if wishes & vain.keys():
             return replace(snapshot, rejection=_not_kept(action))
@@ -175,7 +175,9 @@ class Acting:
         patched = read_child(answer)
         others = (patched if child.uid == patched.uid else child for child in snapshot.children)
         snapshot = replace(snapshot, children=tuple(others))
-        if all(answer["spec"].get(field) == value for field, value in action.spec.items()):
+        kept = {f"spec.{field}": value for field, value in answer["spec"].items()}
+        kept |= answer["metadata"].get("annotations", {})
+        if all(kept.get(field) == value for field, value in _asked(action).items()):
             return snapshot
         vain |= dict.fromkeys(wishes, now)
         return replace(snapshot, rejection=_not_kept(action))
@@ -288,9 +290,14 @@ class Acting:
         raise error
 
 
+def _asked(action: PatchChild) -> JsonObject:
+    """Return what fields, and annotations, a Job is to have; None for what it is not to have."""
+    return {**{f"spec.{field}": value for field, value in action.spec.items()}, **action.annotations}
+
+
 def _not_kept(action: PatchChild) -> str:
     """Return what there is to say of a change of a Job that the cluster has made another one."""
-    asked = ", ".join(f"spec.{field}: {value}" for field, value in action.spec.items())
+    asked = ", ".join(f"{field}: {value}" for field, value in _asked(action).items())
     return f"{action.name}: the cluster does not keep {asked}"
 
 

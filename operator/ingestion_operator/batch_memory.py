@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class BatchPace:
         rejection: what the API server has refused of the last look, first of all.
         refused: places of documents for which it has refused something, in the order of the last time.
         answered: the token of the annotation that the last look has answered.
+        answer_refused: when the look began that was refused to answer it.
         stirred: a job of it is no longer at rest, or was heard of for the first time.
     """
 
@@ -55,6 +57,7 @@ class BatchPace:
     rejection: Waiting | None = None
     refused: dict[int, None] = field(default_factory=dict)
     answered: str = ""
+    answer_refused: float = -math.inf
     stirred: bool = False
 
 

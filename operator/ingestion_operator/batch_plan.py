@@ -36,7 +36,7 @@ from ingestion_operator.summary import condition
 
 # The watch of IngestionJobs wakes the operator; these are for what no event tells.
 _LOOK_AT_RUNNING_SECONDS: Final = 60.0
-_LOOK_AT_BLOCKED_SECONDS: Final = 30.0
+LOOK_AT_BLOCKED_SECONDS: Final = 30.0
 _LOOK_AT_PARKED_SECONDS: Final = 600.0
 _TRY_TO_DELETE_SECONDS: Final = 600.0
 # To stop jobs makes less work than to start them, and is not to wait.
@@ -81,6 +81,7 @@ class BatchSnapshot:
         rejection: what the API server has refused, or another's job that is in the way.
         refused: documents for which something was refused the last time, those first for which it was so longest ago.
         answered: the token of the annotation that this look has answered; empty if it has answered none.
+        answer_refused: what answers an annotation was refused a moment ago.
     """
 
     batch: IngestionBatch
@@ -94,6 +95,7 @@ class BatchSnapshot:
     rejection: Waiting | None = None
     refused: tuple[int, ...] = ()
     answered: str = ""
+    answer_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +288,7 @@ class _Draft:
 
     def block(self, reason: Reason, message: str) -> None:
         self.blocked = Waiting(reason=reason, message=message)
-        self.look_within(_LOOK_AT_PARKED_SECONDS if self.parked else _LOOK_AT_BLOCKED_SECONDS)
+        self.look_within(_LOOK_AT_PARKED_SECONDS if self.parked else LOOK_AT_BLOCKED_SECONDS)
 
 
 # ── the course of an attempt ──────────────────────────────────────────────────────────────────────────────────
@@ -320,7 +322,7 @@ def _pass_on(draft: _Draft) -> None:
     snapshot, batch = draft.snapshot, draft.batch
     late = _come_late(snapshot)
     if late and draft.cancelled and draft.over:
-        draft.set(ended_generation=None)
+        draft.set(ended_generation=None, completion_time=None)
     if draft.cancelling:
         _cancel(draft)
     if passes_on_generation(batch):
@@ -516,8 +518,9 @@ def _answer_annotation(draft: _Draft) -> None:
     if handled:
         draft.set(last_handled_retry_request=handled)
     elif token:
-        draft.actions.append(answer(draft.batch, token))
-        draft.look_within(_LOOK_AT_BLOCKED_SECONDS)  # again, if it is refused
+        if not draft.snapshot.answer_refused:
+            draft.actions.append(answer(draft.batch, token))
+        draft.look_within(LOOK_AT_BLOCKED_SECONDS)  # again, if it is refused
 
 
 # ── what people read ──────────────────────────────────────────────────────────────────────────────────────────

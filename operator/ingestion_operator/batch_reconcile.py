@@ -23,6 +23,7 @@ from ingestion_operator.batch_actions import BatchAction, CreateDocumentJob, Del
 from ingestion_operator.batch_cluster import BatchCluster
 from ingestion_operator.batch_memory import BatchMemory, BatchPace
 from ingestion_operator.batch_plan import (
+    LOOK_AT_BLOCKED_SECONDS,
     BatchPlan,
     BatchSnapshot,
     passes_on_generation,
@@ -126,6 +127,7 @@ class BatchReconciler:
             rejection=pace.rejection,
             refused=tuple(pace.refused),
             answered=pace.answered,
+            answer_refused=pace.looked - pace.answer_refused < LOOK_AT_BLOCKED_SECONDS,
         )
         if self._config.tenant(batch.metadata.namespace) is None or batch.status.phase is Phase.COMPLETED:
             return snapshot  # nothing is decided there, and nothing is read; or there is nothing more to know
@@ -239,6 +241,7 @@ class BatchReconciler:
             await self._batches.answer(action, raw)
         except ApiError as error:
             _tolerate(batch, "an annotation is not answered", error)
+            pace.answer_refused = pace.looked
             return
         pace.answered = action.token
         pace.stirred = True

@@ -84,6 +84,8 @@ class CreationFailures:
             known.messages = await self._cluster.list_creation_failures(namespace=namespace, since=since)
         except ApiError as error:
             known.error, known.until = error, self._monotonic() + _KNOWN_SECONDS
+            if error.refused:
+                known.messages = None  # or one job after the other would say so, and each take it back
             raise
         pause = _KNOWN_TIMES * (self._monotonic() - begun)
         known.until = self._monotonic() + min(max(_KNOWN_SECONDS, pause), _KNOWN_AT_MOST_SECONDS)

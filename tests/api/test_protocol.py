@@ -55,6 +55,10 @@ def served(
         await request.body()
         return dict(request.headers)
 
+    @app.post("/hold")
+    async def hold() -> None:
+        time.sleep(SECONDS)  # nothing is taken in meanwhile
+
     @app.api_route("/body", methods=["GET", "POST"])
     async def body(request: Request) -> str:
         return (await request.body()).decode()
@@ -215,6 +219,25 @@ async def test_who_is_without_a_request_for_longest_makes_room() -> None:
         for task in silent:
             task.cancel()
         await asyncio.gather(*silent, return_exceptions=True)
+
+
+async def test_a_probe_is_answered_in_a_burst_of_connections() -> None:
+    """That of a request which came with them, and before the others."""
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(served(connections=32))
+        reader, writer = await stack.enter_async_context(client(port))
+        writer.write(b"POST /hold HTTP/1.1\r\nhost: api\r\ncontent-length: 0\r\n\r\n")
+        await asyncio.sleep(SECONDS / 4)
+        probe, asks = await stack.enter_async_context(client(port))
+        asks.write(b"GET /healthz HTTP/1.1\r\nhost: api\r\n\r\n")
+        burst = [asyncio.create_task(asyncio.open_connection("127.0.0.1", port)) for _ in range(200)]
+        assert (await answer_of(probe))[0] == 200
+        assert (await answer_of(reader))[0] == 200
+        for task in burst:
+            task.cancel()
+        for opened in await asyncio.gather(*burst, return_exceptions=True):
+            if not isinstance(opened, BaseException):
+                opened[1].close()
 
 
 @pytest.mark.parametrize("more", [b"", *UPGRADES.values()], ids=["plain", *UPGRADES])

@@ -338,6 +338,7 @@ def to_restore(backup: JsonObject) -> JsonObject:
 
 @pytest.mark.parametrize("runs", [False, True], ids=["at rest", "while a document runs"])
 async def test_a_batch_that_is_restored_with_its_status_remembers_what_is_completed(run: Run, runs: bool) -> None:
+    """It is another object, and is found by its own id."""
     batch, usual = BatchRun(run=run), documents_script(always={1})
     completed, left = ("0", [1, 2]) if runs else ("0,2", [1])
     run.kubelet.script = lambda pod: HANG if runs and index_of(pod) == 2 else usual(pod)
@@ -351,10 +352,11 @@ async def test_a_batch_that_is_restored_with_its_status_remembers_what_is_comple
     if not runs:
         await batch.ended("partial_failure")
     await take_back(run, batch, with_status=True)
+    await batch.until(lambda body: body["status"]["jobID"] == body["metadata"]["uid"])
+    await run.at_rest()
     ended = (await batch.ended("partial_failure"))["status"]
     assert ended["documents"]["completed"] == completed
-    code = "JobLost" if runs else CODE
-    assert [(item["index"], item["code"]) for item in ended["failures"]] == [(index, code) for index in left]
+    assert [(item["index"], item["code"]) for item in ended["failures"]] == [(index, "JobLost") for index in left]
     await run.at_rest()
     assert await batch.jobs() == {}
     run.kubelet.script = documents_script()

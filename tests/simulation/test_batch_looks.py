@@ -23,6 +23,10 @@ from simulation.stories import HANGS
 # None of these may need the resync, two minutes later.
 PATIENCE_SECONDS = 60.0
 DENIED = ApiError(status=403, reason="Forbidden", message="denied")
+DENIALS = [
+    ApiError(status=status, reason=reason, message='admission webhook "x" denied the request: no')
+    for status, reason in ((404, "NotFound"), (409, "Conflict"), (413, "RequestEntityTooLarge"))  # they name their own
+]
 
 
 @pytest.fixture
@@ -276,11 +280,12 @@ def test_a_batch_whose_jobs_are_all_held_by_somebody_else_waits(cluster: Simulat
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: str(error.status))
 def test_a_document_that_is_refused_holds_up_no_others(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:
     cluster.start_operator()
-    refuse(cluster, monkeypatch, lambda call: makes(call, "Manual 0"))
+    refuse(cluster, monkeypatch, lambda call: makes(call, "Manual 0"), error)
     create(cluster, documents=15)
     until(cluster, lambda: status(cluster).get("documents", {}).get("completed") == "1-14")
     assert stalled(cluster)["reason"] == "RejectedByCluster"
@@ -339,6 +344,33 @@ def test_an_annotation_whose_answer_is_refused_is_tried_again_in_a_while(
     check_pauses(asked, 30)
     monkeypatch.undo()
     until(cluster, lambda: status(cluster).get("lastHandledRetryRequest") == "now", seconds=31)
+
+
+@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: str(error.status))
+def test_a_retry_of_a_document_that_is_refused_is_said(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
+) -> None:
+    fail(cluster)
+    refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and f"/{INGESTION_JOBS}/" in call.path, error)
+    retry = {"spec": {"retryGeneration": 1}}
+    cluster.api.request("PATCH", batch_path(NAMESPACE, "manuals"), body=retry, content_type=MERGE_PATCH)
+    until(cluster, lambda: stalled(cluster).get("reason") == "RejectedByCluster")
+    monkeypatch.undo()
+    until(cluster, ended(cluster, "completed", 1))
+
+
+def test_an_annotation_of_a_batch_that_runs_is_not_answered_at_each_look(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.start_operator()
+    create(cluster, documents=40)
+    path = batch_path(NAMESPACE, "manuals")
+    body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: "now"}}}
+    cluster.api.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+    asked = refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and call.path == path)
+    looks = note_lists(cluster, monkeypatch)
+    cluster.pass_until(lambda: False, seconds=20)
+    assert len(asked) == 1 < len(looks)
 
 
 def test_an_older_crd_of_jobs_is_named_until_it_is_applied(
@@ -457,6 +489,21 @@ def test_a_job_that_comes_too_late_for_its_batch_s_cancellation_is_cancelled(clu
     until(cluster, lambda: job(cluster, 2)["spec"].get("cancelGeneration") == 0)
     until(cluster, ended(cluster, "failed"))
     assert status(cluster)["failureSummary"] == {"Cancelled": 3}
+
+
+def test_a_job_that_comes_too_late_and_has_ended_when_it_is_seen_belongs_to_the_attempt(
+    cluster: SimulatedCluster,
+) -> None:
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    sent = die_with_the_last_create(cluster)
+    patch(cluster, cancelGeneration=0)
+    cluster.start_operator()
+    until(cluster, ended(cluster, "failed"))
+    cluster.verdicts.clear()
+    cluster.arrive(sent)
+    until(cluster, lambda: job(cluster, 2).get("status", {}).get("phase") == "completed", held=lists_jobs)
+    until(cluster, ended(cluster, "partial_failure"))
+    assert status(cluster)["documents"]["completed"] == "2"
 
 
 def test_a_retry_that_comes_too_late_for_its_batch_s_cancellation_is_not_admitted(cluster: SimulatedCluster) -> None:

@@ -43,7 +43,13 @@ NO_WEBHOOK = ApiError(
     reason="InternalError",
     message='Internal error occurred: failed calling webhook "x": connection refused',
 )
-REFUSALS = pytest.mark.parametrize("error", [FORBIDDEN, INVALID, NO_WEBHOOK], ids=["403", "422", "webhook"])
+DENIALS = [
+    ApiError(status=status, reason=reason, message='admission webhook "x" denied the request: a policy says no')
+    for status, reason in ((409, "Conflict"), (413, "RequestEntityTooLarge"))  # webhooks name their own
+]
+REFUSALS = pytest.mark.parametrize(
+    "error", [FORBIDDEN, INVALID, NO_WEBHOOK, *DENIALS], ids=["403", "422", "webhook", "409", "413"]
+)
 
 
 class Policy:
@@ -380,6 +386,27 @@ def test_a_job_that_a_policy_changes_is_said_and_made_again_in_a_while(
     reach(cluster, "completed")
 
 
+def test_an_annotation_of_a_job_that_a_policy_takes_back_is_said_and_put_on_again_in_a_while(
+    cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariants 5 and 8: the one that says who has suspended it."""
+
+    def take_back(call: Call) -> None:
+        if call.method == "PATCH" and "/jobs/" in call.path:
+            call.arguments["body"]["metadata"].pop("annotations", None)
+
+    start(cluster, first=GOOD)
+    policy.changes = take_back
+    sent = note_calls(cluster, monkeypatch)
+    patch(cluster, suspend=True)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=30)
+    assert stalled(cluster)["message"].endswith(f"{names.ANNOTATION_SUSPEND}: true")
+    cluster.pass_until(lambda: False, seconds=300)
+    assert 1 < len([call for call in sent if call.method == "PATCH" and "/jobs/" in call.path]) < 6
+    policy.changes = lambda _: None
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "Suspended", seconds=200)
+
+
 @pytest.mark.parametrize(("field", "wanted", "kept"), [("parallelism", 30, 4), ("activeDeadlineSeconds", 7200, 600)])
 def test_a_change_of_a_job_that_a_policy_takes_back_is_said_and_made_again_in_a_while(
     cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch, field: str, wanted: int, kept: int
@@ -594,6 +621,28 @@ def test_pods_that_may_not_be_read_are_said_and_what_they_did_is_not_lost(
     assert asked < policy.refused < asked + 15
     policy.refuses = lambda _: False
     assert reach(cluster, "partial_failure")["failureSummary"] == {"DocumentEncrypted": 1}
+
+
+def test_jobs_of_a_namespace_whose_events_may_no_longer_be_read_all_say_so(
+    cluster: SimulatedCluster, policy: Policy
+) -> None:
+    """Invariant 5: what was known before is not said in turn with it."""
+    cluster.jobs.refuse_pods = True
+    for name in ("one", "another", "third"):
+        body = ingestion_job()
+        body["metadata"]["name"] = name
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
+    cluster.start_operator()
+
+    def reasons() -> set[str | None]:
+        return {says_why(job) for job in cluster.api.all(INGESTION_JOBS)}
+
+    assert cluster.pass_until(lambda: reasons() == {"PodCreationFailed"}, seconds=60)
+    policy.refuses = reads("events")
+    assert cluster.pass_until(lambda: reasons() == {"RejectedByCluster"}, seconds=60)
+    before = cluster.api.all(INGESTION_JOBS)
+    cluster.pass_until(lambda: False, seconds=300)
+    assert cluster.api.all(INGESTION_JOBS) == before
 
 
 @pytest.mark.parametrize("what", ["pods", "events"])
