@@ -24,7 +24,8 @@ FROM ${VERSITYGW} AS program
 
 # A base with a shell: the chart's set-up Job runs the same program's admin commands in a loop.
 FROM ${BASE}
-LABEL org.opencontainers.image.title=ingestion-store org.opencontainers.image.licenses=Apache-2.0
+LABEL org.opencontainers.image.title=ingestion-store
+COPY images/versitygw/ /usr/share/doc/versitygw/
 COPY --from=program --chmod=0755 /versitygw /usr/local/bin/versitygw
 WORKDIR /tmp
 USER 65532:65532

@@ -20,6 +20,7 @@ from local_cluster.kind import Kind
 from local_cluster.progress import locked, say, timed
 
 REPOSITORY = paths.CLUSTER_FOLDER.parent
+_IMAGES = REPOSITORY / "images"
 CHART = REPOSITORY / "charts" / "ingestion-operator"
 SOURCES = ("crds", "operator", "api", "worker")
 """Folders whose package, `ingestion_` before its name, goes into the images."""
@@ -57,7 +58,7 @@ def build_images() -> list[str]:
             _build_store(base=images.base_image(), tag=tag)
         else:
             images.build(
-                dockerfile=REPOSITORY / "images" / "Dockerfile",
+                dockerfile=_IMAGES / "Dockerfile",
                 context=REPOSITORY,
                 target=name,
                 tag=tag,
@@ -295,11 +296,14 @@ def _digest(*, name: str, base: str) -> str:
     """A digest of all that an image is made from: asking the engine's cache takes it seconds for each image."""
     digest = hashlib.sha256(f"{name} {base} {engine.for_images().name}".encode())
     if name == "store":
-        digest.update(binaries.versions_key().encode())
-        files = [REPOSITORY / "images" / "store.Dockerfile"]
+        digest.update(repr(binaries.BINARIES["versitygw"]).encode())
+        files = [_IMAGES / "store.Dockerfile"]
+        files += sorted(file for folder in (paths.GO_MODULES, _IMAGES) for file in (folder / "versitygw").iterdir())
     else:
         packages = (REPOSITORY / folder / f"ingestion_{folder}" for folder in SOURCES)
-        files = [REPOSITORY / file for file in ("images/Dockerfile", "pyproject.toml", "uv.lock", "README.md")]
+        files = [
+            REPOSITORY / file for file in ("images/Dockerfile", "pyproject.toml", "uv.lock", "README.md", "LICENSE")
+        ]
         files += [file for package in packages for file in sorted(package.rglob("*")) if _is_source(file)]
     for file in files:
         digest.update(file.relative_to(REPOSITORY).as_posix().encode() + b"\0" + file.read_bytes())
@@ -314,8 +318,9 @@ def _build_store(*, base: str, tag: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The Go image is for those who can pull it; the program in the cache is made from the same go.sum.
         shutil.copy2(binaries.path(name="versitygw"), folder)
+        shutil.copytree(_IMAGES / "versitygw", Path(folder) / "images" / "versitygw")
         images.build(
-            dockerfile=REPOSITORY / "images" / "store.Dockerfile",
+            dockerfile=_IMAGES / "store.Dockerfile",
             context=Path(folder),
             tag=tag,
             build_args={"BASE": base, "VERSITYGW": "given"},

@@ -6,6 +6,7 @@ Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-d
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -87,9 +88,10 @@ async def follow(
     """
     pause = _FIRST_PAUSE_SECONDS
     while True:
-        begun = time.monotonic()
+        begun = math.inf
         try:
             resource_version = await _list(kube, path, query or {}, most, take, listed)
+            begun = time.monotonic()
             while True:
                 resource_version = await _watch(kube, path, query, take, resource_version)
                 # A watch that ends at once each time must not become a loop without a pause.

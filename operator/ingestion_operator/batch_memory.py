@@ -28,6 +28,7 @@ class BatchPace:
     """What is remembered of one batch that is not settled.
 
     Args:
+        uid: the batch's; empty before its first look.
         looked: when the last look began, in seconds of a monotonic clock.
         rows: how many a look reads: one for each document, none where nothing goes on.
         starting: the last look has left jobs to be made, retried or resumed, and nothing was refused.
@@ -59,6 +60,14 @@ class BatchPace:
     answered: str = ""
     answer_refused: float = -math.inf
     stirred: bool = False
+    uid: str = ""
+
+    def take_up(self, uid: str) -> None:
+        """Forget what was told, refused and answered if the batch is another of the same name."""
+        if self.uid not in ("", uid):
+            self.told, self.refused, self.rejection = set(), {}, None
+            self.answered, self.answer_refused = "", -math.inf
+        self.uid = uid
 
 
 @dataclass(slots=True)

@@ -92,6 +92,7 @@ class BatchReconciler:
         if raw is None:
             return self._memory.forget(key)
         batch = IngestionBatch.model_validate(raw)
+        pace.take_up(batch.metadata.uid)
         pace.resource_versions.append(batch.metadata.resource_version)
         if settled(batch) and not stirred:
             return self._memory.forget(key)

@@ -218,3 +218,33 @@ async def test_a_watch_whose_other_end_is_gone_is_noticed(tmp_path: Path, monkey
         over.set()
     assert noticed.value.status == 0
     assert "timeoutSeconds=1" in asked[0]
+
+
+async def test_lists_that_take_long_to_fail_are_asked_for_more_and_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a watch that has lasted shows that the API server is well again."""
+    monkeypatch.setattr(following, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_LONGEST_PAUSE_SECONDS", 0.2)
+    pauses = list[float]()
+    enough = asyncio.Event()
+
+    def fail(request: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.3)
+        request.send_error(500)
+
+    def failed(_: ApiError, pause: float) -> None:
+        pauses.append(pause)
+        if len(pauses) == 5:
+            enough.set()
+
+    with http_server(handle=fail) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            task = asyncio.create_task(
+                follow(kube, core_path("configmaps", "team-a"), take=lambda *_: None, failed=failed)
+            )
+            async with asyncio.timeout(60):
+                await enough.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert pauses[-1] >= 0.05

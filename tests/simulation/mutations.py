@@ -39,6 +39,7 @@ SUITES: Final = {
         "tests/simulation/test_crowds.py",
         "tests/simulation/test_retries.py",
         "tests/simulation/test_batches.py",
+        "tests/simulation/test_batch_looks.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -799,6 +800,88 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
         name="a failed document has ended before its retry is passed on to it",
         file="batch_plan.py",
         changes=(("        if job.ended and index not in self.snapshot.behind:\n", "        if job.ended:\n"),),
+    ),
+    Mutation(
+        name="what is kept of running jobs has no bound",
+        file="memory.py",
+        changes=(("        if self._size + size > _MOST_KEPT:\n", "        if size > _MOST_KEPT:\n"),),
+    ),
+    Mutation(
+        name="what was kept of a job counts for ever",
+        file="memory.py",
+        changes=(("        self._size -= self._sizes.pop(key, 0)\n", "        self._sizes.pop(key, 0)\n"),),
+    ),
+    Mutation(
+        name="a job that is back from a backup is known by its old id",
+        file="questions.py",
+        changes=(("        and status.job_id == job.job_id\n", ""),),
+    ),
+    Mutation(
+        name="an operator with a long queue leaves",
+        file="main.py",
+        changes=(("max(self.queue.stands_still, self.batch_queue.stands_still) <", "self._oldest_age <"),),
+    ),
+    Mutation(
+        name="a namespace keeps its turn as long as it has keys",
+        file="queue.py",
+        changes=(
+            (
+                "            self._turns[namespace] = keys\n        return taken\n",
+                "            self._turns = OrderedDict({namespace: keys, **self._turns})\n        return taken\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="jobs outside of all tenants share the looks of those that wait",
+        file="plan.py",
+        changes=(
+            (
+                "    draft.blocked = no_store(namespace)  # and",
+                "    draft.block(no_store(namespace).reason, no_store(namespace).message)  # and",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a change that a policy takes back is made at each look",
+        file="acting.py",
+        changes=(("        if wishes & vain.keys():\n", "        if not wishes:\n"),),
+    ),
+    Mutation(
+        name="what an attempt did is taken for what the next one is asked for",
+        file="plan.py",
+        changes=(("    if not _is_what_runs(draft, dispatched):\n", "    if not dispatched:\n"),),
+    ),
+    Mutation(
+        name="a cancellation passes over a Job that is being deleted",
+        file="plan.py",
+        changes=(("(draft.cancelled or not child.deleting)", "not child.deleting"),),
+    ),
+    Mutation(
+        name="why pods may not be read is said to nobody",
+        file="reconcile.py",
+        changes=(
+            (
+                "                return replace(snapshot, rejection=_refusal(child, error))\n",
+                "                raise error\n",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a cancelled retry leaves a late request what it was sent for",
+        file="batch_plan.py",
+        changes=(
+            ("            _leave(draft, behind)\n", "            draft.set(passed_on_generation=draft.generation)\n"),
+        ),
+    ),
+    Mutation(
+        name="batches share the starts, whosever they are",
+        file="batch_memory.py",
+        changes=(
+            (
+                "        return self._share(key).starting * sum(share.starting > 0 for",
+                "        return sum(share.starting for",
+            ),
+        ),
     ),
     Mutation(
         name="a publish that looks at no fence",

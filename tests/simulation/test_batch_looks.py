@@ -491,6 +491,26 @@ def test_a_job_that_comes_too_late_for_its_batch_s_cancellation_is_cancelled(clu
     assert status(cluster)["failureSummary"] == {"Cancelled": 3}
 
 
+def test_a_batch_that_is_made_anew_under_its_name_is_cancelled_as_the_one_before(cluster: SimulatedCluster) -> None:
+    """No look has seen that the name was free."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    cluster.start_operator()
+    for _ in range(2):
+        create(cluster)
+        made = cluster.api.find(BATCHES, NAMESPACE, "manuals")
+        assert made is not None
+        uid = made["metadata"]["uid"]
+
+        def jobs(uid: str = uid) -> list[JsonObject]:
+            found = cluster.api.all(INGESTION_JOBS)
+            return [item for item in found if item["metadata"]["ownerReferences"][0]["uid"] == uid]
+
+        until(cluster, lambda: len(jobs()) == 3)
+        patch(cluster, cancelGeneration=0)
+        until(cluster, lambda: all(item["spec"].get("cancelGeneration") == 0 for item in jobs()))
+        cluster.api.request("DELETE", batch_path(NAMESPACE, "manuals"))
+
+
 def test_a_job_that_comes_too_late_and_has_ended_when_it_is_seen_belongs_to_the_attempt(
     cluster: SimulatedCluster,
 ) -> None:

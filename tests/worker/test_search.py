@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +184,46 @@ def test_no_more_vectors_are_made_than_an_outputs_name_promises(worker: Worker) 
     cache = SegmentCache()
     assert len(find(worker.store, cache=cache)) == chunks
     assert cache.vectors(bucket=worker.store.bucket, key=key, load=pytest.fail).shape == (chunks, 256)
+
+
+def test_of_an_output_of_fewer_rows_than_its_name_promises_no_more_is_kept(worker: Worker) -> None:
+    """What was made for the others would stay in memory, and count for nothing."""
+    ingest(worker)
+    (key,) = outputs(worker.store)
+    table, buffer = pq.read_table(io.BytesIO(worker.store.get(key=key))), io.BytesIO()
+    pq.write_table(table.slice(1), buffer)
+    worker.store.put(key=key, data=buffer.getvalue())
+    cache = SegmentCache()
+    assert len(find(worker.store, cache=cache)) == len(table) - 1
+    kept = cache.vectors(bucket=worker.store.bucket, key=key, load=pytest.fail)
+    assert kept.shape == (len(table) - 1, 256)
+    assert kept.base is None
+
+
+def test_memory_that_is_not_there_says_nothing_of_an_output(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is searched again when there is some; what is damaged would be left out for good."""
+    ingest(worker)
+    cache = SegmentCache()
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetFile, "iter_batches", Mock(side_effect=pa.ArrowMemoryError("malloc failed")))
+        with pytest.raises(MemoryError):
+            find(worker.store, cache=cache)
+    assert find(worker.store, cache=cache)
+
+
+def test_embedders_that_are_not_there_take_little_time_and_few_lines(
+    worker: Worker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the bucket may name as many as there are documents."""
+    ingest(worker)
+    (live,) = live_versions(store=worker.store, knowledge_base=KB)
+    versions = [replace(live, embedding=replace(live.embedding, model=f"m{number}")) for number in range(500)]
+    monkeypatch.setattr("ingestion_worker.search.live_versions", lambda **_: versions)
+    question = {"store": worker.store, "knowledge_base": KB, "text": "lighthouse", "limit": 3}
+    assert search_text(**question, embedder_for=lambda _: None) == []
+    assert 0 < caplog.text.count("their embedder is not there") <= 10
+    with pytest.raises(TimeoutError):
+        search_text(**question, embedder_for=lambda _: None, deadline=time.monotonic() - 1)
 
 
 def test_an_output_over_the_bound_is_refused_before_its_bytes_are_read(

@@ -69,6 +69,8 @@ _MAX_TASKS: Final = 512
 _ARRAY_BYTES: Final = 600
 # Of so many items that come into a full cache one takes the place of what was used longest ago; others are not kept.
 _OLDEST_GOES: Final = 4
+# Of embeddings whose embedder is not there so many are named in the log for each search.
+_TOLD_EMBEDDINGS: Final = 10
 # What Parquet adds to values, and its footer.
 _OVERHEAD_BYTES: Final = 2 * 2**20
 
@@ -297,15 +299,20 @@ def search_text(
         return []
     budget = budget or Budget()
     versions = live_versions(store=store, knowledge_base=knowledge_base, cache=cache, budget=budget, deadline=deadline)
+    by_embedding: dict[EmbeddingSpec, list[LiveVersion]] = {}
+    for version in versions:
+        by_embedding.setdefault(version.embedding, []).append(version)
     hits: list[Hit] = []
-    for spec in sorted({version.embedding for version in versions}, key=repr):
-        embedder = embedder_for(spec)
-        chosen = [version for version in versions if version.embedding == spec]
-        if embedder is None:
-            fields = {"provider": spec.provider, "model": spec.model, "documents": len(chosen)}
-            LOG.warning("documents are left out of a search: their embedder is not there", extra=fields)
-            continue
+    left_out = 0
+    for spec, chosen in sorted(by_embedding.items(), key=lambda item: repr(item[0])):
         _check_time(deadline)
+        embedder = embedder_for(spec)
+        if embedder is None:
+            left_out += 1
+            if left_out <= _TOLD_EMBEDDINGS:
+                fields = {"provider": spec.provider, "model": spec.model, "documents": len(chosen)}
+                LOG.warning("documents are left out of a search: their embedder is not there", extra=fields)
+            continue
         vector = embedder.embed([text])[0]
         hits += _search(
             store=store,
@@ -578,7 +585,7 @@ def _whole() -> Iterator[None]:
 
     try:
         yield
-    except TimeoutError:  # an OSError too
+    except (TimeoutError, MemoryError):  # an OSError, and an ArrowException, and the output may be whole
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise _ForeignError(str(error)) from error
@@ -607,7 +614,8 @@ def _load_vectors(*, file: pq.ParquetFile, chunks: int, dimensions: int, deadlin
         row += len(part)
         if row == chunks:
             break
-    return vectors[:row]
+    # What was made for rows that are not there would stay in memory with a view of the others, and count for nothing.
+    return vectors if row == chunks else vectors[:row].copy()
 
 
 @_whole()
