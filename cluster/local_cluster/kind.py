@@ -81,8 +81,11 @@ class Kind:
             self._delete()
 
     def exists(self) -> bool:
-        """Whether the cluster has been created and not been deleted (its node may be stopped)."""
-        return self.kubeconfig.exists() and self._engine().succeeds("container", "inspect", self._node, timeout=60)
+        """Whether the cluster has been created and not been deleted (its node may be stopped).
+
+        Raises LocalClusterError when the engine does not answer: that is no sign that it is gone.
+        """
+        return self.kubeconfig.exists() and bool(self._nodes(self._engine()))
 
     def answers(self) -> bool:
         """Whether its API server is ready."""

@@ -273,6 +273,20 @@ def test_a_node_of_a_run_that_was_interrupted_is_deleted(machine: Path) -> None:
     assert not left.exists()
 
 
+def test_an_engine_that_does_not_answer_does_not_mean_that_the_cluster_is_gone(machine: Path) -> None:
+    """`up` would delete it then, with all documents that are in it, and make another."""
+    add_docker(machine, "'container inspect' | 'ps --all') echo 'the engine is busy' >&2; exit 1;;")
+    calls = add_kind(machine)
+    cluster = machine / "cache" / "clusters" / "ingestion"
+    cluster.mkdir(parents=True)
+    (cluster / "engine").write_text("docker")
+    (cluster / "kubeconfig").touch()
+    for command in ("up", "status"):
+        assert "the engine is busy" in refusal(machine, command, code=AS_A_USER)
+    assert not calls.exists()
+    assert (cluster / "kubeconfig").exists()
+
+
 @pytest.mark.parametrize("name", ["", "..", ".", "a/b", "-a", "A"])
 def test_a_name_that_no_cluster_can_have_is_refused_before_anything_is_deleted(machine: Path, name: str) -> None:
     """kind takes no name for `kind`, its default; and the folder of a cluster is in the cache, under its name."""
@@ -365,6 +379,7 @@ time.sleep(600)
 SAVING = """case "$1 $2" in
 'version --format') echo 29.0.0;;
 'version ') echo 'Client: Docker Engine';;
+'ps --all') echo 0123456789ab;;
 'save --output') echo half >"$3"; : >"$HOME/saving"; exec /bin/sleep 600;;
 esac"""
 
