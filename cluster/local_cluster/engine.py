@@ -18,7 +18,7 @@ ANSWER_SECONDS = 8.0
 PULL_SECONDS = 300.0
 REGISTRY_SECONDS = 6.0
 CONTAINER_PROCESSES = 32_768
-PROBE_IMAGE = "localhost/local-cluster-probe:latest"
+PROBE_IMAGE = "localhost/local-cluster-probe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +145,18 @@ def _docker_answers() -> bool:
 
 @cache
 def _why_docker_cannot() -> str | None:
+    image = f"{PROBE_IMAGE}:{os.getpid()}"  # another run may be trying at the same time
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "probe.tar"
         program = binaries.path(name="pause")
-        archive.write(file=file, name=PROBE_IMAGE, entrypoint="/pause", files={"/pause": program})
+        archive.write(file=file, name=image, entrypoint="/pause", files={"/pause": program})
         try:
             docker().run("load", "--input", file, timeout=60)
-            docker().run("run", "--rm", "--privileged", PROBE_IMAGE, "-v", timeout=60)
+            docker().run("run", "--rm", "--privileged", image, "-v", timeout=60)
         except LocalClusterError as error:
             return str(error)
         finally:
-            docker().succeeds("rmi", "--force", PROBE_IMAGE, timeout=60)
+            docker().succeeds("rmi", "--force", image, timeout=60)
     return None
 
 

@@ -98,7 +98,7 @@ A_DOCKER = """case "$1 $2" in
 'version --format') echo 29.0.0;;
 'version ') echo 'Client: Docker Engine';;
 'image inspect') exit 1;;
-'load --input' | 'run --rm' | 'rmi --force') ;;  # the probe
+'load --input' | 'run --rm' | 'rmi --force') echo "$*" >>"$HOME/probes";;
 {more}
 *) echo "nothing is known of $*" >&2; exit 1;;
 esac"""
@@ -154,6 +154,16 @@ def test_a_user_without_an_engine_reads_which_packages_build_images(machine: Pat
 def test_a_users_docker_pulls_the_node_image_that_kind_has_published(machine: Path) -> None:
     add_docker(machine, *A_NODE_IMAGE)
     assert call(machine, "node-image", code=AS_A_USER).stdout == f"{NODE_IMAGE}\n"
+
+
+def test_two_runs_at_once_do_not_take_each_others_probe_away(machine: Path) -> None:
+    add_docker(machine, *A_NODE_IMAGE)
+    for _ in range(2):
+        call(machine, "node-image", code=AS_A_USER)
+    probes = (machine / "home" / "probes").read_text()
+    started = re.findall("^run --rm --privileged (.*) -v$", probes, re.MULTILINE)
+    assert len(set(started)) == 2
+    assert re.findall("^rmi --force (.*)$", probes, re.MULTILINE) == started
 
 
 def test_a_user_who_cannot_have_an_image_reads_which_and_what_to_do(machine: Path) -> None:
