@@ -300,8 +300,13 @@ def configuration(*, own_image: bool) -> dict[str, object]:
 
 
 def wanted_name() -> str:
-    """CLUSTER_NAME, or the default where that is unset or empty."""
-    return os.environ.get("CLUSTER_NAME") or DEFAULT_NAME
+    """CLUSTER_NAME; where that is unset or empty the one of our clusters that KUBECONFIG names, else the default.
+
+    With CLUSTER=kind it is the default whatever KUBECONFIG says.
+    """
+    files = [] if os.environ.get("CLUSTER") == "kind" else _named_files()
+    used = _name_of_ours(files[0]) if len(files) == 1 else None
+    return os.environ.get("CLUSTER_NAME") or used or DEFAULT_NAME
 
 
 def wanted_elsewhere() -> Path | None:
@@ -311,21 +316,21 @@ def wanted_elsewhere() -> Path | None:
 
     Raises LocalClusterError for another CLUSTER, and for a KUBECONFIG of several files.
     """
-    chosen, named = os.environ.get("CLUSTER", ""), os.environ.get("KUBECONFIG", "")
+    chosen, named = os.environ.get("CLUSTER", ""), _named_files()
     if chosen not in ("", "current", "kind"):
         raise LocalClusterError(f"CLUSTER={chosen} is neither `current` nor `kind`")
     if chosen == "kind":
         return None
-    files = [Path(name) for name in named.split(os.pathsep) if name] or [Path.home() / ".kube" / "config"]
+    files = named or [Path.home() / ".kube" / "config"]
     if len(files) > 1:
         raise LocalClusterError(
-            f"KUBECONFIG={named} names several files: name one of them, or set CLUSTER=kind for a cluster of its own"
+            f"KUBECONFIG={os.pathsep.join(map(str, files))} names several files: name one of them, or set CLUSTER=kind "
+            "for a cluster of its own"
         )
     file = files[0]
     if chosen == "current":
         return file
-    ours = file.resolve().is_relative_to(paths.cache() / "clusters")
-    return file if named and not ours else None
+    return file if named and _name_of_ours(file) is None else None
 
 
 def target(*, name: str = DEFAULT_NAME) -> Kind:
@@ -337,8 +342,9 @@ def target(*, name: str = DEFAULT_NAME) -> Kind:
     file = wanted_elsewhere()
     if file is None:
         return Kind(name=name)
-    if file.resolve().parent.parent == paths.cache() / "clusters":
-        return Kind(name=file.resolve().parent.name)
+    ours = _name_of_ours(file)
+    if ours is not None:
+        return Kind(name=ours)
     kubectl = (binaries.path(name="kubectl"), "--kubeconfig", file)
     context = run([*kubectl, "config", "current-context"]).strip()
     nodes = run([*kubectl, "get", "nodes", "--output", "name"], timeout=60).split()
@@ -350,6 +356,16 @@ def target(*, name: str = DEFAULT_NAME) -> Kind:
             "(docs/install.md), or set CLUSTER=kind for a cluster of its own."
         )
     return Kind(name=named, given=file)
+
+
+def _named_files() -> list[Path]:
+    return [Path(name) for name in os.environ.get("KUBECONFIG", "").split(os.pathsep) if name]
+
+
+def _name_of_ours(kubeconfig: Path) -> str | None:
+    """The name of the cluster of ours that wrote the file, None where it is another's."""
+    folder = kubeconfig.resolve().parent
+    return folder.name if folder.parent == paths.cache() / "clusters" else None
 
 
 def _arguments(values: dict[str, str]) -> list[dict[str, str]]:

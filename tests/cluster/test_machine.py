@@ -312,6 +312,26 @@ def test_an_empty_cluster_name_is_none(machine: Path) -> None:
     assert "there is no kind cluster ingestion" in refusal(machine, "status", env={"CLUSTER_NAME": ""})
 
 
+def test_the_cluster_of_ours_that_the_shell_uses_is_the_one_that_is_meant(machine: Path) -> None:
+    """`eval "$(make cluster CLUSTER_NAME=mine)"; make cluster-down` deleted another."""
+    add_docker(machine, *NODES_OF_KIND)
+    add_kind(machine)
+    clusters = machine / "cache" / "clusters"
+    for name in ("ingestion", "mine", "named"):
+        (clusters / name).mkdir(parents=True)
+        (clusters / name / "engine").write_text("docker")
+    shell = {"KUBECONFIG": str(clusters / "mine" / "kubeconfig")}
+    assert "there is no kind cluster mine" in refusal(machine, "status", env=shell)
+    for environment, gone in (
+        ({"CLUSTER_NAME": "named", **shell}, "named"),
+        (shell, "mine"),
+        ({"CLUSTER": "kind", **shell}, "ingestion"),
+    ):
+        before = {folder.name for folder in clusters.iterdir()}
+        assert call(machine, "down", env=environment, code=AS_A_USER).returncode == 0
+        assert before - {folder.name for folder in clusters.iterdir()} == {gone}
+
+
 def test_a_misspelt_choice_of_cluster_is_refused(machine: Path) -> None:
     assert "CLUSTER=curent is neither `current` nor `kind`" in refusal(machine, "up", env={"CLUSTER": "curent"})
 
