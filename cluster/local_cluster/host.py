@@ -44,7 +44,8 @@ def require(*, programs: Iterable[str]) -> None:
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     with timed("apt-get"):
         run(["apt-get", "update", "-qq"], env=quiet)
-        run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing], env=quiet)
+        install = ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing]
+        run(install, env=quiet, to_its_end=True)  # a package that is half configured is in everybody's way
 
 
 def require_root(*, what: str) -> None:

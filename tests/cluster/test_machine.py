@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,7 @@ def start(
         cwd=machine,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
         text=True,
     )
 
@@ -91,6 +92,14 @@ def refusal(machine: Path, *arguments: str, code: str = AS_IT_IS, env: Mapping[s
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     return done.stderr[done.stderr.index("error: ") :]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Fails when it does not hold within 30 s."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 AS_A_USER = AS_NOBODY if IS_ROOT else AS_IT_IS
@@ -424,11 +433,7 @@ def test_an_archive_of_images_goes_with_who_writes_it(machine: Path, end: signal
     (cluster / "kubeconfig").touch()
     with start(machine, "prepare", env={"BASE_IMAGE": "localhost/python"}) as program:
         try:
-            deadline = time.monotonic() + 30
-            while not (machine / "home" / "saving").exists():
-                assert program.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until((machine / "home" / "saving").exists)
             assert list((machine / "cache").glob("images-*/*"))
             program.send_signal(end)
             program.wait(timeout=30)
@@ -436,6 +441,73 @@ def test_an_archive_of_images_goes_with_who_writes_it(machine: Path, end: signal
             program.kill()
     assert program.returncode == 130
     assert not list((machine / "cache").glob("images-*"))
+
+
+ENDING = """trap '/bin/sleep 1; : >"$HOME/ended"; exit 130' INT
+: >"$HOME/begun"
+while :; do /bin/sleep 0.05; done"""
+STUBBORN = """trap ': >"$HOME/interrupted"' INT
+echo $$ >"$HOME/begun"
+while :; do /bin/sleep 0.05; done"""
+RUNNING = """
+import sys
+from local_cluster import commands, process
+commands.INTERRUPTED_SECONDS = float(sys.argv[1])
+process.interrupt_when_ended()
+commands.run(["tool"])
+"""
+IMPATIENT = f"from local_cluster import commands; commands.INTERRUPTED_SECONDS = 0.1; {AS_IT_IS}"
+
+
+@only_root
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_apt_get_ends_by_itself_when_the_run_is_interrupted(machine: Path, end: signal.Signals) -> None:
+    """SIGHUP comes to all that a terminal runs, and dpkg would die of it."""
+    add_program(machine, "apt-get", f"[ $1 = install ] || exit 0\n{ENDING}")
+    with start(machine, "up", code=IMPATIENT) as program:
+        try:
+            wait_until((machine / "home" / "begun").exists)
+            if end == signal.SIGHUP:
+                os.killpg(program.pid, end)
+            else:
+                program.send_signal(end)
+            program.wait(timeout=30)
+        finally:
+            program.kill()
+    assert program.returncode == 130
+    assert (machine / "home" / "ended").exists()
+
+
+def test_a_program_is_interrupted_with_the_run_and_has_a_while_to_end(machine: Path) -> None:
+    add_program(machine, "tool", ENDING)
+    with start(machine, "30", code=RUNNING) as program:
+        try:
+            wait_until((machine / "home" / "begun").exists)
+            program.send_signal(signal.SIGTERM)
+            program.wait(timeout=30)
+        finally:
+            program.kill()
+    assert (machine / "home" / "ended").exists()
+
+
+@pytest.mark.parametrize(("seconds", "interrupts"), [("0.1", 1), ("600", 2)])
+def test_a_program_that_does_not_end_is_killed_after_a_while_or_at_the_second_interrupt(
+    machine: Path, seconds: str, interrupts: int
+) -> None:
+    add_program(machine, "tool", STUBBORN)
+    begun = machine / "home" / "begun"
+    with start(machine, seconds, code=RUNNING) as program:
+        try:
+            wait_until(lambda: begun.exists() and begun.read_text().endswith("\n"))
+            program.send_signal(signal.SIGTERM)
+            if interrupts == 2:
+                wait_until((machine / "home" / "interrupted").exists)
+                program.send_signal(signal.SIGTERM)
+            program.wait(timeout=30)
+        finally:
+            program.kill()
+    tool = Path("/proc", begun.read_text().strip())
+    wait_until(lambda: not tool.exists() or "State:\tZ" in (tool / "status").read_text())
 
 
 @needs_mounts
