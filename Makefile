@@ -76,4 +76,4 @@ demo: venv ## Ingest a real document, fail in part, retry only what failed
 
 clean: ## Stop the cluster and remove what was installed here
 	@if [ -x $(UV) ]; then CLUSTER=kind $(RUN) python -m local_cluster down || true; fi
-	@rm -rf .make .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .make .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
+GITIGNORE = MAKEFILE.with_name(".gitignore")
 
 
 @pytest.fixture
@@ -38,6 +39,15 @@ def make(checkout: Path, *arguments: str, **variables: str) -> str:
 def test_uv_chooses_a_python_that_fits_unless_one_is_named(checkout: Path) -> None:
     assert "uv sync --frozen" in make(checkout, "venv")
     assert "uv sync --python /usr/bin/python3.12 --frozen" in make(checkout, "venv", "PYTHON=/usr/bin/python3.12")
+
+
+def test_clean_removes_each_cache_that_the_tools_of_the_checkout_keep(checkout: Path) -> None:
+    caches = [checkout / name for name in re.findall(r"^\.\w+_cache/$", GITIGNORE.read_text(), re.MULTILINE)]
+    assert len(caches) >= 4
+    for cache in caches:
+        (cache / "of-a-version").mkdir(parents=True)
+    make(checkout, "clean")
+    assert [cache for cache in caches if cache.exists()] == []
 
 
 def test_clean_takes_our_cluster_down_whatever_cluster_is_used_otherwise(checkout: Path) -> None:
