@@ -31,7 +31,13 @@ def building(*, folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    # Not what is mounted in it: that may be the machine's own.
+    # What is mounted in it may be the machine's own, so it is not emptied but taken away; and once it is private, that
+    # is not passed on to where else it is mounted.
+    mounted = [point for point in host.mount_points() if point.is_relative_to(folder.resolve())]
+    for point in mounted:
+        succeeds(["mount", "--make-private", point])
+    for point in sorted(mounted, reverse=True):
+        succeeds(["umount", "--lazy", point])
     succeeds(["rm", "--recursive", "--force", "--one-file-system", folder])
 
 

@@ -1,6 +1,7 @@
 """What this machine has and allows, and the few things that are installed on it."""
 
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterable
@@ -66,6 +67,16 @@ def hard_limit(kind: int) -> int:
     """
     limit = resource.getrlimit(kind)[1]
     return CEILING if limit == resource.RLIM_INFINITY else min(limit, CEILING)
+
+
+def mount_points() -> list[Path]:
+    """Where file systems are mounted, as often as they are.
+
+    Source: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html (the fifth field; some bytes are in octal).
+    """
+    fields = [line.split(b" ")[4] for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n") if line]
+    octal = re.compile(rb"\\([0-7]{3})")
+    return [Path(os.fsdecode(octal.sub(lambda found: bytes([int(found[1], 8)]), field))) for field in fields]
 
 
 def _has(program: str) -> bool:

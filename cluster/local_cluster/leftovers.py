@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from local_cluster import host
 from local_cluster.commands import run, succeeds
 from local_cluster.engine import Engine
 
@@ -55,8 +56,7 @@ def _objects(engine: Engine) -> Iterator[str]:
 
 
 def _mounts() -> Iterator[str]:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        yield f"mount {line.split()[4]}"
+    yield from (f"mount {point}" for point in host.mount_points())
 
 
 def _interfaces() -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ingestion_demo import documents
-from local_cluster import binaries, debian, engine, leftovers
+from local_cluster import binaries, debian, engine, host, leftovers
 from local_cluster.commands import run
 from local_cluster.go import run_go
 from local_cluster.kind import DEFAULT_NAME, Kind, remove_left, temporary_name
@@ -512,24 +512,30 @@ def test_a_program_that_does_not_end_is_killed_after_a_while_or_at_the_second_in
 
 @needs_mounts
 def test_a_folder_that_was_built_in_goes_without_what_is_mounted_in_it(tmp_path: Path) -> None:
-    """Such as the machine's own /dev."""
-    machines = tmp_path / "machines"
-    subprocess.run(["mkdir", machines], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", machines], check=True)
-    mounted = tmp_path / "build-left" / "root" / "dev"
+    """Such as the machine's own /dev, with what is mounted in that."""
+    machines, built = tmp_path / "machines", tmp_path / "build-left"
+    mounted = built / "root" / "dev of it"
     mounted.mkdir(parents=True)
     (mounted.parent / "half-done").touch()
+    for folder in (machines, machines / "pts"):
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+        subprocess.run(["mount", "--make-shared", folder], check=True)
     (machines / "null").touch()
+    (machines / "pts" / "ptmx").touch()
     try:
-        subprocess.run(["mount", "--bind", machines, mounted], check=True)
+        subprocess.run(["mount", "--rbind", machines, mounted], check=True)
+        assert mounted / "pts" in host.mount_points()
         with debian.building(folder=tmp_path, prefix="build-") as root:
             assert root.parent.name.startswith("build-")
-            assert not (mounted.parent / "half-done").exists()
+            assert not built.exists()
         assert not root.parent.exists()
+        assert not [point for point in host.mount_points() if point.is_relative_to(built)]
         assert (machines / "null").exists()
+        assert (machines / "pts" / "ptmx").exists()
     finally:
-        subprocess.run(["umount", mounted], check=False)
-        subprocess.run(["umount", machines], check=True)
+        subprocess.run(["umount", "--recursive", mounted], check=False)
+        subprocess.run(["umount", "--recursive", machines], check=True)
 
 
 def test_a_made_document_is_not_taken_for_the_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
