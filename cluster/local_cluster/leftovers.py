@@ -47,12 +47,18 @@ def left(*, before: frozenset[str], after: frozenset[str], of: str) -> frozenset
 
 
 def _objects(engine: Engine) -> Iterator[str]:
+    yield from (f"container {name}" for name in _containers(engine))
     for kind, command in (
-        ("container", ["ps", "--all", "--format", "{{.Names}}"]),
         ("network", ["network", "ls", "--format", "{{.Name}}"]),
         ("volume", ["volume", "ls", "--quiet"]),
     ):
         yield from (f"{kind} {name}" for name in engine.run(*command, timeout=60).split())
+
+
+def _containers(engine: Engine) -> list[str]:
+    # Those of image builds, which use the same firewall chains, are external to podman.
+    builds = ["--external"] if engine.name == "podman" else []
+    return engine.run("ps", "--all", *builds, "--format", "{{.Names}}", timeout=60).split()
 
 
 def _mounts() -> Iterator[str]:
@@ -106,8 +112,8 @@ def remove(*, engine: Engine, container: str) -> None:
     if engine.name != "podman":
         return
     thaw()
-    _wait_for_helpers(of=container if _has_containers(engine) else "")
-    if _has_containers(engine):  # asked again: waiting took time
+    _wait_for_helpers(of=container if _containers(engine) else "")
+    if _containers(engine):  # asked again: waiting took time
         return
     for command in ("iptables", "ip6tables"):
         for table in TABLES:
@@ -118,10 +124,6 @@ def remove(*, engine: Engine, container: str) -> None:
     # make it again when they need it.
     if f"mount {NETWORK_NAMESPACES}" in _mounts() and not any(NETWORK_NAMESPACES.iterdir()):
         succeeds(["umount", str(NETWORK_NAMESPACES)])
-
-
-def _has_containers(engine: Engine) -> bool:
-    return bool(engine.run("ps", "--all", "--quiet", timeout=60).strip())
 
 
 def _wait_for_helpers(*, of: str) -> None:

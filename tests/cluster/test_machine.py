@@ -592,3 +592,19 @@ def test_beside_other_containers_a_cluster_is_held_to_what_names_it(gone: set[st
     before, after = frozenset(gone), LEFT_BY_AN_ENGINE | come
     assert leftovers.left(before=before, after=after, of="ours") == set()
     assert leftovers.left(before=before, after=after | {"network kind-ours"}, of="ours") == {"network kind-ours"}
+
+
+@pytest.mark.parametrize("builds", [True, False])
+def test_firewall_chains_of_podman_stay_while_somebody_builds_an_image(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, builds: bool
+) -> None:
+    said = "echo debian-working-container" if builds else ":"
+    add_program(machine, "podman", f'case "$*" in "ps --all --external "*) {said};; esac')
+    for command in ("iptables", "ip6tables"):
+        add_program(machine, command, f": >{machine}/home/firewall")
+    monkeypatch.setenv("PATH", str(machine / "bin"))
+    for place in ("CGROUPS", "NETWORK_NAMESPACES"):
+        monkeypatch.setattr(leftovers, place, machine / "home")
+    monkeypatch.setattr(leftovers, "HELPERS_END_SECONDS", 0)
+    leftovers.remove(engine=engine.Engine(name="podman"), container="ours-control-plane")
+    assert (machine / "home" / "firewall").exists() != builds
