@@ -174,7 +174,7 @@ class Kind:
 
     def _nodes(self, chosen: Engine) -> list[str]:
         """Ids of the containers that `kind delete` would remove, whoever made them."""
-        label = f"label=io.x-k8s.io.kind.cluster={self.name}"
+        label = f"label=io.x-k8s.kind.cluster={self.name}"
         return chosen.run("ps", "--all", "--quiet", "--filter", label, timeout=60).split()
 
     def _create(self, *, chosen: Engine) -> None:

@@ -123,7 +123,7 @@ def add_docker(machine: Path, *more: str) -> None:
 
 A_NODE_IMAGE = (f"'manifest inspect') [ $3 = {NODE_IMAGE} ];;", f"'pull --quiet') [ $3 = {NODE_IMAGE} ];;")
 NODES_OF_KIND = (
-    "'ps --all') [ $5 = label=io.x-k8s.io.kind.cluster=ingestion ] && { [ ! -e $HOME/nodes ] || echo 0123456789ab; };;",
+    "'ps --all') [ $5 = label=io.x-k8s.kind.cluster=ingestion ] && { [ ! -e $HOME/nodes ] || echo 0123456789ab; };;",
     "'network inspect') exit 1;;",
 )
 A_KIND = """echo "$1 $2" >>"$HOME/kind-calls"
