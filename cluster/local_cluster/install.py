@@ -20,7 +20,6 @@ from local_cluster.kind import Kind
 from local_cluster.progress import locked, say, timed
 
 REPOSITORY = paths.CLUSTER_FOLDER.parent
-_IMAGES = REPOSITORY / "images"
 CHART = REPOSITORY / "charts" / "ingestion-operator"
 SOURCES = ("crds", "operator", "api", "worker")
 """Folders whose package, `ingestion_` before its name, goes into the images."""
@@ -58,7 +57,7 @@ def build_images() -> list[str]:
             _build_store(base=images.base_image(), tag=tag)
         else:
             images.build(
-                dockerfile=_IMAGES / "Dockerfile",
+                dockerfile=REPOSITORY / "images" / "Dockerfile",
                 context=REPOSITORY,
                 target=name,
                 tag=tag,
@@ -297,8 +296,9 @@ def _digest(*, name: str, base: str) -> str:
     digest = hashlib.sha256(f"{name} {base} {engine.for_images().name}".encode())
     if name == "store":
         digest.update(repr(binaries.BINARIES["versitygw"]).encode())
-        files = [_IMAGES / "store.Dockerfile"]
-        files += sorted(file for folder in (paths.GO_MODULES, _IMAGES) for file in (folder / "versitygw").iterdir())
+        files = [REPOSITORY / "images" / "store.Dockerfile"]
+        for folder in ("cluster/go/versitygw", "images/versitygw"):
+            files += sorted((REPOSITORY / folder).iterdir())
     else:
         packages = (REPOSITORY / folder / f"ingestion_{folder}" for folder in SOURCES)
         files = [
@@ -318,9 +318,9 @@ def _build_store(*, base: str, tag: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The Go image is for those who can pull it; the program in the cache is made from the same go.sum.
         shutil.copy2(binaries.path(name="versitygw"), folder)
-        shutil.copytree(_IMAGES / "versitygw", Path(folder) / "images" / "versitygw")
+        shutil.copytree(REPOSITORY / "images" / "versitygw", Path(folder) / "images" / "versitygw")
         images.build(
-            dockerfile=_IMAGES / "store.Dockerfile",
+            dockerfile=REPOSITORY / "images" / "store.Dockerfile",
             context=Path(folder),
             tag=tag,
             build_args={"BASE": base, "VERSITYGW": "given"},
