@@ -70,8 +70,9 @@ async def record(stand: Stand, job: IngestionJob) -> Script:
         recorder.sent = []
         memory = Memory()
         memory.shown[job.key] = Kept.of(raw, IngestionJob.model_validate(raw))
-        reconciler = Reconciler(cluster=KubeCluster(recorder), config=stand.config, memory=memory)
-        await reconciler.reconcile(job.key)
+        cluster = KubeCluster(recorder)
+        await Reconciler(cluster=cluster, config=stand.config, memory=memory).reconcile(job.key)
+        await cluster.events.flush()
     return Script(requests=recorder.sent, job=job, last_job=_last_job(job))
 
 

@@ -251,7 +251,7 @@ class Acting:
             return raw, replace(snapshot, answer_refused=True)
         raw, job = kept = Kept.of(raw, IngestionJob.model_validate(raw))
         self._memory.remember(snapshot.job.key, kept)
-        await self._jobs.tell(raw, action.told, now=self._now())
+        self._cluster.events.tell(raw, action.told, now=self._now())
         # A policy may have taken the mark off that the patch has made.
         return raw, replace(snapshot, job=job, answered=action.token)
 

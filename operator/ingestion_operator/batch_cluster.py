@@ -20,6 +20,7 @@ from ingestion_crds.kube import (
 )
 
 from ingestion_operator.custom_resources import CustomResources
+from ingestion_operator.event_recorder import EventRecorder
 
 PAGE: Final = 20
 """Batches in one answer at most: each may have half a megabyte."""
@@ -34,7 +35,8 @@ class BatchCluster:
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
-        self.batches = CustomResources(client, kind=names.BATCH_KIND, path=batch_path)
+        self.batches = CustomResources(client, path=batch_path)
+        self.events = EventRecorder(client, kind=names.BATCH_KIND)
 
     async def list_batches(self) -> AsyncIterator[JsonObject]:
         """Yield all IngestionBatches, read page by page; none where their CRD is not there."""

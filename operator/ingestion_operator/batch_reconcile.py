@@ -173,7 +173,7 @@ class BatchReconciler:
         pace.resource_versions.append(metadata.resource_version)
         if decided.status.documents is not None and batch.status.phase is not decided.status.phase:
             log.info("%s", decided.status.phase.value, extra={"job": batch.key})
-        await self._batches.tell(raw, decided.events, now=self._now())
+        self._cluster.events.tell(raw, decided.events, now=self._now())
         # Read back as it is stored: a policy may have changed it.
         return raw, batch.changed(metadata=metadata, status=BatchStatus.model_validate(raw.get("status", {})))
 
@@ -246,7 +246,7 @@ class BatchReconciler:
             return
         pace.answered = action.token
         pace.stirred = True
-        await self._batches.tell(raw, action.told, now=self._now())
+        self._cluster.events.tell(raw, action.told, now=self._now())
 
     async def _delete(self, action: DeleteBatch, batch: IngestionBatch) -> None:
         try:

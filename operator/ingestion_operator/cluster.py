@@ -13,6 +13,7 @@ from ingestion_crds.job import ChildUid
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, child_path, core_path, find, ingestion_path
 
 from ingestion_operator.custom_resources import CustomResources, delete
+from ingestion_operator.event_recorder import EventRecorder
 from ingestion_operator.obstacles import LONGEST_MESSAGE
 
 # A page of 500 has some 3.5 MB. What is not among so many is said to be unknown.
@@ -42,7 +43,8 @@ class KubeCluster:
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
-        self.ingestion_jobs = CustomResources(client, kind=names.KIND, path=ingestion_path)
+        self.ingestion_jobs = CustomResources(client, path=ingestion_path)
+        self.events = EventRecorder(client, kind=names.KIND)
 
     async def list_ingestion_jobs(self) -> AsyncIterator[JsonObject]:
         """Yield all IngestionJobs, read page by page."""

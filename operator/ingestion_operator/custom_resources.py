@@ -1,20 +1,14 @@
-"""The custom resources themselves: what is written to IngestionJobs and IngestionBatches alike, and said of them."""
+"""The custom resources themselves: what is written to IngestionJobs and IngestionBatches alike."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from datetime import datetime
 
 from ingestion_crds import JsonObject
-from ingestion_crds import constants as names
-from ingestion_crds.job import format_time
-from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, core_path, find
+from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, find
 
 from ingestion_operator import metrics
-from ingestion_operator.actions import AnswerAnnotation, Event
-
-log = logging.getLogger(__name__)
+from ingestion_operator.actions import AnswerAnnotation
 
 
 class ConflictError(Exception):
@@ -24,17 +18,15 @@ class ConflictError(Exception):
 class CustomResources:
     """The IngestionJobs, or the IngestionBatches, of an API server.
 
-    Every method but `tell` raises `ApiError` when the API server refuses a request, fails, or cannot be reached.
+    Every method raises `ApiError` when the API server refuses a request, fails, or cannot be reached.
 
     Args:
         client: the connection.
-        kind: of the resources.
         path: of them: `ingestion_path` or `batch_path`.
     """
 
-    def __init__(self, client: KubeClient, *, kind: str, path: Callable[..., str]) -> None:
+    def __init__(self, client: KubeClient, *, path: Callable[..., str]) -> None:
         self._client = client
-        self._kind = kind
         self._path = path
 
     async def find(self, *, namespace: str, name: str) -> JsonObject | None:
@@ -99,40 +91,6 @@ class CustomResources:
             ApiError: `conflict` when there is one of that name with another UID.
         """
         await delete(self._client, self._path(namespace, name), uid)
-
-    async def tell(self, raw: JsonObject, events: tuple[Event, ...], *, now: datetime) -> None:
-        """Create Events. They are for people: one that cannot be sent is logged, and holds nothing up.
-
-        Args:
-            raw: the resource that they are about.
-            events: in order. Of a message, what goes beyond 1,000 characters is cut off.
-            now: the time.
-        """
-        metadata = raw["metadata"]
-        for event in events:
-            fields = {"job": f"{metadata['namespace']}/{metadata['name']}", "reason": event.reason.value}
-            log.log(logging.WARNING if event.warning else logging.INFO, event.message, extra=fields)
-            body = {
-                "metadata": {"generateName": f"{metadata['name'][:200]}.", "namespace": metadata["namespace"]},
-                "involvedObject": {
-                    "apiVersion": names.API_VERSION,
-                    "kind": self._kind,
-                    "namespace": metadata["namespace"],
-                    "name": metadata["name"],
-                    "uid": metadata["uid"],
-                },
-                "type": "Warning" if event.warning else "Normal",
-                "reason": event.reason.value,
-                "message": event.message[:1000],
-                "source": {"component": names.MANAGED_BY},
-                "firstTimestamp": format_time(now),
-                "lastTimestamp": format_time(now),
-                "count": 1,
-            }
-            try:
-                await self._client.request("POST", core_path("events", metadata["namespace"]), body=body)
-            except ApiError as error:
-                log.warning("event not sent: %s", error, extra=fields)
 
 
 def raise_conflict(error: ApiError) -> None:

@@ -146,6 +146,7 @@ class Operator:
     async def stop(self) -> None:
         """Stop everything; what is half done is continued at the next start."""
         await self._end([*self._watch, *self._election, *self._work])
+        await asyncio.gather(self._cluster.events.flush(), self._batch_cluster.events.flush())
         if self._leadership is not None:
             await self._leadership.release()
             await self._leadership.close()
@@ -201,6 +202,8 @@ class Operator:
             self._start(self.queue.work(self._handle, workers=WORKERS), "work"),
             self._start(self.batch_queue.work(self._handle_batch, workers=_BATCH_WORKERS), "work on batches"),
             self._start(self._resync(), "resync"),
+            self._start(self._cluster.events.send(), "send Events"),
+            self._start(self._batch_cluster.events.send(), "send Events of batches"),
         ]
 
     async def _lead(self, leadership: Leadership) -> None:

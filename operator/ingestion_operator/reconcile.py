@@ -194,7 +194,7 @@ class Reconciler:
             if self._is_due(key) or not _only_removes_left_pods(decided, job):
                 for action in decided.actions:
                     raw, snapshot = await self._acting.apply(action, raw, snapshot)
-            await self._jobs.tell(raw, decided.events, now=self._now())
+            self._cluster.events.tell(raw, decided.events, now=self._now())
             if settled(snapshot.job):
                 return self._memory.forget(key)
             if _only_pods_are_left(decided.actions, snapshot.tidied):
@@ -400,7 +400,7 @@ class Reconciler:
             written = IngestionJob.model_validate(raw)
         raw, _ = kept = Kept.of(raw, written)
         self._memory.remember(key, kept)
-        await self._jobs.tell(raw, tuple(_transitions(job.status, decided.status)), now=self._now())
+        self._cluster.events.tell(raw, tuple(_transitions(job.status, decided.status)), now=self._now())
         return kept, None
 
 

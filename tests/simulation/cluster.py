@@ -104,6 +104,9 @@ class SimulatedClient:
         self._cluster.calls.append(call)
         return await answer
 
+    async def close(self) -> None:
+        """Do nothing: there are no connections."""
+
 
 @dataclass(slots=True)
 class RunningOperator:
@@ -306,6 +309,17 @@ class SimulatedCluster:
             return self.api.request(call.method, call.path, by=call.by, **call.arguments)
         except ApiError as error:
             return error
+
+    def hold_answer(self, call: Call) -> Callable[[], None]:
+        """Let the API server do what a request asks, and keep the answer back; return what lets it arrive."""
+        self.calls.remove(call)
+        result = self.commit(call)
+
+        def arrive() -> None:
+            self._answer(call, result)
+            self.loop.run_until_idle()
+
+        return arrive
 
     def arrive(self, call: Call) -> None:
         """Let a request arrive that nobody waits for any more."""

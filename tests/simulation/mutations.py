@@ -40,6 +40,7 @@ SUITES: Final = {
         "tests/simulation/test_retries.py",
         "tests/simulation/test_batches.py",
         "tests/simulation/test_batch_looks.py",
+        "tests/simulation/test_events.py",
         "tests/pure",
         "tests/simulation/test_every_write.py",
         "tests/simulation/test_convergence.py",
@@ -880,6 +881,17 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
             (
                 "        return self._share(key).starting * sum(share.starting > 0 for",
                 "        return sum(share.starting for",
+            ),
+        ),
+    ),
+    Mutation(
+        name="an operator that is stopped sends no Events that wait",
+        part="operator",
+        file="main.py",
+        changes=(
+            (
+                "        await asyncio.gather(self._cluster.events.flush(), self._batch_cluster.events.flush())\n",
+                "",
             ),
         ),
     ),

@@ -144,17 +144,21 @@ def lists_jobs(call: Call) -> bool:
 
 
 def test_a_retry_that_is_asked_for_while_a_look_ends_an_attempt_begins(cluster: SimulatedCluster) -> None:
-    def tells_of_the_end(call: Call) -> bool:
-        return call.tells and call.arguments["body"]["reason"] == "DocumentsFailed"
+    def ends(call: Call) -> bool:
+        status_of_the_batch = f"{batch_path(NAMESPACE, 'manuals')}/status"
+        return call.path == status_of_the_batch and "completionTime" in call.arguments["body"]["status"]
 
     cluster.kubelet.missing = {"Manual 0"}
     cluster.start_operator()
     create(cluster)
-    until(cluster, lambda: any(map(tells_of_the_end, cluster.calls)), held=tells_of_the_end)
+    until(cluster, lambda: any(map(ends, cluster.calls)), held=ends)
+    [call] = filter(ends, cluster.calls)
+    answer = cluster.hold_answer(call)
     cluster.kubelet.missing.clear()
     cluster.pass_time(5)
     patch(cluster, retryGeneration=1)
-    cluster.settle_down(held=tells_of_the_end)
+    cluster.settle_down()
+    answer()
     until(cluster, ended(cluster, "completed", 1))
 
 
@@ -169,13 +173,11 @@ def test_a_batch_that_is_made_again_while_a_look_finds_it_gone_begins(cluster: S
     until(cluster, lambda: any(map(finds, cluster.calls)), held=finds)
     cluster.api.request("DELETE", path, body={})
     [call] = filter(finds, cluster.calls)
-    answer = cluster.commit(call)
+    answer = cluster.hold_answer(call)
     cluster.pass_time(5)
     create(cluster)
     cluster.settle_down(held=finds)
-    cluster.calls.remove(call)
-    cluster._answer(call, answer)
-    cluster.loop.run_until_idle()
+    answer()
     until(cluster, ended(cluster, "completed"))
 
 

@@ -118,8 +118,7 @@ def test_a_reason_that_no_longer_holds_is_not_written(
         cluster.pass_time(1.0)
         cluster.settle_down(held=asks)
     (call,) = filter(asks, cluster.calls)
-    cluster.calls.remove(call)
-    answer = cluster.commit(call)
+    answer = cluster.hold_answer(call)
     cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
     for pod in cluster.api.all("pods"):
         if pod["status"]["phase"] == "Pending":
@@ -127,7 +126,7 @@ def test_a_reason_that_no_longer_holds_is_not_written(
     while not has_pods(cluster, ready=SEGMENTS):
         cluster.settle_down()
         cluster.pass_time(1.0)
-    cluster._answer(call, answer)
+    answer()
     cluster.pass_time(0.1)
     cluster.settle_down()
     assert stalled(cluster)["status"] == "False"
@@ -185,13 +184,12 @@ def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
         cluster.pass_time(1.0)
         cluster.settle_down(held=is_list)
     (call,) = (call for call in cluster.calls if is_list(call))
-    answer = cluster.commit(call)
+    answer = cluster.hold_answer(call)
     cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
     cluster.pass_time(2.0)
     cluster.settle_down(held=is_list)
-    cluster.calls.remove(call)
-    cluster._answer(call, answer)
+    answer()
     cluster.pass_time(20.0)
     cluster.settle_down(held=is_list)
     assert KEY in only.operator.memory.open

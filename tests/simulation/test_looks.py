@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -280,17 +281,18 @@ def test_a_restart_costs_jobs_at_rest_no_request(cluster: SimulatedCluster, monk
     assert not [call for call in sent if call.by != "controllers"], sent
 
 
-def tells_the_end(cluster: SimulatedCluster, *, phase: str) -> Call:
-    """Let a job run until it has ended, and an event for people is still to be sent; return that request."""
+def record_the_end(cluster: SimulatedCluster, *, phase: str) -> Callable[[], None]:
+    """Let a job run until its end is recorded, and the operator does not know yet; return what tells it."""
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
 
     def ends(call: Call) -> bool:
-        return call.tells and live(cluster)["status"]["phase"] == phase
+        return call.path == f"{PATH}/status" and call.arguments["body"]["status"].get("phase") == phase
 
     while not any(map(ends, cluster.calls)):
         cluster.settle_down(held=ends)
         cluster.pass_time(0.1)
-    return next(filter(ends, cluster.calls))
+    [call] = filter(ends, cluster.calls)
+    return cluster.hold_answer(call)
 
 
 def test_changes_of_a_settled_jobs_jobs_cost_no_request(
@@ -298,8 +300,10 @@ def test_changes_of_a_settled_jobs_jobs_cost_no_request(
 ) -> None:
     """The watch shows its last write before it is known to be settled."""
     cluster.start_operator()
-    tells_the_end(cluster, phase="completed")
+    answer = record_the_end(cluster, phase="completed")
     sent = note_calls(cluster, monkeypatch)
+    cluster.settle_down()
+    answer()
     cluster.settle_down()
     for job in cluster.api.all("jobs"):
         cluster.api.request("DELETE", child_path(NAMESPACE, job["metadata"]["name"]), body={})
@@ -313,11 +317,11 @@ def test_a_retry_that_is_asked_for_while_the_job_is_found_settled_begins_at_once
     """Invariant 5: its event comes before the look that completed the job is over."""
     cluster.verdicts[Stage.SEGMENTS, 0] = Verdict(code="EmbeddingRejected")
     only = cluster.start_operator()
-    told = tells_the_end(cluster, phase="partial_failure")
+    answer = record_the_end(cluster, phase="partial_failure")
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)
     while cluster.undelivered(only, INGESTION_JOBS) is not None:
         cluster.deliver(only, INGESTION_JOBS)
-    cluster.settle(told)
+    answer()
     assert cluster.pass_until(lambda: len(live(cluster)["status"]["attempts"]) == 2, seconds=1)
 
 
