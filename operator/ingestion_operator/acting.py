@@ -119,6 +119,7 @@ class Acting:
                 created = await self._cluster.get_child(namespace=namespace, name=name)
         except ApiError as error:
             return self._rejected(snapshot, name, error)
+        pace.diagnosed = now  # that it has no pods yet is no wonder
         return replace(snapshot, children=(*snapshot.children, read_child(created)), rejection=rejection)
 
     async def _restore_config_map(self, action: RestoreConfigMap, snapshot: Snapshot) -> Snapshot:

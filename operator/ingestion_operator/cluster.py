@@ -18,7 +18,7 @@ from ingestion_operator.obstacles import LONGEST_MESSAGE
 
 # A page of 500 has some 3.5 MB. What is not among so many is said to be unknown.
 _MOST_PODS: Final = 2_000
-# Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB.
+# Of the pods that wait: the first that has a reason speaks for all, and each is 7 KB. A Job of one index has no more.
 _SOME_PODS: Final = 5
 _CONTROLLER_UID: Final = names.LABEL_CONTROLLER_UID
 # Anybody may write an Event, and fill it: no UID of the API server's is longer. What goes beyond the other two is not
@@ -147,12 +147,12 @@ class KubeCluster:
     async def list_pods(
         self, *, namespace: str, child_uid: ChildUid, failed_only: bool, take: Callable[[list[JsonObject]], None]
     ) -> bool:
-        """Hand out a Job's pods page by page, so that not all are in memory at once.
+        """Hand out a Job's pods page by page, so that not all are in memory at once: of segments many may have failed.
 
         Args:
             namespace: the Job's.
             child_uid: the Job's.
-            failed_only: only pods that have failed.
+            failed_only: only pods that have failed; else all, of a Job of one index, which are few.
             take: is given each page.
 
         Returns:
@@ -161,8 +161,8 @@ class KubeCluster:
         query = {"labelSelector": f"{_CONTROLLER_UID}={child_uid}"}
         if failed_only:
             query["fieldSelector"] = "status.phase=Failed"
-        taken = 0
-        async for pods, metadata in pages(self._client, core_path("pods", namespace), query=query):
+        most, taken = PAGE if failed_only else _SOME_PODS, 0
+        async for pods, metadata in pages(self._client, core_path("pods", namespace), query=query, most=most):
             take(pods)
             taken += len(pods)
             if taken >= _MOST_PODS and metadata.get("continue"):

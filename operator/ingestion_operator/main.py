@@ -65,7 +65,7 @@ _PROBE_SECONDS: Final = 5.0
 _FINALIZER: Final = f"{names.GROUP}/unused"
 _INGESTION_JOBS: Final = (names.GROUP, names.VERSION, names.PLURAL)
 # JSON has no cycles: at Python's own thresholds a tenth of the processor time goes into searching it for them.
-_GARBAGE_THRESHOLDS: Final = (50_000, 10, 20)
+GARBAGE_THRESHOLDS: Final = (50_000, 10, 20)
 
 log = logging.getLogger("ingestion_operator")
 
@@ -465,7 +465,7 @@ def main() -> None:
         log.error("%s", error)
         raise SystemExit(2) from error
     gc.freeze()
-    gc.set_threshold(*_GARBAGE_THRESHOLDS)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     # In a loop that is given to it, kopf leaves watches that are half closed alone; asyncio complains of them.
     loop = uvloop.new_event_loop()
     kopf.run(registry=registry_for(config, lease), clusterwide=True, standalone=True, loop=loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -40,7 +41,7 @@ from ingestion_operator.results import Results
 from ingestion_operator.summary import only_counts_changed, only_observations_changed
 
 _ROUNDS: Final = 12
-# Pages of 500 pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
+# Pages of 500 failed pods that are in memory at the same time, some 17 MB each: many large Jobs may end at once.
 _HARVESTS: Final = 4
 
 
@@ -334,7 +335,7 @@ class Reconciler:
         if wants_harvest(snapshot.job, child) and snapshot.harvest is None:
             results, failed_only = Results(), record.stage is Stage.SEGMENTS
             try:
-                async with self._harvests:
+                async with self._harvests if failed_only else nullcontext():
                     more = await self._cluster.list_pods(
                         namespace=namespace, child_uid=child.uid, failed_only=failed_only, take=results.take
                     )

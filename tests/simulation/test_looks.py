@@ -10,6 +10,7 @@ from itertools import pairwise
 import ingestion_operator.main
 import ingestion_operator.memory
 import ingestion_operator.pace
+import ingestion_operator.reconcile
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
@@ -686,3 +687,35 @@ def test_of_all_ingestion_jobs_no_more_is_kept_than_there_is_room_for(
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=body)
     cluster.pass_until(lambda: False, seconds=500)
     assert kept() == ["later", *small], "what the others took is free again"
+
+
+def test_a_stage_that_begins_long_after_the_attempt_is_not_asked_at_once_why_it_has_no_pods(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a thousand jobs end, each such list would be one more to wait for."""
+    start(cluster, seconds=300)
+    cluster.verdicts.clear()
+    sent = note_calls(cluster, monkeypatch)
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "completed", seconds=60)
+    lists = [call for call in sent if call.by != "controllers" and call.method == "GET"]
+    asked = [call.arguments["query"].get("fieldSelector") for call in lists if call.path.endswith(("pods", "events"))]
+    assert asked == [None]  # what the pods of the publishing Job have said
+
+
+def test_ends_of_jobs_of_one_index_do_not_wait_for_each_other(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of failed segments do, as they are large."""
+    monkeypatch.setattr(ingestion_operator.reconcile, "_HARVESTS", 1)
+    cluster.single = True
+    for name in ("handbook", "other"):
+        cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(name=name))
+    cluster.start_operator()
+
+    def harvests(call: Call) -> bool:
+        return call.path == core_path("pods", NAMESPACE) and "fieldSelector" not in call.arguments["query"]
+
+    for _ in range(100):
+        cluster.settle_down(held=harvests)
+        cluster.pass_time(0.1)
+    assert len([*filter(harvests, cluster.calls)]) == 2
