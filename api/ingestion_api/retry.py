@@ -21,7 +21,7 @@ from ingestion_crds.constants import (
     Trigger,
 )
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient
-from ingestion_crds.retry import Retryable, why_not, wrong_phase
+from ingestion_crds.retry import Retryable, origin, why_not, wrong_phase
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ingestion_api.auth import Principal
@@ -159,8 +159,8 @@ class Retries:
             kept = [*kept_keys(job), KeptKey(key=key, generation=write.generation)][-MAX_IDEMPOTENCY_KEYS:]
             annotations[ANNOTATION_IDEMPOTENCY_KEYS] = json.dumps([entry.model_dump() for entry in kept])
         if write.bump:
-            annotations[ANNOTATION_RETRY_ORIGIN] = json.dumps(
-                {"generation": write.generation, "trigger": Trigger.REST.value, "requestedBy": f"key:{caller.key_id}"}
+            annotations[ANNOTATION_RETRY_ORIGIN] = origin(
+                generation=write.generation, trigger=Trigger.REST, requested_by=f"key:{caller.key_id}"
             )
             body["spec"] = {"retryGeneration": write.generation}
             if not isinstance(job, IngestionBatch):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Final
 
-from ingestion_crds import JsonObject
+from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
+from ingestion_crds.constants import Trigger
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, ingestion_path
 from ingestion_operator.actions import CreateChild
@@ -39,7 +39,7 @@ def bare_child(stand: Stand, job: IngestionJob) -> CreateChild:
 def retry_patch(live: JsonObject) -> JsonObject:
     """Return what the API sends for a retry of a job as it is now."""
     generation = live["spec"]["retryGeneration"] + 1
-    origin = json.dumps({"generation": generation, "trigger": "REST", "requestedBy": "key:abcdefghij"})
+    origin = retry.origin(generation=generation, trigger=Trigger.REST, requested_by="key:abcdefghij")
     return {
         "metadata": {
             "resourceVersion": live["metadata"]["resourceVersion"],

@@ -8,13 +8,12 @@ Source: https://kubernetes.io/docs/reference/using-api/api-concepts/#receiving-r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ingestion_crds import JsonObject
+from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
 from ingestion_crds.batch import IngestionBatch, document_job_name
 from ingestion_crds.constants import Phase, Trigger
@@ -167,7 +166,7 @@ def retry_patch(batch: IngestionBatch, job: DocumentJob) -> JsonObject:
     it was sent twice, or arrives late, it changes nothing more. One that is suspended by itself stays so.
     """
     generation = job.generation + 1
-    origin = json.dumps({"generation": generation, "trigger": Trigger.BATCH.value})
+    origin = retry.origin(generation=generation, trigger=Trigger.BATCH)
     return {
         "metadata": {"annotations": {names.ANNOTATION_RETRY_ORIGIN: origin}},
         "spec": {

@@ -12,7 +12,6 @@ changes nothing. How an attempt goes:
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from ingestion_crds.job import (
     Version,
     version_id_of,
 )
+from ingestion_crds.retry import read_origin
 
 from ingestion_operator import summary
 from ingestion_operator.actions import (
@@ -298,14 +298,8 @@ def _begin(draft: _Draft) -> None:
 def _origin(job: IngestionJob, *, first: bool) -> tuple[Trigger, str | None]:
     if first:
         return Trigger.INITIAL, None
-    try:
-        origin = json.loads(job.metadata.annotations.get(names.ANNOTATION_RETRY_ORIGIN, "{}"))
-        if origin.get("generation") == job.spec.retry_generation:
-            by = origin.get("requestedBy")
-            return Trigger(origin.get("trigger")), shorten(by, limit=128) if isinstance(by, str) else None
-    except (ValueError, AttributeError, RecursionError):
-        pass  # somebody else has written the annotation, and the retry is a retry all the same
-    return Trigger.PATCH, None
+    trigger, requested_by = read_origin(job)
+    return trigger, None if requested_by is None else shorten(requested_by, limit=128)
 
 
 def _stage_to_resume(status: Status) -> Stage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from ingestion_crds import JsonObject, retry
@@ -52,7 +51,7 @@ def answer(job: Retryable, token: str) -> AnswerAnnotation:
         told = Event(reason=Reason.RETRY_REFUSED, message=f"Retry refused: {why_not}", warning=True)
         return AnswerAnnotation(token=token, operations=(mark,), told=(told,))
     generation = job.spec.retry_generation + 1
-    origin = json.dumps({"generation": generation, "trigger": Trigger.ANNOTATION.value})
+    origin = retry.origin(generation=generation, trigger=Trigger.ANNOTATION)
     operations: list[JsonObject] = [
         mark,
         {"op": "add", "path": _annotation_path(names.ANNOTATION_RETRY_ORIGIN), "value": origin},
