@@ -345,7 +345,7 @@ def _known_stage(value: Any) -> Any:
 
 
 ToldStage = Annotated[Stage, BeforeValidator(_known_stage)]
-"""A stage that is told, and by which nothing is decided."""
+"""A stage that is told: what is done next is decided by the records of the attempt's Jobs."""
 
 
 class NotRead(Model):

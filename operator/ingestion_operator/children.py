@@ -125,6 +125,11 @@ class Dispatch:
         """How many indexes the Job has: one for each segment, or one for the stage."""
         return len(self.segments) if self.stage is Stage.SEGMENTS else 1
 
+    @property
+    def parallelism(self) -> int:
+        """How many pods run at the same time at most."""
+        return min(self.job.spec.parallelism, self.completions)
+
     @cached_property
     def file(self) -> str:
         """The attempt's file, which the ConfigMap carries."""
@@ -159,7 +164,7 @@ def build_child(dispatch: Dispatch) -> JsonObject:
     child_spec: JsonObject = {
         "completionMode": "Indexed",
         "completions": dispatch.completions,
-        "parallelism": min(spec.parallelism, dispatch.completions),
+        "parallelism": dispatch.parallelism,
         "backoffLimitPerIndex": spec.segment_backoff_limit,
         "activeDeadlineSeconds": dispatch.deadline_seconds,
         "podReplacementPolicy": "Failed",

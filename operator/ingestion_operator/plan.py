@@ -178,6 +178,11 @@ class _Draft:
         return self.status.attempts[-1]
 
     @property
+    def record(self) -> AttemptJob:
+        """The last Job of that attempt, as it is recorded; there is one while a stage runs."""
+        return self.attempt.jobs[-1]
+
+    @property
     def segments(self) -> Segments:
         """The counts; they are there from `_begin` on."""
         assert self.status.segments is not None
@@ -555,14 +560,14 @@ def _steer(draft: _Draft, child: ChildJob) -> None:
         if not child.cancelled:
             wish["activeDeadlineSeconds"] = 0
     else:
-        parallelism, deadline = _parallelism(draft), _deadline(draft)
+        wanted = _dispatch_of(draft, draft.record.stage)
         suspended_by_us = child.suspended and not child.let_go
         if suspended_by_us != job.spec.suspend and not child.queue:
             wish["suspend"] = job.spec.suspend
-        if child.parallelism != parallelism and (child.suspended or not child.takes_fewer):
-            wish["parallelism"] = parallelism
-        if child.deadline_seconds != deadline:
-            wish["activeDeadlineSeconds"] = deadline
+        if child.parallelism != wanted.parallelism and (child.suspended or not child.takes_fewer):
+            wish["parallelism"] = wanted.parallelism
+        if child.deadline_seconds != wanted.deadline_seconds:
+            wish["activeDeadlineSeconds"] = wanted.deadline_seconds
         if child.suspended and child.queue:
             text = f"waiting for the queue {child.queue} to admit the Job {child.name}"
             draft.held = Waiting(reason=Reason.WAITING, message=text)
@@ -620,8 +625,7 @@ def _patch(child: ChildJob, key: str, value: Any) -> PatchChild:
 
 def _restore_config_map(draft: _Draft) -> None:
     """Make the running stage's ConfigMap again, if it comes out as it was recorded."""
-    record = current(draft.job)
-    assert record is not None
+    record = draft.record
     dispatch = _dispatch_of(draft, record.stage)
     if dispatch.digest == record.map_digest:
         draft.actions.append(RestoreConfigMap(config_map=build_config_map(dispatch)))
@@ -629,14 +633,9 @@ def _restore_config_map(draft: _Draft) -> None:
     draft.block(Reason.POD_PENDING, f"the ConfigMap {record.name} is gone: cancel the attempt, then retry")
 
 
-def _parallelism(draft: _Draft) -> int:
-    completions = len(_dispatched(draft)) if draft.status.stage is Stage.SEGMENTS else 1
-    return min(draft.snapshot.job.spec.parallelism, completions)
-
-
 def _count(draft: _Draft, child: ChildJob) -> None:
     segments, version = draft.segments, draft.status.version
-    if draft.status.stage is Stage.SEGMENTS:
+    if draft.record.stage is Stage.SEGMENTS:
         done = len(IndexSet.parse(segments.completed)) + child.succeeded
         draft.set(segments=segments.changed(completed_count=done, failed_count=len(child.failed)))
     if version is not None and version.state is VersionState.PENDING and child.active > 0:
@@ -654,7 +653,7 @@ def _harvest(draft: _Draft, child: ChildJob) -> None:
         return
     draft.set_record(start_time=child.start_time, completion_time=child.completion_time or draft.now)
     harvest = draft.snapshot.harvest or {}
-    record = draft.status.attempts[-1].jobs[-1]
+    record = draft.record
     match record.stage:
         case Stage.PREPARE:
             _harvest_prepare(draft, child, harvest.get(0))
@@ -668,8 +667,7 @@ def _harvest(draft: _Draft, child: ChildJob) -> None:
 
 def _end_lost(draft: _Draft) -> None:
     """The recorded Job is gone, and what it did was not recorded: the attempt ends, a retry finds the outputs."""
-    attempt = draft.attempt
-    record = attempt.jobs[-1]
+    record = draft.record
     draft.set_record(completion_time=draft.now)
     draft.actions.append(DeleteConfigMap(name=record.name))
     lost = failed("JobLost", f"the Job {record.name} was deleted before it was finished")
@@ -752,7 +750,7 @@ def _is_what_runs(draft: _Draft, dispatched: IndexSet) -> bool:
 
     While an attempt runs the CRD lets nobody change that, unless somebody has written into its status that it is over.
     """
-    attempt, record = draft.attempt, draft.attempt.jobs[-1]
+    attempt, record = draft.attempt, draft.record
     if len(dispatched) != attempt.segments:
         return False
     unchanged = draft.snapshot.job.spec.retry_generation == attempt.generation

@@ -312,6 +312,17 @@ def says(world: World) -> str:
     return f"{stalled.reason.value}: {stalled.message}" if stalled.status == "True" else ""
 
 
+def test_a_running_job_is_counted_and_steered_by_its_record_and_not_by_the_stage_that_is_told() -> None:
+    """A release that knows more stages may have told of one of them, which reads as the last."""
+    world, child = segments_run()
+    world.job = world.job.changed(status=world.job.status.changed(stage=Stage.PUBLISH))
+    runs = replace(child, active=4, ready=4, succeeded=2)
+    decided = plan(Snapshot(job=world.job, config=CONFIG, children=(runs,)), now=world.now)
+    assert decided.status.segments is not None
+    assert decided.status.segments.completed_count == 2
+    assert not decided.actions
+
+
 def test_the_deadline_is_what_the_stages_before_have_left() -> None:
     world = World(activeDeadlineSeconds=100)
     world.rest()

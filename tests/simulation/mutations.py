@@ -587,7 +587,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="a running Job keeps the deadline that it was made with",
         file="plan.py",
-        changes=(("        if child.deadline_seconds != deadline:\n", "        if False:\n"),),
+        changes=(("        if child.deadline_seconds != wanted.deadline_seconds:\n", "        if False:\n"),),
     ),
     Mutation(
         name="a Job that is resumed has the time that it had before",
