@@ -29,7 +29,7 @@ from ingestion_crds.job import MAX_CODES, Condition
 from ingestion_operator.actions import Event
 from ingestion_operator.batch_actions import BatchAction, CreateDocumentJob, DeleteBatch, PatchDocumentJob
 from ingestion_operator.document_jobs import DocumentJob, build, name_of, retry_patch
-from ingestion_operator.obstacles import Waiting, no_store
+from ingestion_operator.obstacles import OBSTACLES, Waiting, no_store
 from ingestion_operator.results import shorten
 from ingestion_operator.retry_requests import answer, token_of, unanswered
 from ingestion_operator.summary import condition
@@ -45,20 +45,12 @@ _MOST_STOPS: Final = 100
 _LOST: Final[tuple[Code | str, str]] = ("JobLost", "its IngestionJob was deleted; a retry of the batch makes it again")
 _NEVER_MADE: Final[tuple[Code | str, str]] = ("Cancelled", "the batch was cancelled before its IngestionJob was made")
 # Why a job waits for a person, or for room.
-_OBSTACLES: Final = frozenset(
-    {
-        Reason.NO_STORE,
-        Reason.UNKNOWN_PROVIDER,
-        Reason.IMAGE_NOT_ALLOWED,
-        Reason.NAME_CONFLICT,
-        Reason.IMAGE_UNAVAILABLE,
-        Reason.POD_CREATION_FAILED,
-        Reason.POD_PENDING,
-        Reason.POD_UNSCHEDULABLE,
-        Reason.POD_TERMINATING,
-        Reason.REJECTED_BY_CLUSTER,
-    }
-)
+_BLOCKS: Final = OBSTACLES | {
+    Reason.NO_STORE,
+    Reason.UNKNOWN_PROVIDER,
+    Reason.IMAGE_NOT_ALLOWED,
+    Reason.NAME_CONFLICT,
+}
 # Why a job is held by somebody; what ends by itself comes last.
 _HOLDS: Final = (Reason.WAITING, Reason.SUSPENDED, Reason.CANCELLING)
 
@@ -486,7 +478,7 @@ def _explain(draft: _Draft) -> None:
         draft.held = Waiting(reason=Reason.SUSPENDED, message="spec.suspend is true; no document is processed")
         return
     running = [job for _, job in sorted(draft.snapshot.jobs.items()) if not job.ended]
-    obstructed = [job for job in running if job.reason in _OBSTACLES]
+    obstructed = [job for job in running if job.reason in _BLOCKS]
     held = sorted((job for job in running if job.reason in _HOLDS), key=lambda job: _HOLDS.index(Reason(job.reason)))
     if running and len(obstructed) + len(held) == len(running):
         first = (obstructed or held)[0]

@@ -1,4 +1,4 @@
-"""Why a Job's pods do not start, or do not end, as the pods themselves say it."""
+"""Why a job does not go on, as its pods, their Job and the Events about it say it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ from ingestion_operator.results import START_REASONS, shorten
 
 LONGEST_MESSAGE: Final = 512
 """So much of a message is said, in bytes."""
+OBSTACLES: Final = frozenset(
+    {
+        Reason.IMAGE_UNAVAILABLE,
+        Reason.POD_CREATION_FAILED,
+        Reason.POD_PENDING,
+        Reason.POD_UNSCHEDULABLE,
+        Reason.POD_TERMINATING,
+        Reason.REJECTED_BY_CLUSTER,
+    }
+)
+"""Why pods do not start, or do not end, or may not be asked."""
 _IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )

@@ -23,7 +23,7 @@ from ingestion_operator.children import ChildJob, read_child
 from ingestion_operator.cluster import KubeCluster, merge_diff
 from ingestion_operator.creation_failures import CreationFailures
 from ingestion_operator.memory import Memory, Point
-from ingestion_operator.obstacles import Waiting, may_lack_config_map, read_obstacle
+from ingestion_operator.obstacles import OBSTACLES, Waiting, may_lack_config_map, read_obstacle
 from ingestion_operator.pace import Kept, LastLook
 from ingestion_operator.plan import Plan, Snapshot, plan
 from ingestion_operator.questions import (
@@ -452,14 +452,7 @@ def _moves_on(actions: tuple[Action, ...]) -> bool:
 def _obstacle_before(job: IngestionJob) -> Waiting | None:
     """Return the reason that was found last time, so that it does not flicker between two diagnoses."""
     said = stalled(job.status)
-    if said is None or said.reason not in (
-        Reason.IMAGE_UNAVAILABLE,
-        Reason.POD_CREATION_FAILED,
-        Reason.POD_PENDING,
-        Reason.POD_UNSCHEDULABLE,
-        Reason.POD_TERMINATING,
-        Reason.REJECTED_BY_CLUSTER,
-    ):
+    if said is None or said.reason not in OBSTACLES:
         return None
     return Waiting(reason=said.reason, message=said.message)
 
