@@ -1,12 +1,18 @@
-"""What a plan asks for: changes of the cluster, and events for people."""
+"""What a plan asks for: changes of the cluster, events for people, and another look."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds.constants import Reason
 from ingestion_crds.job import ChildUid
+
+LOOK_AT_BLOCKED_SECONDS: Final = 30.0
+"""Until what waits for a person, or was refused, is looked at again."""
+TRY_TO_DELETE_SECONDS: Final = 600.0
+"""The same of what is completed and may not be deleted: many of those are not to keep the operator busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

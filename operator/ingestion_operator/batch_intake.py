@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ingestion_crds import constants as names
 from ingestion_crds.batch import IngestionBatch
@@ -13,6 +13,8 @@ from ingestion_operator.batch_memory import BatchMemory
 from ingestion_operator.batch_plan import settled
 from ingestion_operator.queue import WorkQueue
 from ingestion_operator.results import shorten
+
+LEFT_ALONE: Final = "left alone: this release does not understand what is there; a newer one may have written it: %s"
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,7 @@ class BatchIntake:
         try:
             batch = IngestionBatch.model_validate(body)
         except ValueError as error:
-            text = "left alone: this release does not understand what is there; a newer one may have written it: %s"
-            log.error(text, shorten(str(error)), extra={"job": key})
+            log.error(LEFT_ALONE, shorten(str(error)), extra={"job": key})
             return
         if pace is None and settled(batch):
             return

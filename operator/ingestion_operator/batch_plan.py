@@ -26,24 +26,23 @@ from ingestion_crds.errors import Code
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import MAX_CODES, Condition
 
-from ingestion_operator.actions import Event
+from ingestion_operator.actions import LOOK_AT_BLOCKED_SECONDS, TRY_TO_DELETE_SECONDS, Event
 from ingestion_operator.batch_actions import BatchAction, CreateDocumentJob, DeleteBatch, PatchDocumentJob
 from ingestion_operator.document_jobs import DocumentJob, build, name_of, retry_patch
 from ingestion_operator.obstacles import OBSTACLES, Waiting, no_store
+from ingestion_operator.questions import cancelled
 from ingestion_operator.results import shorten
-from ingestion_operator.retry_requests import answer, token_of, unanswered
-from ingestion_operator.summary import condition
+from ingestion_operator.retry_requests import answer, is_open, unanswered
+from ingestion_operator.summary import by_number, condition
 
 # The watch of IngestionJobs wakes the operator; these are for what no event tells.
 _LOOK_AT_RUNNING_SECONDS: Final = 60.0
-LOOK_AT_BLOCKED_SECONDS: Final = 30.0
 _LOOK_AT_PARKED_SECONDS: Final = 600.0
-_TRY_TO_DELETE_SECONDS: Final = 600.0
 # To stop jobs makes less work than to start them, and is not to wait.
 _MOST_STOPS: Final = 100
-# Codes of ingestion_crds.errors, with what is to be said.
-_LOST: Final[tuple[Code | str, str]] = ("JobLost", "its IngestionJob was deleted; a retry of the batch makes it again")
-_NEVER_MADE: Final[tuple[Code | str, str]] = ("Cancelled", "the batch was cancelled before its IngestionJob was made")
+# Why a document has failed that has no job.
+_LOST: Final[tuple[Code, str]] = ("JobLost", "its IngestionJob was deleted; a retry of the batch makes it again")
+_NEVER_MADE: Final[tuple[Code, str]] = ("Cancelled", "the batch was cancelled before its IngestionJob was made")
 # Why a job waits for a person, or for room.
 _BLOCKS: Final = OBSTACLES | {
     Reason.NO_STORE,
@@ -127,7 +126,6 @@ def passes_on_suspend(batch: IngestionBatch) -> bool:
 def settled(batch: IngestionBatch) -> bool:
     """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
     status, spec = batch.status, batch.spec
-    token = token_of(batch)
     if batch.metadata.deletion_timestamp is not None:
         return True
     return (
@@ -136,7 +134,7 @@ def settled(batch: IngestionBatch) -> bool:
         and status.observed_generation == batch.metadata.generation
         and status.job_id == batch.job_id
         and not passes_on_suspend(batch)
-        and (not token or token == status.last_handled_retry_request)
+        and not is_open(batch)
         and not (status.phase is Phase.COMPLETED and spec.ttl_seconds_after_finished is not None)
     )
 
@@ -224,8 +222,7 @@ class _Draft:
     @property
     def cancelled(self) -> bool:
         """True when the wanted attempt is to make no more jobs."""
-        limit = self.batch.spec.cancel_generation
-        return limit is not None and limit >= self.generation
+        return cancelled(self.batch, self.generation)
 
     @property
     def over(self) -> bool:
@@ -460,9 +457,11 @@ def _phase(counts: Counter[_State]) -> Phase:
 def _cause(draft: _Draft, index: int, *, made: bool) -> DocumentFailure:
     """Return why a document has failed."""
     job = draft.snapshot.jobs.get(index)
-    code, text = _LOST if made else _NEVER_MADE
+    code: str
     if job is not None:
         code, text = job.code or job.reason, job.message
+    else:
+        code, text = _LOST if made else _NEVER_MADE
     return DocumentFailure(index=index, job=name_of(draft.batch, index), code=code, message=shorten(text))
 
 
@@ -501,7 +500,7 @@ def _expire(draft: _Draft) -> None:
         draft.look_within(max(0.0, left))
     else:
         draft.actions.append(DeleteBatch(uid=draft.batch.metadata.uid))
-        draft.look_within(_TRY_TO_DELETE_SECONDS)  # again, if it is refused
+        draft.look_within(TRY_TO_DELETE_SECONDS)  # again, if it is refused
 
 
 def _answer_annotation(draft: _Draft) -> None:
@@ -569,6 +568,5 @@ def _end(draft: _Draft) -> tuple[Reason, str]:
     if draft.status.phase is Phase.COMPLETED:
         return Reason.SUCCEEDED, "All documents are completed"
     failed = documents.failed_count + documents.partial_failure_count
-    codes = ", ".join(f"{code} {count}" for code, count in sorted(summary.items(), key=lambda item: -item[1]))
     reason = Reason.CANCELLED if draft.cancelled and Reason.CANCELLED in summary else Reason.DOCUMENTS_FAILED
-    return reason, f"{failed} of {documents.total} documents failed: {codes}"
+    return reason, f"{failed} of {documents.total} documents failed: {by_number(summary)}"

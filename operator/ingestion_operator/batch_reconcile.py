@@ -18,12 +18,11 @@ from ingestion_crds.job import IngestionJob, dump_status
 from ingestion_crds.kube import ApiError
 
 from ingestion_operator import metrics
-from ingestion_operator.actions import AnswerAnnotation
+from ingestion_operator.actions import LOOK_AT_BLOCKED_SECONDS, AnswerAnnotation
 from ingestion_operator.batch_actions import BatchAction, CreateDocumentJob, DeleteBatch, PatchDocumentJob
 from ingestion_operator.batch_cluster import BatchCluster
 from ingestion_operator.batch_memory import BatchMemory, BatchPace
 from ingestion_operator.batch_plan import (
-    LOOK_AT_BLOCKED_SECONDS,
     BatchPlan,
     BatchSnapshot,
     passes_on_generation,

@@ -11,7 +11,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.job import ChildUid, IngestionJob
 
-from ingestion_operator.batch_intake import BatchIntake
+from ingestion_operator.batch_intake import LEFT_ALONE, BatchIntake
 from ingestion_operator.children import read_child
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept
@@ -98,8 +98,7 @@ class Intake:
         try:
             job = IngestionJob.model_validate(body)
         except ValueError as error:
-            text = "left alone: this release does not understand what is there; a newer one may have written it: %s"
-            log.error(text, shorten(str(error)), extra={"job": key})
+            log.error(LEFT_ALONE, shorten(str(error)), extra={"job": key})
             return
         if settled(job):
             # A list may be older than what has been done since. So a job that is followed is left to its next look.

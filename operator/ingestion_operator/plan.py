@@ -41,6 +41,8 @@ from ingestion_crds.retry import read_origin
 
 from ingestion_operator import summary
 from ingestion_operator.actions import (
+    LOOK_AT_BLOCKED_SECONDS,
+    TRY_TO_DELETE_SECONDS,
     Action,
     CreateChild,
     DeleteChild,
@@ -75,9 +77,6 @@ _QUOTA: Final = re.compile(r"exceeded quota\b.*\b(jobs\.batch|configmaps)\b")
 # The Job watch wakes the operator; these are for what no event tells.
 _LOOK_AT_STARTING_SECONDS: Final = 5.0
 _LOOK_AT_RUNNING_SECONDS: Final = 60.0
-_LOOK_AT_BLOCKED_SECONDS: Final = 30.0
-# Where many completed jobs may not be deleted, they are not to keep the operator busy.
-_TRY_TO_DELETE_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +209,7 @@ class _Draft:
 
     def block(self, reason: Reason, message: str) -> None:
         self.blocked = Waiting(reason=reason, message=message)
-        self.look_within(_LOOK_AT_BLOCKED_SECONDS)
+        self.look_within(LOOK_AT_BLOCKED_SECONDS)
 
     @property
     def cancelled(self) -> bool:
@@ -234,7 +233,7 @@ def _answer_annotation(draft: _Draft) -> None:
     if handled:
         draft.set(last_handled_retry_request=handled)
     elif token and draft.snapshot.answer_refused:
-        draft.look_within(_LOOK_AT_BLOCKED_SECONDS)
+        draft.look_within(LOOK_AT_BLOCKED_SECONDS)
     elif token:
         draft.actions.append(answer(draft.snapshot.job, token))
 
@@ -959,4 +958,4 @@ def _expire(draft: _Draft) -> None:
     elif draft.snapshot.rejection is None:
         draft.actions.append(DeleteIngestionJob(uid=draft.snapshot.job.metadata.uid))
     else:
-        draft.look_within(_TRY_TO_DELETE_SECONDS)
+        draft.look_within(TRY_TO_DELETE_SECONDS)

@@ -8,15 +8,15 @@ from typing import Final
 
 from ingestion_crds.constants import ConditionType, Phase, Reason, Stage, VersionState
 from ingestion_crds.job import AttemptJob, Condition, IngestionJob, Status
+from ingestion_crds.retry import Retryable
 
 from ingestion_operator.children import ChildJob
-from ingestion_operator.retry_requests import token_of
+from ingestion_operator.retry_requests import is_open
 
 
 def settled(job: IngestionJob) -> bool:
     """True when the body alone shows that nothing is to be done, so that no request is spent on it."""
     status = job.status
-    token = token_of(job)
     return (
         at_rest(job)
         and status.phase is phase_of(status)
@@ -24,7 +24,7 @@ def settled(job: IngestionJob) -> bool:
         and not job.retry_pending
         and status.observed_generation == job.metadata.generation
         and status.job_id == job.job_id
-        and (not token or token == status.last_handled_retry_request)
+        and not is_open(job)
         and status.pods_to_remove is None
         and not (status.phase is Phase.COMPLETED and job.spec.ttl_seconds_after_finished is not None)
     )
@@ -135,7 +135,7 @@ def given_up(job: IngestionJob, child: ChildJob) -> bool:
     return to_end and (child.suspended or bool(child.managed_by)) and not child.finished
 
 
-def cancelled(job: IngestionJob, generation: int) -> bool:
+def cancelled(job: Retryable, generation: int) -> bool:
     """True when spec.cancelGeneration ends the attempt of this generation."""
     limit = job.spec.cancel_generation
     return limit is not None and limit >= generation

@@ -16,7 +16,13 @@ from ingestion_operator.actions import AnswerAnnotation, Event
 _TOKEN_LENGTH: Final = 256
 
 
-def token_of(job: Retryable) -> str:
+def is_open(job: Retryable) -> bool:
+    """True while a retry is asked for that the status does not tell as dealt with."""
+    token = _token_of(job)
+    return token not in ("", job.status.last_handled_retry_request)
+
+
+def _token_of(job: Retryable) -> str:
     """Return the token of the retry that is asked for, empty if none was ever."""
     return job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:_TOKEN_LENGTH]
 
@@ -31,11 +37,11 @@ def unanswered(job: Retryable, *, answered: str) -> tuple[str, str]:
         job: the IngestionJob or IngestionBatch.
         answered: the token that has just been answered, whether its mark is there or not.
     """
-    token = token_of(job)
+    token = _token_of(job)
     handled = answered or job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:_TOKEN_LENGTH]
     if not token or token == handled:
         return "", handled
-    return ("" if token == job.status.last_handled_retry_request else token), ""
+    return (token if is_open(job) else ""), ""
 
 
 def answer(job: Retryable, token: str) -> AnswerAnnotation:

@@ -5,6 +5,7 @@ Conditions follow kstatus: https://github.com/kubernetes-sigs/cli-utils/blob/mas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -67,9 +68,7 @@ def why(status: Status) -> str:
     last = status.attempts[-1]
     if last.reason is Reason.SEGMENTS_FAILED and last.segments == 0:
         return "nothing was run: spec.retrySegments names no unfinished segment"
-    codes = ", ".join(
-        f"{code} {count}" for code, count in sorted(status.failure_summary.items(), key=lambda item: -item[1])
-    )
+    codes = by_number(status.failure_summary)
     segments = status.segments
     if status.phase is Phase.PARTIAL_FAILURE and segments is not None:
         return f"{segments.failed_count} of {segments.total} segments failed: {codes or 'not retried'}"
@@ -79,6 +78,11 @@ def why(status: Status) -> str:
         place = first.stage.value if first.segment is None else f"{count} segments, first {first.segment}"
         return f"{place}: {codes}: {first.message}"
     return codes or "the attempt ended before anything was done"
+
+
+def by_number(codes: Mapping[str, int]) -> str:
+    """Return codes with how often there was each, the most frequent first."""
+    return ", ".join(f"{code} {count}" for code, count in sorted(codes.items(), key=lambda item: -item[1]))
 
 
 def _left_out(status: Status) -> list[str]:
