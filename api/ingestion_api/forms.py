@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from ingestion_crds.constants import MAX_DOCUMENTS, Mode
+from ingestion_crds.constants import MAX_DOCUMENTS, MAX_TITLE_LENGTH, Mode
 from ingestion_crds.job import (
     BackoffLimit,
     Count,
@@ -24,8 +24,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from ingestion_api.problems import bad_request
-
-MAX_TITLE: Final = 512
 
 
 class IngestOptions(Model):
@@ -59,7 +57,7 @@ class DocumentFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str | None = Field(None, max_length=MAX_TITLE)
+    title: str | None = Field(None, max_length=MAX_TITLE_LENGTH)
     document_id: UUID | None = None
 
 
@@ -166,7 +164,7 @@ def document_of(fields: DocumentFields, *, document_id: str, file_name: str, sou
         file_name: for one without a title.
         source: where its bytes are.
     """
-    title = (fields.title or file_name or "Untitled")[:MAX_TITLE]
+    title = (fields.title or file_name or "Untitled")[:MAX_TITLE_LENGTH]
     return Document(id=str(fields.document_id or document_id), title=title, source=source)
 
 

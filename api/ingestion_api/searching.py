@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from ingestion_crds.config import Config
-from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER
+from ingestion_crds.constants import BUILTIN_DIMENSIONS, BUILTIN_MODEL, BUILTIN_PROVIDER, PROVIDER_API_KEY
 from ingestion_crds.kube import KubeClient
 from ingestion_worker.budget import Budget
 from ingestion_worker.outcome import WorkerError
@@ -182,7 +182,7 @@ class Searches:
         key = keys.get(spec.provider)
         if provider.secret_name and key is None:
             raise out_of_order(
-                f"the Secret of the provider {provider.name} is missing, or its apiKey is, or is no text"
+                f"the Secret of the provider {provider.name} is missing, or its {PROVIDER_API_KEY} is, or is no text"
             )
         with self._lock:
             embedder, made_with = self._embedders.get(spec, (None, None))
@@ -205,7 +205,7 @@ class Searches:
             values = await read_secret(
                 self._kube, namespace=self._options.namespace, name=provider.secret_name, timeout=READ_SECONDS
             )
-            if (key := (values or {}).get("apiKey")) is not None:
+            if (key := (values or {}).get(PROVIDER_API_KEY)) is not None:
                 keys[provider.name] = key
         return keys
 

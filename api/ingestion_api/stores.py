@@ -7,6 +7,7 @@ import time
 from typing import Final
 
 from ingestion_crds.config import Config, Tenant
+from ingestion_crds.constants import STORE_ACCESS_KEY, STORE_SECRET_KEY, STORE_SESSION_TOKEN
 from ingestion_crds.kube import KubeClient
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
@@ -15,9 +16,6 @@ from ingestion_api.kube_secrets import READ_SECONDS, read_secret
 from ingestion_api.problems import ProblemError, bad_request, out_of_order, unavailable
 
 FRESH_SECONDS: Final = 60.0
-ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
-SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
-SESSION_TOKEN: Final = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
 
 
 def tenant_of(config: Config, *, namespace: str) -> Tenant:
@@ -88,9 +86,9 @@ class TenantStores:
         if values is None:
             raise out_of_order(f"the Secret {where} with the store's credentials does not exist")
         # Only keys that hold for a time come with a token.
-        values = {SESSION_TOKEN: "", **values}
-        missing = [key for key in (ACCESS_KEY, SECRET_KEY) if not (values.get(key) or "").strip()]
-        missing += [SESSION_TOKEN] * (values[SESSION_TOKEN] is None)
+        values = {STORE_SESSION_TOKEN: "", **values}
+        missing = [key for key in (STORE_ACCESS_KEY, STORE_SECRET_KEY) if not (values.get(key) or "").strip()]
+        missing += [STORE_SESSION_TOKEN] * (values[STORE_SESSION_TOKEN] is None)
         if missing:
             raise out_of_order(f"the Secret {where} lacks {' and '.join(missing)}, or what it has there is no text")
         return Store(
@@ -98,9 +96,9 @@ class TenantStores:
                 url=f"s3://{tenant.bucket}",
                 endpoint=endpoint,
                 region=self._config.store.region,
-                access_key_id=values[ACCESS_KEY],
-                secret_access_key=values[SECRET_KEY],
-                session_token=values[SESSION_TOKEN],
+                access_key_id=values[STORE_ACCESS_KEY],
+                secret_access_key=values[STORE_SECRET_KEY],
+                session_token=values[STORE_SESSION_TOKEN],
             )
         )
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
+from ingestion_crds.constants import MAX_CONTENT_TYPE_LENGTH
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
@@ -157,7 +158,7 @@ class MultipartReader:
         if file_name is None:
             return name, None
         kind = headers.get(b"content-type", b"").decode(errors="replace").strip().lower()
-        meaningful = kind and kind != "application/octet-stream" and len(kind) <= 128
+        meaningful = kind and kind != "application/octet-stream" and len(kind) <= MAX_CONTENT_TYPE_LENGTH
         return name, FilePart(name=file_name.decode(errors="replace"), content_type=kind if meaningful else None)
 
     async def next_file(self) -> FilePart | None:

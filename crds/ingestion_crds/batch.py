@@ -17,6 +17,7 @@ from ingestion_crds.constants import (
     MAX_DOCUMENTS,
     MAX_FAILURE_MESSAGE_BYTES,
     MAX_FAILURES,
+    MAX_RETRY_TOKEN_LENGTH,
     Mode,
     Phase,
 )
@@ -178,7 +179,9 @@ class BatchStatus(Model):
         " passed on.",
     )
     last_handled_retry_request: str | None = Field(
-        None, max_length=256, description="The last value of the annotation retry-requested-at that was dealt with."
+        None,
+        max_length=MAX_RETRY_TOKEN_LENGTH,
+        description="The last value of the annotation retry-requested-at that was dealt with.",
     )
     phase: Phase = Field(Phase.QUEUED, description="queued, processing, completed, failed or partial_failure.")
     documents: Documents | None = Field(None, description="Which documents are done, and how far the others are.")

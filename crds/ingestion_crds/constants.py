@@ -64,6 +64,8 @@ ENV_STAGE: Final = "INGESTION_STAGE"
 ENV_MAP_DIGEST: Final = "INGESTION_MAP_DIGEST"
 ENV_COMPLETION_INDEX: Final = "JOB_COMPLETION_INDEX"
 ENV_STORE_URL: Final = "INGESTION_STORE_URL"
+ENV_STORE_ENDPOINT: Final = "AWS_ENDPOINT_URL"
+ENV_STORE_REGION: Final = "AWS_REGION"
 ENV_EMBEDDING_URL: Final = "INGESTION_EMBEDDING_URL"
 ENV_EMBEDDING_API_KEY: Final = "INGESTION_EMBEDDING_API_KEY"
 ENV_SOURCE_ALLOW: Final = "INGESTION_SOURCE_ALLOW"
@@ -80,8 +82,14 @@ WORKER_CONTAINER: Final = "worker"
 
 # Per-tenant objects that the chart makes in the tenant's namespace.
 STORE_SECRET: Final = "ingestion-store"  # noqa: S105 - a name
+# Keys of that Secret, and the environment of a worker container that they are in.
+STORE_ACCESS_KEY: Final = "AWS_ACCESS_KEY_ID"
+STORE_SECRET_KEY: Final = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+STORE_SESSION_TOKEN: Final = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
 WORKER_SERVICE_ACCOUNT: Final = "ingestion-worker"
 API_KEYS_SECRET: Final = "ingestion-api-keys"  # noqa: S105 - a name
+# The key of the Secret that an embedding provider names.
+PROVIDER_API_KEY: Final = "apiKey"
 
 BUILTIN_PROVIDER: Final = "builtin"
 BUILTIN_MODEL: Final = "wordllama-l2-256"
@@ -91,7 +99,11 @@ BUILTIN_DIMENSIONS: Final = 256
 PERMANENT_EXIT_CODES: Final = range(64, 114)
 TRANSIENT_EXIT_CODE: Final = 1
 
-# Bounds of lists and strings kept in status.
+# Bounds of lists and strings in spec and status.
+MAX_TITLE_LENGTH: Final = 512
+MAX_CONTENT_TYPE_LENGTH: Final = 128
+MAX_RETRY_TOKEN_LENGTH: Final = 256
+MAX_REQUESTED_BY_LENGTH: Final = 128
 MAX_FAILURES: Final = 100
 MAX_ATTEMPTS: Final = 20
 MAX_FAILURE_MESSAGE_BYTES: Final = 200

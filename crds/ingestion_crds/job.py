@@ -27,10 +27,14 @@ from ingestion_crds.constants import (
     GROUP,
     LABEL_QUEUE_NAME,
     MAX_ATTEMPTS,
+    MAX_CONTENT_TYPE_LENGTH,
     MAX_FAILURE_MESSAGE_BYTES,
     MAX_FAILURES,
     MAX_PAGES_LENGTH,
+    MAX_REQUESTED_BY_LENGTH,
+    MAX_RETRY_TOKEN_LENGTH,
     MAX_SEGMENTS,
+    MAX_TITLE_LENGTH,
     ConditionType,
     Mode,
     Phase,
@@ -109,7 +113,7 @@ class Source(Model):
     )
     content_type: str | None = Field(
         None,
-        max_length=128,
+        max_length=MAX_CONTENT_TYPE_LENGTH,
         description="Media type of the document; found from its name and first bytes when absent.",
     )
     sha256: str | None = Field(
@@ -124,7 +128,7 @@ class Document(Model):
     """The document that this job ingests."""
 
     id: Uuid = Field(description="UUID of the document; jobs with the same id make versions of one document.")
-    title: str = Field("", max_length=512, description="Title shown with search results.")
+    title: str = Field("", max_length=MAX_TITLE_LENGTH, description="Title shown with search results.")
     source: Source = Field(description="Where the document's bytes are.")
 
 
@@ -395,7 +399,9 @@ class Attempt(Model):
 
     generation: int = Field(ge=0, description="The retry generation; 0 is the first run.")
     trigger: Trigger = Field(description="Initial, REST, Annotation, Patch or Batch.")
-    requested_by: str | None = Field(None, max_length=128, description="`key:` and the key's id, for a retry by REST.")
+    requested_by: str | None = Field(
+        None, max_length=MAX_REQUESTED_BY_LENGTH, description="`key:` and the key's id, for a retry by REST."
+    )
     segments: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Segments dispatched by this attempt.")
     completed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, completed.")
     failed: int = Field(0, ge=0, le=MAX_SEGMENTS, description="Of these, failed.")
@@ -470,7 +476,9 @@ class Status(Model):
     observed_generation: int | None = Field(None, ge=0, description="metadata.generation last acted on.")
     observed_retry_generation: int | None = Field(None, ge=0, description="spec.retryGeneration last acted on.")
     last_handled_retry_request: str | None = Field(
-        None, max_length=256, description="The last value of the annotation retry-requested-at that was dealt with."
+        None,
+        max_length=MAX_RETRY_TOKEN_LENGTH,
+        description="The last value of the annotation retry-requested-at that was dealt with.",
     )
     phase: Phase = Field(Phase.QUEUED, description="queued, processing, completed, failed or partial_failure.")
     stage: ToldStage | None = Field(None, description="The stage that runs, or that ended the attempt.")

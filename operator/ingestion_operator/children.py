@@ -317,11 +317,11 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
         names.ENV_STORE_URL: f"s3://{tenant.bucket}",
         names.ENV_MAX_SOURCE_BYTES: str(config.max_source_bytes),
         names.ENV_LOG_LEVEL: config.worker_log_level,
-        "AWS_REGION": config.store.region,
+        names.ENV_STORE_REGION: config.store.region,
         "HOME": "/tmp",  # noqa: S108 - the container's own emptyDir
     }
     if config.store.endpoint:
-        plain["AWS_ENDPOINT_URL"] = config.store.endpoint
+        plain[names.ENV_STORE_ENDPOINT] = config.store.endpoint
     if config.source_allow:
         plain[names.ENV_SOURCE_ALLOW] = ",".join(config.source_allow)
     if config.ca_config_map:
@@ -331,10 +331,10 @@ def _environment(dispatch: Dispatch) -> list[JsonObject]:
     if provider is not None:
         plain[names.ENV_EMBEDDING_URL] = provider.url
     env: list[JsonObject] = [{"name": name, "value": value} for name, value in plain.items()]
-    env += [_from_secret(key, tenant.store_secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-    env.append(_from_secret("AWS_SESSION_TOKEN", tenant.store_secret, "AWS_SESSION_TOKEN", optional=True))
+    env += [_from_secret(key, tenant.store_secret, key) for key in (names.STORE_ACCESS_KEY, names.STORE_SECRET_KEY)]
+    env.append(_from_secret(names.STORE_SESSION_TOKEN, tenant.store_secret, names.STORE_SESSION_TOKEN, optional=True))
     if provider is not None and provider.secret_name:
-        env.append(_from_secret(names.ENV_EMBEDDING_API_KEY, provider.secret_name, "apiKey"))
+        env.append(_from_secret(names.ENV_EMBEDDING_API_KEY, provider.secret_name, names.PROVIDER_API_KEY))
     return env
 
 

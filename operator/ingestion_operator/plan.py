@@ -303,7 +303,7 @@ def _origin(job: IngestionJob, *, first: bool) -> tuple[Trigger, str | None]:
     if first:
         return Trigger.INITIAL, None
     trigger, requested_by = read_origin(job)
-    return trigger, None if requested_by is None else shorten(requested_by, limit=128)
+    return trigger, None if requested_by is None else shorten(requested_by, limit=names.MAX_REQUESTED_BY_LENGTH)
 
 
 def _stage_to_resume(status: Status) -> Stage:

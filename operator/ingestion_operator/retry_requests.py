@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from ingestion_crds import JsonObject, retry
 from ingestion_crds import constants as names
-from ingestion_crds.constants import Reason, Trigger
+from ingestion_crds.constants import MAX_RETRY_TOKEN_LENGTH, Reason, Trigger
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.retry import Retryable
 
 from ingestion_operator.actions import AnswerAnnotation, Event
-
-# Characters by which two requests are told apart.
-_TOKEN_LENGTH: Final = 256
 
 
 def is_open(job: Retryable) -> bool:
@@ -24,7 +19,7 @@ def is_open(job: Retryable) -> bool:
 
 def _token_of(job: Retryable) -> str:
     """Return the token of the retry that is asked for, empty if none was ever."""
-    return job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:_TOKEN_LENGTH]
+    return job.metadata.annotations.get(names.ANNOTATION_RETRY_REQUESTED, "")[:MAX_RETRY_TOKEN_LENGTH]
 
 
 def unanswered(job: Retryable, *, answered: str) -> tuple[str, str]:
@@ -38,7 +33,7 @@ def unanswered(job: Retryable, *, answered: str) -> tuple[str, str]:
         answered: the token that has just been answered, whether its mark is there or not.
     """
     token = _token_of(job)
-    handled = answered or job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:_TOKEN_LENGTH]
+    handled = answered or job.metadata.annotations.get(names.ANNOTATION_RETRY_HANDLED, "")[:MAX_RETRY_TOKEN_LENGTH]
     if not token or token == handled:
         return "", handled
     return (token if is_open(job) else ""), ""

@@ -35,11 +35,12 @@ from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.jobs import get_ingestion_job_progress, retry_ingestion_job
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
 from ingestion_api.services import Services
-from ingestion_api.stores import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, TenantStores
+from ingestion_api.stores import TenantStores
 from ingestion_api.upload import MAX_FIELD_BYTES, MAX_FIELDS
 from ingestion_api.views import NarrowBatch, NarrowJob, ShownBatch, ShownJob, page_json, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
+from ingestion_crds.constants import STORE_ACCESS_KEY, STORE_SECRET_KEY, STORE_SESSION_TOKEN
 from ingestion_crds.job import IngestionJob, NotRead
 from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_worker.embedding import EmbeddingSpec
@@ -765,7 +766,7 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
         asked.append(request.path)
         if "/team-a/" in request.path:
             goes_on.wait(30)
-        answer(request, 200, json.dumps({"data": dict.fromkeys((ACCESS_KEY, SECRET_KEY), "YQ==")}).encode())
+        answer(request, 200, json.dumps({"data": dict.fromkeys((STORE_ACCESS_KEY, STORE_SECRET_KEY), "YQ==")}).encode())
 
     chosen = {**configuration(tmp_path), "store": {"endpoint": "http://127.0.0.1:9"}}
     chosen["tenants"] = [{"namespace": name, "bucket": name} for name in ("team-a", "team-b")]
@@ -794,12 +795,12 @@ async def test_a_tenant_whose_secret_cannot_be_read_keeps_nobody_waiting(
 @pytest.mark.parametrize(
     ("data", "lacks"),
     [
-        ({ACCESS_KEY: "/w==", SECRET_KEY: "YQ=="}, ACCESS_KEY),
-        ({ACCESS_KEY: "YQ=="}, SECRET_KEY),
-        ({ACCESS_KEY: "YQ==", SECRET_KEY: "YQ==", SESSION_TOKEN: "/w=="}, SESSION_TOKEN),
-        (None, f"{ACCESS_KEY} and {SECRET_KEY}"),
-        ({ACCESS_KEY: "", SECRET_KEY: "YQ=="}, ACCESS_KEY),
-        ({ACCESS_KEY: "YQ==", SECRET_KEY: "Cg=="}, SECRET_KEY),
+        ({STORE_ACCESS_KEY: "/w==", STORE_SECRET_KEY: "YQ=="}, STORE_ACCESS_KEY),
+        ({STORE_ACCESS_KEY: "YQ=="}, STORE_SECRET_KEY),
+        ({STORE_ACCESS_KEY: "YQ==", STORE_SECRET_KEY: "YQ==", STORE_SESSION_TOKEN: "/w=="}, STORE_SESSION_TOKEN),
+        (None, f"{STORE_ACCESS_KEY} and {STORE_SECRET_KEY}"),
+        ({STORE_ACCESS_KEY: "", STORE_SECRET_KEY: "YQ=="}, STORE_ACCESS_KEY),
+        ({STORE_ACCESS_KEY: "YQ==", STORE_SECRET_KEY: "Cg=="}, STORE_SECRET_KEY),
     ],
     ids=["one is no text", "one is missing", "the token is no text", "it is empty", "one is", "one is a line break"],
 )
@@ -828,10 +829,10 @@ async def test_the_keys_of_a_tenant_are_read_anew_with_the_token_of_those_that_h
     monkeypatch.setattr("ingestion_api.stores.FRESH_SECONDS", 0.0)
     opened: list[StoreConfig] = []
     monkeypatch.setattr("ingestion_api.stores.Store", lambda *, config: opened.append(config))
-    tokens: list[JsonObject] = [{}, {SESSION_TOKEN: "b25l"}, {SESSION_TOKEN: "dHdv"}]
+    tokens: list[JsonObject] = [{}, {STORE_SESSION_TOKEN: "b25l"}, {STORE_SESSION_TOKEN: "dHdv"}]
 
     def secret(request: BaseHTTPRequestHandler) -> None:
-        data = dict.fromkeys((ACCESS_KEY, SECRET_KEY), "YQ==") | tokens[len(opened)]
+        data = dict.fromkeys((STORE_ACCESS_KEY, STORE_SECRET_KEY), "YQ==") | tokens[len(opened)]
         answer(request, 200, json.dumps({"data": data}).encode())
 
     config = Config.model_validate({**configuration(tmp_path), "store": {"endpoint": "http://127.0.0.1:9"}})

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, TypeVar, get_type_hints
 
+from ingestion_crds.constants import MAX_TITLE_LENGTH
+
 from ingestion_worker import layout
 from ingestion_worker.attempt import ID, TIME, EmbeddingSpec
 from ingestion_worker.outcome import WorkerError
@@ -32,8 +34,7 @@ _Kind = TypeVar("_Kind")
 
 # An entry has under 1 KB, and some 60 bytes for each unfinished job of its document.
 MAX_ENTRY_BYTES: Final = 2**20
-# No text that we write in one is longer.
-_MAX_TITLE: Final = 512
+# But for the title, no text that we write in one is longer.
 _MAX_FIELD: Final = 256
 _MAX_NUMBER: Final = 2**31 - 1
 _MAX_DIMENSIONS: Final = 65_536
@@ -123,7 +124,7 @@ def decode_state(*, data: bytes, sequence: int) -> State:
 def _checked(kind: type[_Kind], values: dict[str, Any], **known: EmbeddingSpec) -> _Kind:
     """Return a dataclass of `values`, once they are such as we write, and of what is `known`."""
     for name, value in values.items():
-        most = _MAX_TITLE if name == "title" else _MAX_FIELD
+        most = MAX_TITLE_LENGTH if name == "title" else _MAX_FIELD
         if type(value) is not _TYPES[kind].get(name) or len(str(value)) > most:
             raise ValueError(f"{name} is no text or number of at most {most} characters")
         highest = _MAX_DIMENSIONS if name == "dimensions" else _MAX_NUMBER

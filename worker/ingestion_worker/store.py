@@ -22,7 +22,14 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from ingestion_crds.constants import ENV_STORE_URL
+from ingestion_crds.constants import (
+    ENV_STORE_ENDPOINT,
+    ENV_STORE_REGION,
+    ENV_STORE_URL,
+    STORE_ACCESS_KEY,
+    STORE_SECRET_KEY,
+    STORE_SESSION_TOKEN,
+)
 from ingestion_crds.logs import redact
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -94,11 +101,11 @@ class StoreConfig:
             raise WorkerError("InvalidAttempt", f"{ENV_STORE_URL} is not set")
         return cls(
             url=url,
-            endpoint=env.get("AWS_ENDPOINT_URL") or None,
-            region=env.get("AWS_REGION") or None,
-            access_key_id=env.get("AWS_ACCESS_KEY_ID") or None,
-            secret_access_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
-            session_token=env.get("AWS_SESSION_TOKEN") or None,
+            endpoint=env.get(ENV_STORE_ENDPOINT) or None,
+            region=env.get(ENV_STORE_REGION) or None,
+            access_key_id=env.get(STORE_ACCESS_KEY) or None,
+            secret_access_key=env.get(STORE_SECRET_KEY) or None,
+            session_token=env.get(STORE_SESSION_TOKEN) or None,
         )
 
 
@@ -354,14 +361,15 @@ class Store:
 def _s3(*, config: StoreConfig, bucket: str) -> S3Store:
     # A Secret that was made of a file, or with `echo`, has a line break at its end, which no key has.
     keys = {
-        "access_key_id": (config.access_key_id or "").strip(_SPACE),
-        "secret_access_key": (config.secret_access_key or "").strip(_SPACE),
+        STORE_ACCESS_KEY: (config.access_key_id or "").strip(_SPACE),
+        STORE_SECRET_KEY: (config.secret_access_key or "").strip(_SPACE),
     }
-    if missing := [f"AWS_{name.upper()}" for name, value in keys.items() if not value]:
+    if missing := [name for name, value in keys.items() if not value]:
         # Without, obstore asks the cloud who the node is, which may be allowed more than the tenant.
         raise WorkerError("StoreForbidden", f"{' and '.join(missing)} of the tenant's Secret: there is nothing in it")
     options = {
-        **keys,
+        "access_key_id": keys[STORE_ACCESS_KEY],
+        "secret_access_key": keys[STORE_SECRET_KEY],
         "endpoint": config.endpoint,
         "region": config.region or "us-east-1",
         "session_token": (config.session_token or "").strip(_SPACE),

@@ -12,14 +12,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request
 from ingestion_crds.batch import MAX_DOCUMENTS_TEXT_BYTES
-from ingestion_crds.constants import MAX_DOCUMENTS, Mode
+from ingestion_crds.constants import MAX_DOCUMENTS, MAX_TITLE_LENGTH, Mode
 from ingestion_crds.job import Document, Source
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, Upload, put_upload
 from pydantic import ValidationError
 
 from ingestion_api.auth import BEARER, Caller, KeyedRoute
-from ingestion_api.forms import MAX_TITLE, DocumentFields, IngestForm, document_of, read_form, words
+from ingestion_api.forms import DocumentFields, IngestForm, document_of, read_form, words
 from ingestion_api.idempotency import KEY_PATTERN, key_digest
 from ingestion_api.jobs import JobUnknownError, Making
 from ingestion_api.middleware import content_length
@@ -54,7 +54,11 @@ _BODY: Final[dict[str, Any]] = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {
-                    "title": {"type": "string", "maxLength": MAX_TITLE, "description": "Shown with search results."},
+                    "title": {
+                        "type": "string",
+                        "maxLength": MAX_TITLE_LENGTH,
+                        "description": "Shown with search results.",
+                    },
                     "document_id": {
                         "type": "string",
                         "format": "uuid",
@@ -175,7 +179,8 @@ async def _store(
         parts.metrics.upload_bytes.inc(upload.size)
         stored.append(_Stored(part=part, document_id=document_id, upload=upload))
         room -= upload.size
-        text += len((fields.title or part.name)[:MAX_TITLE].encode()) + len(upload.uri) + len(part.content_type or "")
+        title = (fields.title or part.name)[:MAX_TITLE_LENGTH]
+        text += len(title.encode()) + len(upload.uri) + len(part.content_type or "")
         if stored[1:] and text > MAX_DOCUMENTS_TEXT_BYTES:
             told = f"titles, types and places of all files have more than {MAX_DOCUMENTS_TEXT_BYTES} bytes"
             raise bad_request(f"file: {told}; send them in several requests")

@@ -161,10 +161,10 @@ def _environment(
         names.ENV_COMPLETION_INDEX: str(INDEX),
         names.ENV_STORE_URL: config.url,
         ENV_TERMINATION_LOG: str(folder / "termination-log"),
-        "AWS_ENDPOINT_URL": config.endpoint,
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": config.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": config.secret_access_key,
+        names.ENV_STORE_ENDPOINT: config.endpoint,
+        names.ENV_STORE_REGION: "us-east-1",
+        names.STORE_ACCESS_KEY: config.access_key_id,
+        names.STORE_SECRET_KEY: config.secret_access_key,
     }
 
 
