@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from ingestion_crds import JsonObject
+from ingestion_crds.digest import uid_digest
 from ingestion_crds.job import IngestionJob
 from ingestion_crds.kube import MERGE_PATCH, KubeClient, ingestion_path
 from ingestion_operator.cluster import KubeCluster
@@ -51,7 +51,7 @@ class Script:
         for mine, other in (
             (self.job.metadata.name, job.metadata.name),
             (self.job.metadata.uid, job.metadata.uid),
-            (_hash(self.job), _hash(job)),
+            (uid_digest(self.job.metadata.uid), uid_digest(job.metadata.uid)),
             (self.last_job, _last_job(job)),
         ):
             text = text.replace(mine, other)
@@ -80,8 +80,3 @@ def _last_job(job: IngestionJob) -> str:
     uid = job.status.attempts[-1].jobs[-1].uid
     assert uid is not None
     return uid
-
-
-def _hash(job: IngestionJob) -> str:
-    # As in the names of Jobs and ConfigMaps.
-    return hashlib.sha256(job.metadata.uid.encode()).hexdigest()[:10]

@@ -8,7 +8,6 @@ A document is known by its place in `spec.documents`, which never changes. Sets 
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field
@@ -21,6 +20,7 @@ from ingestion_crds.constants import (
     Mode,
     Phase,
 )
+from ingestion_crds.digest import name_start
 from ingestion_crds.indexset import PATTERN as INDEX_SET_PATTERN
 from ingestion_crds.job import (
     CODE_LENGTH,
@@ -223,5 +223,4 @@ def document_job_name(*, name: str, uid: str, index: int) -> str:
         uid: the batch's.
         index: the document's place in `spec.documents`.
     """
-    prefix = name[:_PREFIX_LENGTH].replace(".", "-").strip("-")
-    return f"{prefix}-{hashlib.sha256(uid.encode()).hexdigest()[:10]}-{index}"
+    return f"{name_start(name=name, uid=uid, length=_PREFIX_LENGTH)}{index}"

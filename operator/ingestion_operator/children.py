@@ -6,7 +6,6 @@ input and maps a Job index to a segment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +16,7 @@ from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
 from ingestion_crds.config import Config, EmbeddingProvider, Tenant
 from ingestion_crds.constants import Stage
-from ingestion_crds.digest import map_digest
+from ingestion_crds.digest import map_digest, name_start
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import ChildUid, IngestionJob, format_time, version_id_of
 
@@ -45,9 +44,7 @@ def is_child_name(name: str, *, job: IngestionJob) -> bool:
 
 
 def _name_start(job: IngestionJob) -> str:
-    prefix = job.metadata.name[:20].replace(".", "-").strip("-")
-    digest = hashlib.sha256(job.metadata.uid.encode()).hexdigest()[:10]
-    return f"{prefix}-{digest}-"
+    return name_start(name=job.metadata.name, uid=job.metadata.uid, length=20)
 
 
 def attempt_file(*, job: IngestionJob, stage: Stage, generation: int, segments: IndexSet) -> str:
@@ -84,11 +81,6 @@ def attempt_file(*, job: IngestionJob, stage: Stage, generation: int, segments: 
     if stage is Stage.SEGMENTS:
         content["segments"] = str(segments)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def digest_of(file: str) -> str:
-    """Return the map digest: the first 32 hex digits of the file's SHA-256."""
-    return map_digest(file.encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +130,7 @@ class Dispatch:
     @cached_property
     def digest(self) -> str:
         """The digest of that file, by which pods and operator know it again."""
-        return digest_of(self.file)
+        return map_digest(self.file.encode())
 
 
 def build_config_map(dispatch: Dispatch) -> JsonObject:

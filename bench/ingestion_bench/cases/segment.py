@@ -20,9 +20,10 @@ from typing import Final
 
 from ingestion_crds import constants as names
 from ingestion_crds.constants import Stage
+from ingestion_crds.digest import map_digest
 from ingestion_crds.indexset import IndexSet
 from ingestion_crds.job import IngestionJob, Segments, Version, format_time
-from ingestion_operator.children import attempt_file, digest_of
+from ingestion_operator.children import attempt_file
 from ingestion_worker.outcome import ENV_TERMINATION_LOG
 from ingestion_worker.store import Store, StoreConfig
 from local_cluster import binaries, ports
@@ -157,7 +158,7 @@ def _environment(
         names.ENV_JOB_UID: job.metadata.uid,
         names.ENV_GENERATION: "0",
         names.ENV_STAGE: stage.value,
-        names.ENV_MAP_DIGEST: digest_of(text),
+        names.ENV_MAP_DIGEST: map_digest(text.encode()),
         names.ENV_COMPLETION_INDEX: str(INDEX),
         names.ENV_STORE_URL: config.url,
         ENV_TERMINATION_LOG: str(folder / "termination-log"),
