@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ingestion_crds import constants as names
 from ingestion_crds.batch import BatchStatus, DocumentFailure, Documents, IngestionBatch
-from ingestion_crds.config import Config
+from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import ConditionType, Phase, Reason
 from ingestion_crds.errors import Code
 from ingestion_crds.indexset import IndexSet
@@ -88,6 +88,11 @@ class BatchSnapshot:
     answered: str = ""
     answer_refused: bool = False
 
+    @property
+    def tenant(self) -> Tenant | None:
+        """The namespace's; None where the chart knows none, and nothing may be done."""
+        return self.config.tenant(self.batch.metadata.namespace)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
@@ -151,7 +156,7 @@ def plan(snapshot: BatchSnapshot, *, now: datetime) -> BatchPlan:
         return BatchPlan(status=batch.status)  # the garbage collector takes the jobs
     draft = _Draft(snapshot=snapshot, now=now, status=batch.status)
     unread = snapshot.unread
-    if snapshot.config.tenant(batch.metadata.namespace) is None:
+    if snapshot.tenant is None:
         unread = no_store(batch.metadata.namespace)
     if unread is not None:
         if draft.status.phase not in names.TERMINAL_PHASES or batch.retry_pending:
@@ -239,8 +244,7 @@ class _Draft:
         """True while nothing goes on: it is no tenant's, completed, or suspended, and all jobs have been told."""
         snapshot, batch = self.snapshot, self.batch
         suspended = batch.spec.suspend and self.status.passed_on_suspend is True and snapshot.rejection is None
-        no_tenant = snapshot.config.tenant(batch.metadata.namespace) is None
-        return suspended or no_tenant or self.status.phase is Phase.COMPLETED
+        return suspended or snapshot.tenant is None or self.status.phase is Phase.COMPLETED
 
     @cached_property
     def states(self) -> tuple[_State, ...]:

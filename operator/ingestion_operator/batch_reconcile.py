@@ -129,7 +129,7 @@ class BatchReconciler:
             answered=pace.answered,
             answer_refused=pace.looked - pace.answer_refused < LOOK_AT_BLOCKED_SECONDS,
         )
-        if self._config.tenant(batch.metadata.namespace) is None or batch.status.phase is Phase.COMPLETED:
+        if snapshot.tenant is None or batch.status.phase is Phase.COMPLETED:
             return snapshot  # nothing is decided there, and nothing is read; or there is nothing more to know
         behind: frozenset[int] = frozenset()
         unlike: frozenset[int] | None = None

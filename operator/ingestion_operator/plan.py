@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
-from ingestion_crds.config import Config
+from ingestion_crds.config import Config, Tenant
 from ingestion_crds.constants import Mode, Phase, Reason, Stage, Trigger, VersionState
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
@@ -109,6 +109,15 @@ class Snapshot:
     answered: str = ""
     tidied: frozenset[ChildUid] = frozenset()
 
+    @property
+    def tenant(self) -> Tenant | None:
+        """The namespace's; None where the chart knows none, and nothing may be done."""
+        return self.config.tenant(self.job.metadata.namespace)
+
+    def child(self, uid: ChildUid | None) -> ChildJob | None:
+        """Return the Job with this UID, if it exists."""
+        return next((child for child in self.children if child.uid == uid), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -138,7 +147,7 @@ def plan(snapshot: Snapshot, *, now: datetime) -> Plan:
     if snapshot.job.metadata.deletion_timestamp is not None:
         return Plan(status=snapshot.job.status)  # the garbage collector takes the children
     _advance(draft)
-    if snapshot.config.tenant(snapshot.job.metadata.namespace) is not None:  # else nothing may be deleted there
+    if snapshot.tenant is not None:  # else nothing may be deleted there
         _clean_up(draft)
         _expire(draft)
     _answer_annotation(draft)  # behind the others: if the answer is refused, all else has been done
@@ -215,7 +224,8 @@ class _Draft:
     def cancelled(self) -> bool:
         """True when the open attempt is to end: the spec says so, or has said so until its Job was told to end."""
         made = last_made(self.attempt.jobs)
-        told = any(child.cancelled for child in self.snapshot.children if made is not None and child.uid == made.uid)
+        child = self.snapshot.child(made.uid) if made is not None else None
+        told = child is not None and child.cancelled
         return told or cancelled(self.snapshot.job, self.attempt.generation)
 
 
@@ -388,9 +398,9 @@ def _gate(draft: _Draft) -> bool:
 
 def _no_tenant(draft: _Draft) -> bool:
     """Return True, with the reason noted, when the namespace is no tenant's: the operator may do nothing in it."""
-    namespace, config = draft.snapshot.job.metadata.namespace, draft.snapshot.config
-    if config.tenant(namespace) is not None:
+    if draft.snapshot.tenant is not None:
         return False
+    namespace = draft.snapshot.job.metadata.namespace
     draft.blocked = no_store(namespace)  # and no look follows: another list of tenants starts another operator
     return True
 
@@ -416,12 +426,11 @@ def _dispatch(draft: _Draft) -> None:
     draft.set_attempt(
         jobs=[*attempt.jobs, record], segments=len(dispatched) if stage is Stage.SEGMENTS else attempt.segments
     )
-    draft.actions.append(CreateChild(config_map=build_config_map(dispatch), body=build_child(dispatch)))
+    _create(draft, dispatch)
 
 
 def _dispatch_of(draft: _Draft, stage: Stage) -> Dispatch:
-    job, config = draft.job, draft.snapshot.config
-    tenant = config.tenant(job.metadata.namespace)
+    job, config, tenant = draft.job, draft.snapshot.config, draft.snapshot.tenant
     assert tenant is not None
     return Dispatch(
         job=job,
@@ -433,6 +442,10 @@ def _dispatch_of(draft: _Draft, stage: Stage) -> Dispatch:
         tenant=tenant,
         provider=config.provider(job.spec.pipeline.embedding.provider),
     )
+
+
+def _create(draft: _Draft, dispatch: Dispatch) -> None:
+    draft.actions.append(CreateChild(config_map=build_config_map(dispatch), body=build_child(dispatch)))
 
 
 def _deadline(draft: _Draft) -> int:
@@ -510,7 +523,7 @@ def _follow_child(draft: _Draft, child: ChildJob) -> None:
 
 def _child_of(draft: _Draft, record: AttemptJob) -> ChildJob | None:
     if record.uid is not None:
-        return next((child for child in draft.snapshot.children if child.uid == record.uid), None)
+        return draft.snapshot.child(record.uid)
     return next((child for child in draft.snapshot.children if child.name == record.name), None)
 
 
@@ -532,7 +545,7 @@ def _launch(draft: _Draft, record: AttemptJob) -> None:
     dispatch = _dispatch_of(draft, record.stage)
     # They differ if another release wrote the intent, or the job is back from a backup: it has another UID then.
     draft.set_record(name=dispatch.name, map_digest=dispatch.digest)
-    draft.actions.append(CreateChild(config_map=build_config_map(dispatch), body=build_child(dispatch)))
+    _create(draft, dispatch)
 
 
 def _refused(draft: _Draft) -> bool:
@@ -862,7 +875,7 @@ def _finish(draft: _Draft) -> None:
     # The last Job that was made, if only for the stage before: nothing else tidies up after it.
     made = last_made(draft.attempt.jobs)
     uid = made.uid if made is not None else None
-    child = next((child for child in draft.snapshot.children if child.uid == uid), None)
+    child = draft.snapshot.child(uid)
     if child is not None and not child.finished:
         # It was given up, and must not be resumed.
         if not child.deleting:
@@ -892,14 +905,14 @@ def _remove_left_pods(draft: _Draft) -> None:
     same.
     """
     uid = draft.status.pods_to_remove
-    if uid is None or draft.snapshot.config.tenant(draft.snapshot.job.metadata.namespace) is None:
+    if uid is None or draft.snapshot.tenant is None:
         return
     if uid in draft.snapshot.tidied:
         draft.set(pods_to_remove=None)
         return
     if draft.actions:
         return
-    child = next((child for child in draft.snapshot.children if child.uid == uid), None)
+    child = draft.snapshot.child(uid)
     kept = tuple(islice(child.failed, _KEPT_FAILED_PODS)) if child is not None else ()
     draft.actions.append(RemovePods(child_uid=uid, keep=kept))
 

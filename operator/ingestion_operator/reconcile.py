@@ -259,7 +259,7 @@ class Reconciler:
             self._memory.to_list.add(key)  # only a list has its Job
             self._keep(key, raw, snapshot, 0.0)
             return 0.0
-        child = next((child for child in snapshot.children if child.uid == uid), None)
+        child = snapshot.child(uid)
         left = LastLook(Kept(raw, snapshot.job), child) if child is not None and child.finished else None
         self._memory.end_look(key, left)
         self._memory.join(key, None)
@@ -330,7 +330,7 @@ class Reconciler:
         if child is None:
             return snapshot
         namespace = snapshot.job.metadata.namespace
-        if self._config.tenant(namespace) is None:
+        if snapshot.tenant is None:
             return snapshot  # nothing is decided there, and nothing may be read
         if wants_harvest(snapshot.job, child) and snapshot.harvest is None:
             results, failed_only = Results(), record.stage is Stage.SEGMENTS
@@ -419,9 +419,8 @@ def _is_owned(child: ChildJob, job: IngestionJob) -> bool:
 def _running(snapshot: Snapshot) -> ChildJob | None:
     """Return the Job of the running stage, if its UID is recorded and it has not ended."""
     record = current(snapshot.job)
-    if record is None or record.uid is None:
-        return None
-    return next((child for child in snapshot.children if child.uid == record.uid and not child.finished), None)
+    child = snapshot.child(record.uid) if record is not None else None
+    return None if child is None or child.finished else child
 
 
 def _point(child: ChildJob | None) -> Point:
