@@ -91,7 +91,7 @@ class ApiError(Exception):
 
     @property
     def conflict(self) -> bool:
-        """True for a lost race: a stale resourceVersion, or a failed `test` of a JSON patch."""
+        """True for a lost race: the object has another resourceVersion, or UID, than it was to have."""
         return self.status == 409 and self.reason != "AlreadyExists" and not self.denied
 
     @property

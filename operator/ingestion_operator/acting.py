@@ -36,7 +36,7 @@ from ingestion_operator.plan import Snapshot
 _TRIES_OF_WEBHOOKS: Final = 4
 # For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing. Nor is
 # one changed where the cluster has not kept that.
-_TRY_TO_MAKE_SECONDS: Final = 120.0
+_IN_VAIN_SECONDS: Final = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Acting:
         metadata = action.body["metadata"]
         namespace, name = snapshot.job.metadata.namespace, metadata["name"]
         pace, now = self._memory.pace(snapshot.job.key), self._memory.monotonic()
-        if pace.made_in_vain is not None and now - pace.made_in_vain < _TRY_TO_MAKE_SECONDS:
+        if pace.made_in_vain is not None and now - pace.made_in_vain < _IN_VAIN_SECONDS:
             return replace(snapshot, rejection=_changed(action.body))
         rejection = None
         try:
@@ -156,7 +156,7 @@ class Acting:
     async def _patch_child(self, action: PatchChild, snapshot: Snapshot) -> Snapshot:
         namespace, name = snapshot.job.metadata.namespace, action.name
         pace, now = self._memory.pace(snapshot.job.key), self._memory.monotonic()
-        vain = {wish: at for wish, at in pace.patched_in_vain.items() if now - at < _TRY_TO_MAKE_SECONDS}
+        vain = {wish: at for wish, at in pace.patched_in_vain.items() if now - at < _IN_VAIN_SECONDS}
         wishes = {(action.uid, field, value) for field, value in _asked(action).items()}
         pace.patched_in_vain = vain
         if wishes & vain.keys():
@@ -285,8 +285,8 @@ class Acting:
         if error.refused or error.expired:
             return
         if error.status == 500 and "webhook" in error.message:
-            self._memory.unanswered[key] += 1
-            if self._memory.unanswered[key] >= _TRIES_OF_WEBHOOKS:
+            self._memory.webhook_failures[key] += 1
+            if self._memory.webhook_failures[key] >= _TRIES_OF_WEBHOOKS:
                 return
         raise error
 

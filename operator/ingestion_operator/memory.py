@@ -47,7 +47,7 @@ class Memory:
         shown: jobs of which nothing else is remembered and whose next attempt is to begin, as the watch has shown
             them, as far as there is room. The first look is taken at that, without a read.
         littered: jobs with a finished Job that the API server kept from being deleted.
-        unanswered: how often a webhook has kept something of a job from being done.
+        webhook_failures: how often a webhook has kept something of a job from being done.
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -55,7 +55,7 @@ class Memory:
     to_list: set[str] = field(default_factory=set)
     shown: dict[str, Kept] = field(default_factory=dict)
     littered: set[str] = field(default_factory=set)
-    unanswered: Counter[str] = field(default_factory=Counter)
+    webhook_failures: Counter[str] = field(default_factory=Counter)
     _paces: dict[str, Pace] = field(default_factory=dict)
     # How much is kept of jobs, which is in `shown` or was left by their last look.
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class Memory:
             del self._forgotten[next(iter(self._forgotten))]
         wait = self.tidy_later(key, None)
         if wait is None:
-            self.unanswered.pop(key, None)
+            self.webhook_failures.pop(key, None)
             self.open.discard(key)  # what still happens to its Jobs is no news
         return wait
 

@@ -24,7 +24,7 @@ _LONGEST_DELAY_SECONDS: Final = 60.0
 _TICK_SECONDS: Final = 0.001
 
 
-class _Waiting:
+class _Line:
     """Keys that wait, each since when: namespaces take turns, and in each of them the first comes first."""
 
     def __init__(self) -> None:
@@ -103,8 +103,8 @@ class WorkQueue:
         self._waited = waited
         self._most_due = most_due
         self._done_with = done_with
-        self._added = _Waiting()
-        self._due = _Waiting()
+        self._added = _Line()
+        self._due = _Line()
         self._taken = self._clock()  # when a worker took a key for the last time
         self._working: dict[str, bool] = {}  # key → whether it was merely due
         self._again: set[str] = set()

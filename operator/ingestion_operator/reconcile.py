@@ -233,7 +233,7 @@ class Reconciler:
         """Keep the IngestionJob for the next look if its Job runs; return the delay, longer where many wait alike."""
         pace, child = self._memory.pace(key), _running(snapshot) if snapshot.rejection is None else None
         if snapshot.rejection is None:
-            self._memory.unanswered.pop(key, None)
+            self._memory.webhook_failures.pop(key, None)
         last = LastLook(Kept(raw, snapshot.job), child, unwritten) if child is not None else None
         self._memory.end_look(key, last)
         if snapshot.job.status.phase in names.TERMINAL_PHASES:

@@ -189,7 +189,9 @@ def _dispatch_of(""",
     Mutation(
         name="a webhook that stays away is waited for in silence",
         file="acting.py",
-        changes=(("            if self._memory.unanswered[key] >= _TRIES_OF_WEBHOOKS:\n                return\n", ""),),
+        changes=(
+            ("            if self._memory.webhook_failures[key] >= _TRIES_OF_WEBHOOKS:\n                return\n", ""),
+        ),
     ),
     Mutation(
         name="a job that goes on in a full cluster is Stalled",
