@@ -1,4 +1,4 @@
-"""What happens to every request before a route sees it: an id, a log line, limits on headers and bodies."""
+"""What happens to every request before a route sees it: an id, a log line, limits on query and body."""
 
 from __future__ import annotations
 

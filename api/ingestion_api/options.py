@@ -23,7 +23,7 @@ class Options:
         namespace: the API's own, where the Secrets of the API keys and of the embedding providers are.
         kubeconfig: a kubeconfig's path; None means KUBECONFIG, or the ServiceAccount inside a pod.
         host, port: where to listen; an empty host means every address, of IPv4 and IPv6.
-        connections: connections at most; more are answered 503 at once.
+        connections: with so many, requests other than probes are answered 503; twice as many are kept.
         keep_alive_seconds: how long an idle connection stays: longer than most proxies keep one (60 s for ingress-nginx
             and Amazon's, 90 s for Traefik and others in Go), or they send a request into one that is just being
             closed, now and then. Others are on docs/install.md.

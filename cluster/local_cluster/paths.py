@@ -1,4 +1,4 @@
-"""Where files are kept: sources in the repository, builds in the cache, clusters in the state folder."""
+"""Where files are kept: sources in the repository, builds and clusters in the cache."""
 
 import os
 from pathlib import Path

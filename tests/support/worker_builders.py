@@ -64,7 +64,7 @@ def sentences(*, count: int, tag: str = "") -> str:
 
 
 def attempt_document(**changes: Any) -> dict[str, Any]:
-    """Return the JSON of an attempt; `changes` replace fields, with dots for nested ones (`source__uri` too)."""
+    """Return the JSON of an attempt; `changes` replace fields, nested ones as in `document__source__uri`."""
     document: dict[str, Any] = {
         "apiVersion": API_VERSION,
         "kind": "Attempt",

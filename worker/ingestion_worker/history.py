@@ -215,8 +215,17 @@ def check_superseded(
 ) -> None:
     """Refuse early what `publish` would refuse in the end.
 
+    Args:
+        store: the tenant's store.
+        knowledge_base: its UUID.
+        document_id: the document's UUID.
+        version_id: of the version that is to be published.
+        number: of that version.
+        created: when its job was made, if that is known.
+
     Raises:
-        WorkerError: VersionSuperseded when a newer version is live, or one of a job that was made later.
+        WorkerError: VersionSuperseded when a newer version is live, or one of a job that was made later; else as
+            `read_state`.
     """
     state = read_state(store=store, knowledge_base=knowledge_base, document_id=document_id)
     _check_superseded(state=state, version_id=version_id, number=number, created=created)

@@ -31,8 +31,8 @@ def process_segment(*, context: Context, segment: int) -> dict[str, Any]:
     Output that is there already ends it at once: the work of another pod, or of this one before it was killed.
 
     Raises:
-        WorkerError: VersionSuperseded, PipelineChanged, PageUnreadable, DocumentTooComplex, an Embedding… or a Store…
-            code.
+        WorkerError: VersionSuperseded, PipelineChanged, InvalidAttempt, SegmentsMissing, PageUnreadable, a Document…,
+            an Embedding… or a Store… code.
     """
     version = context.attempt.require_version()
     prefix = context.version_prefix(version_id=version.id)
