@@ -13,14 +13,14 @@ class Client:
 
     def __init__(self, *, url: str, authority: Path, certificate: Path, key: Path) -> None:
         self._url = url
-        self._tls = ssl.create_default_context(cafile=str(authority))
-        self._tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # see pki.py
-        self._tls.load_cert_chain(certificate, key)
+        tls = ssl.create_default_context(cafile=str(authority))
+        tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # see pki.py
+        tls.load_cert_chain(certificate, key)
         self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._tls)
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
         )
 
-    def request(self, *, method: str, path: str, body: object = None, content_type: str = "application/json") -> Any:
+    def request(self, *, method: str, path: str, body: object = None) -> Any:
         """Send `body` as JSON and return the decoded answer (text where it is no JSON).
 
         Raises urllib.error.HTTPError for answers from 400 on and OSError when the server does not answer in 10 s.
@@ -29,7 +29,7 @@ class Client:
             self._url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": content_type, "Accept": "application/json"},
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
         )
         with self._opener.open(request, timeout=10) as answer:
             text = answer.read().decode()

@@ -54,16 +54,6 @@ class Story:
         self._begin = time.monotonic()
         self._rows: list[tuple[str, float, str]] = []
 
-    def add(self, what: str, seconds: float, result: str) -> None:
-        """Add a row.
-
-        Args:
-            what: was done.
-            seconds: it took.
-            result: what came of it.
-        """
-        self._rows.append((what, seconds, result))
-
     @contextmanager
     def step(self, what: str, result: str = "") -> Iterator[list[str]]:
         """Time a block as a row; append to the list to say what came of it."""
@@ -71,7 +61,7 @@ class Story:
         begin = time.monotonic()
         said = [result] if result else []
         yield said
-        self.add(what, time.monotonic() - begin, "; ".join(said))
+        self._rows.append((what, time.monotonic() - begin, "; ".join(said)))
 
     def table(self) -> str:
         """The rows as a table, with the whole time last."""

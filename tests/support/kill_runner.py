@@ -40,8 +40,8 @@ class KilledStore(Store):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    def get(self, *, key: str, max_bytes: int | None = None) -> bytes:
-        return self._count(lambda: super(KilledStore, self).get(key=key, max_bytes=max_bytes))
+    def get(self, *, key: str) -> bytes:
+        return self._count(lambda: super(KilledStore, self).get(key=key))
 
     def put(self, *, key: str, data: bytes) -> None:
         self._count(lambda: super(KilledStore, self).put(key=key, data=data))

@@ -798,7 +798,7 @@ def test_a_search_has_no_more_entries_in_memory_than_it_may(monkeypatch: pytest.
     count = 5_000
     store = SimpleNamespace(bucket="b", list=lambda **_: iter(entries))
     entries = [
-        Entry(key=layout.history_key(knowledge_base=KB, document_id=version.document_id, sequence=1), size=1, tag="t")
+        Entry(key=layout.history_key(knowledge_base=KB, document_id=version.document_id, sequence=1), tag="t")
         for version in map(live_version, range(count))
     ]
     every = [live_version(number) for number in range(count)]

@@ -94,5 +94,5 @@ def write_termination(*, message: Mapping[str, Any], env: Mapping[str, str]) -> 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
     # A lone surrogate (from a file name that is not UTF-8) must not turn the report into a crash.
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=False)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", errors="replace")

@@ -114,7 +114,6 @@ class Entry:
     """One object of a listing; its tag is another one when its bytes are."""
 
     key: str
-    size: int
     tag: str
 
 
@@ -174,13 +173,9 @@ class Store:
                 "InvalidAttempt", f"the store's URL is neither s3://BUCKET nor file:///path: {config.url}"
             )
 
-    def get(self, *, key: str, max_bytes: int | None = None) -> bytes:
-        """Return an object's bytes; for small objects.
-
-        Raises:
-            WorkerError: DocumentTooLarge when it has more than `max_bytes`, before they are read.
-        """
-        return bytes(self.open(key=key, max_bytes=max_bytes).read())
+    def get(self, *, key: str) -> bytes:
+        """Return an object's bytes; for small objects."""
+        return bytes(self.open(key=key).read())
 
     def open(self, *, key: str, max_bytes: int | None = None) -> Body:
         """Ask for an object, whose bytes are read later, with the same request.
@@ -285,7 +280,7 @@ class Store:
             for page in obstore.list(self._backend, prefix=f"{prefix}/"):
                 for item in page:
                     tag = item["e_tag"] or item["last_modified"].isoformat()
-                    yield Entry(key=item["path"], size=item["size"], tag=tag)
+                    yield Entry(key=item["path"], tag=tag)
 
     def delete(self, *, key: str) -> None:
         """Delete an object; one that is not there is no error."""
