@@ -24,6 +24,7 @@ from ingestion_crds.constants import (
     Stage,
 )
 from ingestion_crds.digest import map_digest
+from ingestion_crds.indexset import IndexSet
 
 from ingestion_worker.outcome import WorkerError
 
@@ -176,8 +177,6 @@ def segment_index(*, attempt: Attempt, env: Mapping[str, str]) -> int:
     Raises:
         WorkerError: InvalidAttempt when the index or the set is missing or out of range.
     """
-    from ingestion_crds.indexset import IndexSet
-
     text = env.get(ENV_COMPLETION_INDEX, "")
     if not (text.isascii() and text.isdigit()):
         raise WorkerError("InvalidAttempt", f"{ENV_COMPLETION_INDEX} is {text!r}, not a number")

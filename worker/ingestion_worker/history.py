@@ -264,8 +264,7 @@ def publish(*, store: Store, knowledge_base: str, version: LiveVersion, created:
         )
 
     state = _advance(store=store, knowledge_base=knowledge_base, document_id=version.document_id, decide=decide)
-    if state.live is None:  # pragma: no cover - decide() always leaves a live version
-        raise WorkerError("Internal", "nothing is live after a publish")
+    assert state.live is not None  # decide() leaves one
     return state.live
 
 

@@ -28,6 +28,7 @@ from ingestion_worker.publish import commit, published_message, version_message
 from ingestion_worker.segment import first_byte, run_segment
 from ingestion_worker.source import Fetched, fetch_source
 from ingestion_worker.store import ObjectMissingError
+from ingestion_worker.versions import claim_number
 
 LOG: Final = logging.getLogger(__name__)
 _READ_CHARACTERS: Final = 2**20
@@ -58,7 +59,12 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
     """
     attempt = context.attempt
     version_id = attempt.version_id
-    claimed = _claim(context=context)
+    claimed = claim_number(
+        store=context.store,
+        knowledge_base=attempt.knowledge_base,
+        document_id=attempt.document_id,
+        job_uid=attempt.job_uid,
+    )
     state = history.raise_fence(
         store=context.store,
         knowledge_base=attempt.knowledge_base,
@@ -108,18 +114,6 @@ def prepare_document(*, context: Context) -> dict[str, Any]:
         return {"mode": mode.value, "segments": len(cuts), "version": version}
     return _single_pass(
         context=context, plan=plan, plan_hash=digest, version_id=version_id, number=claimed, local=canonical.path
-    )
-
-
-def _claim(*, context: Context) -> int:
-    from ingestion_worker.versions import claim_number
-
-    attempt = context.attempt
-    return claim_number(
-        store=context.store,
-        knowledge_base=attempt.knowledge_base,
-        document_id=attempt.document_id,
-        job_uid=attempt.job_uid,
     )
 
 
