@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import json
 import logging
 import re
 import secrets
@@ -21,7 +20,7 @@ from fastapi.openapi.models import SecurityBase as Scheme
 from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from ingestion_crds.constants import API_KEYS_SECRET
-from ingestion_crds.job import Time, format_time
+from ingestion_crds.job import Time
 from ingestion_crds.kube import ApiError, KubeClient
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers
@@ -36,7 +35,8 @@ REREAD_SECONDS: Final = 1.0
 # So long what was read last is believed while the API server does not answer; then nobody gets in.
 STALE_SECONDS: Final = 30.0
 _HEADER: Final = "x-api-key"
-_KEY: Final = re.compile(r"^ik_([a-z0-9]{4,32})_([A-Za-z0-9_-]{43})$")
+ID_PATTERN: Final = "[a-z0-9]{4,32}"
+_KEY: Final = re.compile(rf"^ik_({ID_PATTERN})_([A-Za-z0-9_-]{{43}})$")
 _ID_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 _ID_LENGTH: Final = 10
 NAMESPACE_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -80,13 +80,7 @@ def hash_key(key: str) -> str:
 
 def encode_entry(entry: KeyEntry) -> str:
     """Return an entry as the Secret's `data` wants it: JSON in base64."""
-    body = {
-        "hash": entry.hash,
-        "namespace": entry.namespace,
-        "name": entry.name,
-        "created": format_time(entry.created),
-    }
-    return base64.b64encode(json.dumps(body).encode()).decode()
+    return base64.b64encode(entry.model_dump_json().encode()).decode()
 
 
 def decode_entries(values: Mapping[str, str | None]) -> dict[str, KeyEntry]:

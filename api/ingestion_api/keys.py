@@ -13,13 +13,13 @@ from typing import Final
 
 from ingestion_crds.config import ConfigError
 from ingestion_crds.constants import API_KEYS_SECRET
+from ingestion_crds.job import format_time
 from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
 
-from ingestion_api.auth import NAMESPACE_PATTERN, KeyEntry, decode_entries, encode_entry, hash_key, new_key
+from ingestion_api.auth import ID_PATTERN, NAMESPACE_PATTERN, KeyEntry, decode_entries, encode_entry, hash_key, new_key
 from ingestion_api.kube_secrets import read_secret
 
 DEFAULT_SECRET_NAMESPACE: Final = "ingestion-system"  # noqa: S105 - a namespace
-_KEY_ID: Final = re.compile(r"^[a-z0-9]{4,32}$")
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ async def _in_cluster(options: argparse.Namespace) -> int:
         values = await read_secret(kube, namespace=options.secret_namespace, name=API_KEYS_SECRET) or {}
         if options.command == "list":
             for key_id, entry in sorted(decode_entries(values).items(), key=lambda item: item[1].created):
-                sys.stdout.write(f"{key_id}\t{entry.namespace}\t{entry.created:%Y-%m-%dT%H:%M:%SZ}\t{entry.name}\n")
+                sys.stdout.write(f"{key_id}\t{entry.namespace}\t{format_time(entry.created)}\t{entry.name}\n")
             return 0
         if options.id not in values:
             return _fail(f"no key {options.id!r} in {options.secret_namespace}/{API_KEYS_SECRET}")
@@ -131,7 +131,7 @@ def _name(text: str) -> str:
 
 
 def _id(text: str) -> str:
-    if not _KEY_ID.match(text):
+    if not re.fullmatch(ID_PATTERN, text):
         raise argparse.ArgumentTypeError("an id has 4 to 32 lower-case letters and digits; give the id, not the key")
     return text
 
