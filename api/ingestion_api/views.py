@@ -81,14 +81,8 @@ class _NarrowMetadata(Model):
         return None
 
 
-class _NarrowDocument(Model):
-    id: str = ""
-    title: str = ""
-
-
 class _NarrowSpec(Model):
     knowledge_base: str = ""
-    document: _NarrowDocument = Field(default_factory=_NarrowDocument)
     retry_generation: int = 0
 
 
@@ -127,28 +121,39 @@ class _NarrowStatus(Model):
     conditions: list[_NarrowCondition] = Field(default_factory=list)
 
 
-class NarrowJob(Model):
-    """The part of an IngestionJob that lists show; validating it costs a fraction of the whole."""
-
+class _Narrow(Model):
     metadata: _NarrowMetadata
-    spec: _NarrowSpec = Field(default_factory=_NarrowSpec)
+    spec: _NarrowSpec
     status: _NarrowStatus = Field(default_factory=_NarrowStatus)
 
     @property
     def job_id(self) -> str:
-        """As an IngestionJob's."""
+        """As an IngestionJob's, or an IngestionBatch's."""
         return job_id_of(self.metadata.name, self.metadata.uid)
 
     @property
     def retry_pending(self) -> bool:
-        """As an IngestionJob's."""
+        """As an IngestionJob's, or an IngestionBatch's."""
         return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
 
 
-class _NarrowBatchSpec(Model):
-    knowledge_base: str = ""
+class _NarrowDocument(Model):
+    id: str = ""
+    title: str = ""
+
+
+class _NarrowJobSpec(_NarrowSpec):
+    document: _NarrowDocument = Field(default_factory=_NarrowDocument)
+
+
+class NarrowJob(_Narrow):
+    """The part of an IngestionJob that lists show; validating it costs a fraction of the whole."""
+
+    spec: _NarrowJobSpec = Field(default_factory=_NarrowJobSpec)
+
+
+class _NarrowBatchSpec(_NarrowSpec):
     documents: list[Any] = Field(default_factory=list)
-    retry_generation: int = 0
 
 
 class _NarrowDocuments(Model):
@@ -159,22 +164,11 @@ class _NarrowBatchStatus(_NarrowStatus):
     documents: _NarrowDocuments | None = None
 
 
-class NarrowBatch(Model):
+class NarrowBatch(_Narrow):
     """The part of an IngestionBatch that lists show."""
 
-    metadata: _NarrowMetadata
     spec: _NarrowBatchSpec = Field(default_factory=_NarrowBatchSpec)
     status: _NarrowBatchStatus = Field(default_factory=_NarrowBatchStatus)
-
-    @property
-    def job_id(self) -> str:
-        """As an IngestionBatch's."""
-        return job_id_of(self.metadata.name, self.metadata.uid)
-
-    @property
-    def retry_pending(self) -> bool:
-        """As an IngestionBatch's."""
-        return is_retry_pending(wanted=self.spec.retry_generation, observed=self.status.observed_retry_generation)
 
 
 class _NarrowAttempt(Model):
@@ -192,7 +186,7 @@ class _NarrowAttempt(Model):
 
 
 class _ShownSpec(_NarrowSpec):
-    document: Document  # type: ignore[assignment]
+    document: Document
 
 
 class _ShownVersion(Version):
