@@ -22,8 +22,8 @@ from support.kubelet import PodRun
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(3600)]
 
 INVARIANTS: Final = (1, 2, 3, 4, 5, 8)
-CONTROLLER_UID: Final = "batch.kubernetes.io/controller-uid"
-INDEX: Final = "batch.kubernetes.io/job-completion-index"
+CONTROLLER_UID: Final = names.LABEL_CONTROLLER_UID
+INDEX: Final = names.LABEL_COMPLETION_INDEX
 
 Harm = Callable[[Run, str], Awaitable[None]]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ingestion_crds import constants as names
 from ingestion_crds.kube import ApiError, KubeClient
-from support.kubelet import INDEX, Exit, FakeKubelet
+from support.kubelet import Exit, FakeKubelet
 
 WAIT_SECONDS = 30.0
 
@@ -30,7 +30,11 @@ class Server(KubeClient):
             "metadata": {
                 "name": "pod",
                 "uid": "uid",
-                "labels": {names.LABEL_STAGE: names.Stage.PREPARE, names.LABEL_GENERATION: "0", INDEX: "0"},
+                "labels": {
+                    names.LABEL_STAGE: names.Stage.PREPARE,
+                    names.LABEL_GENERATION: "0",
+                    names.LABEL_COMPLETION_INDEX: "0",
+                },
                 "annotations": {names.ANNOTATION_JOB_NAME: "handbook"},
             },
             "spec": {

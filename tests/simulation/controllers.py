@@ -40,7 +40,7 @@ from simulation.api import (
 
 Step = Callable[[], None]
 
-_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+_INDEX: Final = names.LABEL_COMPLETION_INDEX
 _FAILURES: Final = "batch.kubernetes.io/job-index-failure-count"
 _IGNORED: Final = "batch.kubernetes.io/job-index-ignored-failure-count"
 NOT_READ: Final = {"pageCount": 4, "pages": "2-4,6", "attachments": 2}

@@ -25,8 +25,8 @@ from support.namespaces import make_namespace
 from simulation.api import JOB_TRACKING, Release, copied
 from simulation.cluster import SimulatedCluster
 
-INDEX: Final = "batch.kubernetes.io/job-completion-index"
-CONTROLLER: Final = "batch.kubernetes.io/controller-uid"
+INDEX: Final = names.LABEL_COMPLETION_INDEX
+CONTROLLER: Final = names.LABEL_CONTROLLER_UID
 _WAIT_SECONDS: Final = 240.0
 _JOB_STATUS: Final = ("active", "ready", "terminating", "succeeded", "completedIndexes", "failedIndexes")
 _JOB_SPEC: Final = ("completions", "parallelism", "suspend", "activeDeadlineSeconds", "backoffLimit")

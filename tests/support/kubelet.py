@@ -19,8 +19,6 @@ from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
 
 from support.patience import unless_away
 
-INDEX = "batch.kubernetes.io/job-completion-index"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PodRun:
@@ -32,6 +30,7 @@ class PodRun:
         generation: the attempt's generation.
         segment: its segment, in the stage of segments.
         index: its Job index.
+        uid: the pod's.
         command: what its container runs.
         image: its container's image.
         env: the variables of its container that have a plain value.
@@ -201,7 +200,7 @@ class FakeKubelet:
 
     async def _read(self, pod: JsonObject) -> PodRun:
         labels = pod["metadata"]["labels"]
-        stage, index = labels[names.LABEL_STAGE], int(labels[INDEX])
+        stage, index = labels[names.LABEL_STAGE], int(labels[names.LABEL_COMPLETION_INDEX])
         volume = next(item for item in pod["spec"]["volumes"] if "configMap" in item)
         found = await self.client.request("GET", core_path("configmaps", self.namespace, volume["configMap"]["name"]))
         segment = None
