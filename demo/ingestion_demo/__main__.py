@@ -39,8 +39,8 @@ JOB_SECONDS: Final = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Everything the scenes play with."""
+class Scene:
+    """Everything the chapters play with."""
 
     kubeconfig: Path
     api: str
@@ -73,10 +73,10 @@ def main() -> int:
         print(f"The demo cannot begin: {error}", file=sys.stderr)
         return 1
     try:
-        with _stage(cluster=cluster, story=story) as stage:
-            _long_document(stage)
-            _by_annotation(stage)
-            _single_pass(stage)
+        with _scene(cluster=cluster, story=story) as scene:
+            _long_document(scene)
+            _by_annotation(scene)
+            _single_pass(scene)
     except (LocalClusterError, _UnexpectedError) as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         if cluster.kubeconfig.exists():
@@ -99,7 +99,7 @@ def _expect(given: object, wanted: object, what: str) -> None:
 
 
 @contextmanager
-def _stage(*, cluster: Kind, story: view.Story) -> Iterator[Stage]:
+def _scene(*, cluster: Kind, story: view.Story) -> Iterator[Scene]:
     with story.step("cluster", f"kind, one node, {cluster.name}"):
         kubeconfig = cluster.up()
     with story.step("images built") as said:
@@ -117,80 +117,80 @@ def _stage(*, cluster: Kind, story: view.Story) -> Iterator[Stage]:
             install.port_forward(kubeconfig=kubeconfig, namespace=NAMESPACE, service=f"{RELEASE}-api", port=8000)
         )
         switch = stack.enter_context(provider.switch(kubeconfig=kubeconfig))
-        yield Stage(kubeconfig=kubeconfig, api=api, switch=switch, story=story)
+        yield Scene(kubeconfig=kubeconfig, api=api, switch=switch, story=story)
 
 
-def _long_document(stage: Stage) -> None:
+def _long_document(scene: Scene) -> None:
     namespace, package = TENANTS[0], "octave-doc"
-    stage.switch.break_()
-    rest, knowledge_base = stage.tenant(namespace), str(uuid.uuid4())
-    with PodWatch(kubeconfig=stage.kubeconfig, namespace=namespace) as pods:
-        with stage.story.step("a long PDF uploaded") as said:
+    scene.switch.break_()
+    rest, knowledge_base = scene.tenant(namespace), str(uuid.uuid4())
+    with PodWatch(kubeconfig=scene.kubeconfig, namespace=namespace) as pods:
+        with scene.story.step("a long PDF uploaded") as said:
             file = documents.manual(package)
             job_id = _upload(rest, knowledge_base, file, "application/pdf", mode="Segmented")
             said.append(f"{file.name}, {file.stat().st_size / 1e6:.1f} MB, job {job_id}")
             view.line(said[0])
-        with stage.story.step("first run") as said:
+        with scene.story.step("first run") as said:
             job = _follow(rest, job_id, generation=0)
             _expect(job["status"], "partial_failure", "status after the first run")
             total, failed = job["segment_count"], job["segment_count"] - job["processed_segments"]
             said.append(f"partial_failure: {failed} of {total} segments, {_codes(job)}")
             for failure in job["failures"][:3]:
                 view.line(f"segment {failure['segment']}: {failure['code']}: {failure['message']}")
-        stage.switch.mend()
-        with stage.story.step("POST …/retry after the provider was mended") as said:
+        scene.switch.mend()
+        with scene.story.step("POST …/retry after the provider was mended") as said:
             rest.retry(job_id)
             job = _follow(rest, job_id, generation=1)
             _expect(job["status"], "completed", "status after the retry")
-            job_uid = stage.resource(namespace, job_id)["metadata"]["uid"]
+            job_uid = scene.resource(namespace, job_id)["metadata"]["uid"]
             count = _count_pods(pods, job_uid, names.Stage.SEGMENTS, 1, wanted=failed)
             said.append(f"completed; {count} pods ran for {failed} failed segments, {total - failed} were left alone")
             view.line(said[0])
-    _ask(stage, rest, knowledge_base, documents.QUESTIONS[package])
+    _ask(scene, rest, knowledge_base, documents.QUESTIONS[package])
 
 
-def _by_annotation(stage: Stage) -> None:
+def _by_annotation(scene: Scene) -> None:
     namespace, package = TENANTS[1], "debian-reference-en"
-    stage.switch.break_()
-    rest, knowledge_base = stage.tenant(namespace), str(uuid.uuid4())
-    with PodWatch(kubeconfig=stage.kubeconfig, namespace=namespace) as pods:
-        with stage.story.step("a second document, of another tenant") as said:
+    scene.switch.break_()
+    rest, knowledge_base = scene.tenant(namespace), str(uuid.uuid4())
+    with PodWatch(kubeconfig=scene.kubeconfig, namespace=namespace) as pods:
+        with scene.story.step("a second document, of another tenant") as said:
             job_id = _upload(rest, knowledge_base, documents.manual(package), "application/pdf", mode="Segmented")
             job = _follow(rest, job_id, generation=0)
             _expect(job["status"], "partial_failure", "status after the first run")
             failed = job["segment_count"] - job["processed_segments"]
             said.append(f"partial_failure: {failed} of {job['segment_count']} segments, {_codes(job)}")
-        stage.switch.mend()
-        with stage.story.step("kubectl annotate …retry-requested-at") as said:
+        scene.switch.mend()
+        with scene.story.step("kubectl annotate …retry-requested-at") as said:
             token = f"{names.ANNOTATION_RETRY_REQUESTED}={time.time_ns()}"
             arguments = ["annotate", f"ij/{job_id}", token, "--overwrite", "--namespace", namespace]
             view.line(f"kubectl {' '.join(arguments)}")
-            install.kubectl(stage.kubeconfig, *arguments)
+            install.kubectl(scene.kubeconfig, *arguments)
             job = _follow(rest, job_id, generation=1)
             _expect(job["status"], "completed", "status after the retry")
-            job_uid = stage.resource(namespace, job_id)["metadata"]["uid"]
+            job_uid = scene.resource(namespace, job_id)["metadata"]["uid"]
             count = _count_pods(pods, job_uid, names.Stage.SEGMENTS, 1, wanted=failed)
             said.append(f"completed; {count} pods ran for {failed} failed segments")
             view.line(said[0])
-    _ask(stage, rest, knowledge_base, documents.QUESTIONS[package])
+    _ask(scene, rest, knowledge_base, documents.QUESTIONS[package])
 
 
-def _single_pass(stage: Stage) -> None:
+def _single_pass(scene: Scene) -> None:
     namespace = TENANTS[0]
-    stage.switch.break_()
-    rest, knowledge_base = stage.tenant(namespace), str(uuid.uuid4())
+    scene.switch.break_()
+    rest, knowledge_base = scene.tenant(namespace), str(uuid.uuid4())
     with (
         tempfile.TemporaryDirectory() as folder,
-        PodWatch(kubeconfig=stage.kubeconfig, namespace=namespace) as pods,
+        PodWatch(kubeconfig=scene.kubeconfig, namespace=namespace) as pods,
     ):
-        with stage.story.step("a short note, done in a single pass") as said:
+        with scene.story.step("a short note, done in a single pass") as said:
             job_id = _upload(rest, knowledge_base, documents.note(Path(folder)), "text/plain", mode="Auto")
             job = _follow(rest, job_id, generation=0)
             _expect(job["status"], "failed", "status after the first run")
-            job_uid = stage.resource(namespace, job_id)["metadata"]["uid"]
+            job_uid = scene.resource(namespace, job_id)["metadata"]["uid"]
             said.append(f"failed: {_codes(job)}")
-        stage.switch.mend()
-        with stage.story.step("its retry starts over") as said:
+        scene.switch.mend()
+        with scene.story.step("its retry starts over") as said:
             rest.retry(job_id)
             reset = rest.job(job_id)
             state = reset["version"]["state"] if reset["version"] else "none"
@@ -236,8 +236,8 @@ def _count_pods(pods: PodWatch, job_uid: str, stage: str, generation: int, *, wa
     return count
 
 
-def _ask(stage: Stage, rest: Rest, knowledge_base: str, question: str) -> None:
-    with stage.story.step(f"asked: {question}") as said:
+def _ask(scene: Scene, rest: Rest, knowledge_base: str, question: str) -> None:
+    with scene.story.step(f"asked: {question}") as said:
         results = rest.search(knowledge_base=knowledge_base, query=question)
         if not results:
             raise _UnexpectedError("the search found nothing")
