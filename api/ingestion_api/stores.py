@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from ingestion_crds.config import Config, Tenant
-from ingestion_crds.constants import STORE_ACCESS_KEY, STORE_SECRET_KEY, STORE_SESSION_TOKEN
+from ingestion_crds.constants import STORE_ACCESS_KEY, STORE_SECRET_KEY, STORE_SESSION_TOKEN, TRANSIENT_EXIT_CODE
 from ingestion_crds.kube import KubeClient
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.store import Store, StoreConfig
@@ -104,9 +104,11 @@ class TenantStores:
 
 
 def from_worker_error(error: WorkerError) -> ProblemError:
-    """Return what a failure of store or embedder means to a client."""
+    """Return what a failure of store or embedder means to a client: what does not pass by itself has to be mended."""
     if error.code == "DocumentTooLarge":
         return ProblemError(status=413, error="too_large", message=error.message)
     if error.code == "EmbeddingRejected":
         return bad_request(f"the embedding endpoint refused the query: {error.message}", error="embedding_rejected")
-    return unavailable(f"{error.code}: {error.message}")
+    if error.code == "StoreForbidden" or error.exit_code != TRANSIENT_EXIT_CODE:
+        return out_of_order(str(error))
+    return unavailable(str(error))

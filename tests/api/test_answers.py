@@ -30,7 +30,7 @@ from ingestion_api.jobs import JobUnknownError
 from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import MAX_QUERY_BYTES, Limits
 from ingestion_api.options import Options
-from ingestion_api.problems import ProblemError, busy, from_api_error, install, unavailable
+from ingestion_api.problems import RETRY_AFTER_SECONDS, ProblemError, busy, from_api_error, install, unavailable
 from ingestion_api.routes.ingest import bulk_ingest
 from ingestion_api.routes.jobs import get_ingestion_job_progress, retry_ingestion_job
 from ingestion_api.routes.search import SearchRequest, SearchResponse, search_knowledge_base
@@ -41,11 +41,13 @@ from ingestion_api.views import NarrowBatch, NarrowJob, ShownBatch, ShownJob, pa
 from ingestion_crds import JsonObject
 from ingestion_crds.config import Config
 from ingestion_crds.constants import STORE_ACCESS_KEY, STORE_SECRET_KEY, STORE_SESSION_TOKEN
+from ingestion_crds.errors import Code
 from ingestion_crds.job import IngestionJob, NotRead
 from ingestion_crds.kube import ApiError, KubeClient
 from ingestion_worker.embedding import EmbeddingSpec
+from ingestion_worker.outcome import WorkerError
 from ingestion_worker.search import Hit
-from ingestion_worker.store import Store, StoreConfig
+from ingestion_worker.store import Store, StoreConfig, Upload
 from local_cluster import ports
 from support.builders import DOCUMENT, KNOWLEDGE_BASE, ingestion_job
 from support.kubeconfig import kubeconfig
@@ -842,6 +844,47 @@ async def test_the_keys_of_a_tenant_are_read_anew_with_the_token_of_those_that_h
             for _ in tokens:
                 await stores.of(namespace="team-a")
     assert [config.session_token for config in opened] == ["", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "after"),
+    [
+        *((code, 503, None) for code in ("EmbeddingUnauthorized", "EmbeddingInvalid", "StoreForbidden")),
+        *((code, 503, None) for code in ("DocumentUnreadable", "PipelineChanged")),
+        *((code, 503, RETRY_AFTER_SECONDS) for code in ("StoreUnavailable", "EmbeddingUnavailable")),
+        *(("EmbeddingRateLimited", 503, RETRY_AFTER_SECONDS), ("EmbeddingRejected", 400, None)),
+        ("DocumentTooLarge", 413, None),
+    ],
+)
+async def test_a_search_is_to_be_tried_again_unless_somebody_has_to_mend_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Code, status: int, after: int | None
+) -> None:
+    def search_text(**_: Any) -> list[Hit]:
+        raise WorkerError(code, "why")
+
+    monkeypatch.setattr("ingestion_worker.search.search_text", search_text)
+    async with services(tmp_path, ApiServer()) as parts, AsyncExitStack() as stack:
+        hits = parts.searches.best(namespace="team-a", knowledge_bases=[KB], query="q", limit=1)
+        with pytest.raises(ProblemError, match="why") as refused:
+            await stack.enter_async_context(hits)
+    assert (refused.value.status, refused.value.retry_after) == (status, after)
+
+
+async def test_an_upload_that_the_store_refuses_is_to_be_tried_again_with_the_keys_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a search it cannot try them itself: its bytes are gone."""
+
+    async def put_upload(**_: Any) -> Upload:
+        raise WorkerError("StoreForbidden", "why")
+
+    monkeypatch.setattr("ingestion_api.routes.ingest.put_upload", put_upload)
+    async with services(tmp_path, ApiServer()) as parts:
+        before = await parts.stores.of(namespace="team-a")
+        with pytest.raises(ProblemError, match="why") as refused:
+            await bulk_ingest(request(parts, body=FILE + END), uuid.UUID(KB), CALLER)
+        assert await parts.stores.of(namespace="team-a") is not before
+    assert (refused.value.status, refused.value.retry_after) == (503, RETRY_AFTER_SECONDS)
 
 
 async def test_a_search_of_several_knowledge_bases_returns_the_best_of_all(tmp_path: Path) -> None:

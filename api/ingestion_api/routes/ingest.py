@@ -23,7 +23,7 @@ from ingestion_api.forms import DocumentFields, IngestForm, document_of, read_fo
 from ingestion_api.idempotency import KEY_PATTERN, key_digest
 from ingestion_api.jobs import JobUnknownError, Making
 from ingestion_api.middleware import content_length
-from ingestion_api.problems import bad_request, too_large
+from ingestion_api.problems import bad_request, too_large, unavailable
 from ingestion_api.routes.jobs import TAG
 from ingestion_api.routes.responses import BAD_REQUEST, BODY_REFUSED, BUSY, NOT_FOUND, UNAUTHORIZED, UNAVAILABLE
 from ingestion_api.services import Services, services_of
@@ -208,7 +208,8 @@ async def _store_one(
         if error.code == "DocumentTooLarge" and room < limit:
             raise too_large(f"file: at most {TOTAL_FACTOR * limit} bytes are taken in one request") from error
         if error.code == "StoreForbidden":
-            await parts.stores.of(namespace=namespace, refresh=True)
+            await parts.stores.of(namespace=namespace, refresh=True)  # for the next one
+            raise unavailable(str(error)) from error
         raise from_worker_error(error) from error
 
 
