@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -77,7 +78,7 @@ class MultipartReader:
         self._waited = 0.0
         self._arrived = 0
         self._parts = 0
-        self._events: list[tuple[str, bytes]] = []
+        self._events: deque[tuple[str, bytes]] = deque()
         self._parser = MultipartParser(boundary, self._callbacks())
 
     def _callbacks(self) -> Any:
@@ -87,8 +88,14 @@ class MultipartReader:
         def mark(name: str) -> Any:
             return lambda: self._events.append((name, b""))
 
+        def begin() -> None:
+            # Here, not as they are taken: of a block that is full of parts no more are made than are read.
+            self._parts += 1
+            if self._parts > MAX_PARTS:
+                raise bad_request(f"at most {MAX_PARTS} parts are read")
+
         return {
-            "on_part_begin": mark("begin"),
+            "on_part_begin": begin,
             "on_header_field": data("field"),
             "on_header_value": data("value"),
             "on_header_end": mark("header"),
@@ -122,7 +129,7 @@ class MultipartReader:
                 self._parser.write(block)
             except FormParserError as error:
                 raise bad_request(f"the body is no multipart form: {error}") from error
-        return self._events.pop(0)
+        return self._events.popleft()
 
     async def _part_head(self) -> tuple[str, FilePart | None] | None:
         """Return the next part's field name, and what it says of a file; None after the last part."""
@@ -136,10 +143,6 @@ class MultipartReader:
             match event:
                 case "close":
                     return None
-                case "begin":
-                    self._parts += 1
-                    if self._parts > MAX_PARTS:
-                        raise bad_request(f"at most {MAX_PARTS} parts are read")
                 case "field":
                     field += data
                 case "value":
@@ -183,7 +186,7 @@ class MultipartReader:
         event = await self._next()
         if event[0] != "data":
             return False
-        self._events.insert(0, event)
+        self._events.appendleft(event)
         return True
 
     async def _read_field(self, name: str) -> None:

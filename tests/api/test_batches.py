@@ -25,7 +25,7 @@ from ingestion_api.problems import ProblemError
 from ingestion_api.routes import ingest
 from ingestion_api.routes.ingest import TOTAL_FACTOR, bulk_ingest
 from ingestion_api.services import Services
-from ingestion_api.upload import MAX_FIELD_BYTES, MAX_MANIFEST_BYTES, MAX_PARTS
+from ingestion_api.upload import MAX_FIELD_BYTES, MAX_MANIFEST_BYTES, MAX_PARTS, MultipartReader
 from ingestion_api.views import IngestResponse, NarrowBatch, ShownBatch, progress, summary
 from ingestion_crds import JsonObject
 from ingestion_crds.batch import IngestionBatch
@@ -160,6 +160,8 @@ async def test_several_files_become_one_batch_as_the_manifest_says(tmp_path: Pat
         (form(part("a"), manifest({}, {})), "manifest: it has 2 entries, and the form 1 files"),
         (form(manifest({}), field("title", "x"), part("a")), "the form has a manifest; say it there"),
         (form(part("a"), manifest({"titel": "x"})), "manifest.0.titel"),
+        (form(part("a"), manifest({str(number): 0 for number in range(30_000)})), "^manifest: wrong in 30000 places$"),
+        (form(part("a"), manifest(*[{"titel": "x"}] * 1_000)), "^manifest.0.titel: Extra inputs are not permitted; "),
         (form(part("a"), manifest({"document_id": "x"})), "manifest.0.document_id"),
         (form(part("a"), manifest({"title": "x" * 513})), "manifest.0.title"),
         (form(part("a"), part("b"), manifest({"document_id": OTHER}, {"document_id": OTHER.upper()})), "twice"),
@@ -253,6 +255,34 @@ async def test_a_manifest_is_read_once_however_many_files_come_after_it(tmp_path
             taken = await bulk_ingest(request(parts, body), uuid.UUID(KB), CALLER)
     assert len(taken.items) == 500
     assert calls <= 2
+
+
+# As many events to the byte as a form can have.
+EMPTY = b"\r\n--b\r\nContent-Disposition:;filename=\r\n" + b"a:\r\n" * 7 + b"\r\n"
+
+
+def reader_of(body: bytes) -> MultipartReader:
+    return MultipartReader(request=request_of(cast(Services, None), body=body), stall_seconds=60.0)
+
+
+async def test_a_block_is_taken_apart_no_further_than_to_the_first_part_too_many() -> None:
+    reader = reader_of(EMPTY * 4 * MAX_PARTS)
+    with pytest.raises(ProblemError, match=f"at most {MAX_PARTS} parts are read"):
+        await reader.next_file()
+    assert len(reader._events) < 20 * MAX_PARTS
+
+
+async def test_eight_times_the_parts_take_about_eight_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingestion_api.upload.MAX_PARTS", 10_000)
+
+    async def seconds(parts: int) -> float:
+        reader = reader_of(EMPTY * parts + b"\r\n--b--\r\n")
+        began = time.thread_time()
+        assert await reader.next_file() is None
+        return time.thread_time() - began
+
+    few = min([await seconds(1_000) for _ in range(3)])
+    assert await seconds(8_000) < 20 * few
 
 
 async def test_a_store_that_fails_is_not_asked_to_delete_a_thousand_files(
