@@ -95,6 +95,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._bytes = 0
         """How many came since a head began, or since the last piece of a body."""
         self._in_head = True
+        self._body_came = False
         self._problem: ProblemError | None = None
         self._without_head = _WITHOUT_HEAD.setdefault(self.config, {})
         self._no_head: asyncio.TimerHandle | None = None
@@ -127,7 +128,10 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take in bytes."""
         self._bytes += len(data)
+        self._body_came = False
         super().data_received(data)
+        if self._body_came and self._no_head is not None:
+            self._wait_for_head(self.timeout_keep_alive)
         if self._most_bytes is not None and self._bytes > self._most_bytes and not self.transport.is_closing():
             self.logger.warning("Request line and headers are too large.")
             self.send_400_response("request line and headers are too large")
@@ -175,10 +179,11 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body has come. The request may be answered already, before its client has read that."""
-        self._bytes = 0
-        if self._no_head is not None:
-            self._wait_for_head(self.timeout_keep_alive)
+        """A piece of a body has come. The request may be answered already, before its client has read that.
+
+        It may be one of 40,000 that come at once, of a byte each: a timer is set after the last of them.
+        """
+        self._bytes, self._body_came = 0, True
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -16,6 +16,7 @@ from ingestion_api.main import server_options
 from ingestion_api.metrics import Metrics
 from ingestion_api.middleware import AccessLog, Limits
 from ingestion_api.options import Options
+from ingestion_api.protocol import BoundedHttp
 from ingestion_api.routes.search import TakenResponse, UntilSent
 from local_cluster import ports
 from support.machine import has_ipv6
@@ -267,6 +268,26 @@ async def test_a_slow_upload_that_is_refused_reads_why() -> None:
                 writer.write(b"a")
                 await writer.drain()
             assert (await answer_of(reader))[0] == 404
+
+
+async def test_pieces_of_a_body_that_is_answered_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer for each of a byte would keep a replica from all others, whoever sends them."""
+    waits = 0
+    wait = BoundedHttp._wait_for_head
+
+    def counted(connection: BoundedHttp, seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        wait(connection, seconds)
+
+    monkeypatch.setattr(BoundedHttp, "_wait_for_head", counted)
+    with served() as port:
+        async with client(port) as (reader, writer):
+            writer.write(b"POST /no/echo HTTP/1.1\r\nhost: api\r\ntransfer-encoding: chunked\r\n\r\n")
+            assert (await answer_of(reader))[0] == 404
+            writer.write(b"1\r\na\r\n" * 10_000 + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: api\r\n\r\n")
+            assert (await answer_of(reader))[0] == 200
+    assert waits < 100
 
 
 @pytest.mark.parametrize("more", [b"", *UPGRADES.values()], ids=["plain", *UPGRADES])
