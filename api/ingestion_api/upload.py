@@ -174,6 +174,7 @@ class MultipartReader:
             ProblemError: 400 when fields are too many, too long, given twice or not UTF-8, or the parts too many.
         """
         while (head := await self._part_head()) is not None:
+            await asyncio.sleep(0)  # there may be hundreds in one block: the turn of others
             name, file = head
             if file is None or name in FIELDS:
                 await self._read_field(name)

@@ -282,7 +282,22 @@ async def test_eight_times_the_parts_take_about_eight_times_as_long(monkeypatch:
         return time.thread_time() - began
 
     few = min([await seconds(1_000) for _ in range(3)])
-    assert await seconds(8_000) < 20 * few
+    assert await seconds(8_000) < 16 * few
+
+
+async def test_others_have_their_turn_between_the_parts_of_a_block() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    waiting = asyncio.create_task(others())
+    assert await reader_of(EMPTY * 100 + b"\r\n--b--\r\n").next_file() is None
+    waiting.cancel()
+    assert turns >= 100
 
 
 async def test_a_store_that_fails_is_not_asked_to_delete_a_thousand_files(
