@@ -164,7 +164,7 @@ _TABLE: Final = (
         exit_code=71,
         retryable=True,
         meaning="The source refused access (401, 403 or 407).",
-        remedy="Allow access to the source, then retry.",
+        remedy="Allow access to the source, then retry. If it is a signed URL that has run out, make a new job.",
     ),
     ErrorCode(
         code="SourceNotAllowed",
@@ -260,7 +260,8 @@ _TABLE: Final = (
         "SourceUnavailable",
         _PREPARE,
         "The source did not answer, timed out, or did not answer with the document (the message says what).",
-        "Check the source, then retry.",
+        "Check the source. A host that sources.allow names needs a rule in [networkPolicy.workerEgress]"
+        "(install.md#certificates-and-networks) too. Then retry.",
     ),
     _transient(
         "SourceTruncated",
@@ -272,7 +273,9 @@ _TABLE: Final = (
         "StoreUnavailable",
         ANY,
         "The object store did not answer or refused the operation.",
-        "Check the store and its free space (an embedded one's [inodes](install.md#object-store) too), then retry.",
+        "Check the store and its free space (an embedded one's [inodes](install.md#object-store) too). One of your own"
+        " that is not at a public address, port 80 or 443, needs a rule in"
+        " [networkPolicy.workerEgress](install.md#certificates-and-networks). Then retry.",
     ),
     _transient(
         "StoreForbidden",
@@ -285,7 +288,9 @@ _TABLE: Final = (
         "EmbeddingUnavailable",
         ANY,
         "The embedding endpoint did not answer, timed out, or answered 408, 424, 425 or 5xx.",
-        "Check the endpoint. If it is slow, lower spec.parallelism. Then retry.",
+        "Check the endpoint. One that is not at a public address, port 80 or 443, needs a rule in"
+        " [networkPolicy.workerEgress](install.md#certificates-and-networks). If it is slow, lower spec.parallelism."
+        " Then retry.",
     ),
     _transient(
         "EmbeddingRateLimited",
@@ -324,13 +329,14 @@ _TABLE: Final = (
         "OOMKilled",
         ANY,
         "The pod used more memory than its limit.",
-        "Raise spec.template.resources.limits.memory, then retry.",
+        "Raise spec.template.resources.limits.memory, or requests.memory if the pod was below its limit; then retry.",
     ),
     _observed(
         "Evicted",
         ANY,
-        "The node put the pod out.",
-        "Check the node's disk and memory, then retry.",
+        "The node put the pod out, or did not take it.",
+        "See the message. If it is the node's disk or memory, request what the pod takes of it in"
+        " spec.template.resources.requests (`ephemeral-storage`, `memory`). Then retry.",
     ),
     _observed(
         "Deadline",

@@ -143,7 +143,9 @@ def _result_of(pod: JsonObject) -> PodResult | None:
     disrupted = any(
         item.get("type") == "DisruptionTarget" and item.get("status") == "True" for item in status.get("conditions", [])
     )
-    if disrupted or status.get("reason") in ("Evicted", "NodeLost", "Terminated", "Shutdown", "Preempting"):
+    # What the kubelet says of a pod that it did not take; of its container, which never ran, it says 137 or nothing.
+    rejected = status.get("message", "").startswith("Pod was rejected")
+    if disrupted or rejected or status.get("reason") in ("Evicted", "NodeLost", "Terminated", "Shutdown", "Preempting"):
         return failed("Evicted", status.get("message") or f"the pod was put out: {status.get('reason', '')}", exit_code)
     if state.get("reason") in START_REASONS:
         return failed("StartError", said or state["reason"], exit_code)

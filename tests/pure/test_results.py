@@ -79,6 +79,24 @@ def test_a_pod_that_was_told_to_end_need_not_say_so(exit_code: int | None, said:
     assert result_of(pod) == replace(before, code="Interrupted", message=f"the pod was deleted; {before.message}")
 
 
+@pytest.mark.parametrize("exit_code", [None, 137])
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu, requested: 2, used: 1, capacity: 2"),
+        ("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity"),
+        ("NodeShutdown", "Pod was rejected: Pod was rejected as the node is shutting down."),
+    ],
+)
+def test_a_pod_that_its_node_did_not_take_is_not_told_as_one_that_failed(
+    reason: str, message: str, exit_code: int | None
+) -> None:
+    """Source: https://github.com/kubernetes/kubernetes/blob/v1.36.3/pkg/kubelet/kubelet.go (rejectPod)."""
+    pod = ended("The container could not be located when the pod was terminated", exit_code=exit_code)
+    pod["status"] |= {"reason": reason, "message": message}
+    assert result_of(pod) == PodResult(succeeded=False, code="Evicted", message=message, exit_code=exit_code)
+
+
 def test_a_success_that_says_something_odd_is_one() -> None:
     assert result_of(ended("[" * 4096, phase="Succeeded", exit_code=0)).payload == {}
 
