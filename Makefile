@@ -22,7 +22,9 @@ help: ## Say what there is
 
 $(UV_INSTALLED):
 	@$(SAY) "installing uv $(UV_VERSION) into .make/uv"
-	@$(or $(PYTHON),python3) -m venv .make/uv || { $(SAY) "installing python3-venv"; apt-get update -qq && apt-get install -yqq python3-venv && $(or $(PYTHON),python3) -m venv .make/uv; }
+	@$(or $(PYTHON),python3) -m venv .make/uv || { \
+		[ "$$(id -u)" = 0 ] || { $(SAY) "on Debian and Ubuntu this takes python3-venv, which only root can install: sudo apt-get install python3-venv"; exit 1; }; \
+		$(SAY) "installing python3-venv"; apt-get update -qq && apt-get install -yqq python3-venv && $(or $(PYTHON),python3) -m venv .make/uv; }
 	@.make/uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION) && touch $@
 
 venv: $(UV_INSTALLED) ## Install the locked dependencies into .venv

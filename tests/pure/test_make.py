@@ -41,6 +41,20 @@ def test_uv_chooses_a_python_that_fits_unless_one_is_named(checkout: Path) -> No
     assert "uv sync --python /usr/bin/python3.12 --frozen" in make(checkout, "venv", "PYTHON=/usr/bin/python3.12")
 
 
+@pytest.mark.parametrize(("user", "installs"), [("0", True), ("1000", False)])
+def test_who_is_not_root_is_told_what_to_install(user: str, installs: bool, checkout: Path) -> None:
+    shutil.rmtree(checkout / ".make")
+    programs = checkout / "programs"
+    programs.mkdir()
+    for name, script in {"python3": "exit 1", "id": f"echo {user}", "apt-get": 'echo "apt-get is called: $*"'}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make(checkout, "venv", PATH=f"{programs}:{os.environ['PATH']}")
+    assert ("apt-get is called: install -yqq python3-venv" in failed.value.stdout) is installs
+    assert ("sudo apt-get install python3-venv" in failed.value.stdout) is not installs
+
+
 def test_clean_removes_each_cache_that_the_tools_of_the_checkout_keep(checkout: Path) -> None:
     caches = [checkout / name for name in re.findall(r"^\.\w+_cache/$", GITIGNORE.read_text(), re.MULTILINE)]
     assert len(caches) >= 4
