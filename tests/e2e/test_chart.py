@@ -638,6 +638,19 @@ def test_prometheus_is_told_of_pods_that_serve_metrics_unless_it_is_not_to_be(tm
     assert scraped(operator=off, api=without) == {}
 
 
+def test_the_cluster_autoscaler_may_take_nodes_whose_pods_lose_nothing(tmp_path: Path) -> None:
+    """An emptyDir that no annotation names keeps it from that."""
+    key = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    documents = render({**VALUES, "store": {"embedded": {"persistence": {"enabled": False}}}}, folder=tmp_path)
+    made = {each["metadata"]["name"]: each["spec"]["template"] for each in documents if each["kind"] == "Deployment"}
+    named = {name: pod["metadata"]["annotations"].get(key) for name, pod in made.items()}
+    local = {
+        name: ",".join(volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume)
+        for name, pod in made.items()
+    }
+    assert named == {**local, "i-store": None}
+
+
 def test_every_pod_has_the_resources_that_it_is_given(tmp_path: Path) -> None:
     """Where a quota or a LimitRange wants some, a pod without them is refused."""
     given = {"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}}
