@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ from support.builders import KNOWLEDGE_BASE
 from support.worker_builders import pdf
 
 from .conftest import CLUSTER, RELEASE, SYSTEM, VALUES, Tenant
-from .test_chart import render
+from .test_chart import config_of, egress, render
 from .test_users import SEGMENTED, document, new_word
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
@@ -79,6 +80,11 @@ def blocks(page: str, language: str) -> list[str]:
     """Return a page's fenced blocks of a language."""
     found = FENCE.findall((REPOSITORY / page).read_text())
     return [text for kind, text in found if kind == language]
+
+
+def named(page: str) -> dict[str, Any]:
+    """Return what a page's YAML blocks hold, by the name that the first line of each gives it."""
+    return {text.partition("\n")[0].removeprefix("# "): yaml.safe_load(text) for text in blocks(page, "yaml")}
 
 
 def commands(block: str) -> list[Command]:
@@ -299,24 +305,43 @@ def test_the_install_page_says_who_may_do_what(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "install.md").read_text()
     rows = re.findall(r"^\| (operator|API|edit|view) \| (\w+) \| (\S+) \| ([a-z, ]+) \|", text, re.MULTILINE)
     said = {(who.lower(), where, what, verb) for who, where, what, may in rows for verb in may.split(", ")}
-    assert said == granted(render(yaml.safe_load(blocks("docs/install.md", "yaml")[0]), folder=tmp_path))
+    assert said == granted(render(named("docs/install.md")["my-values.yaml"], folder=tmp_path))
 
 
 def test_the_install_page_s_external_store(tmp_path: Path) -> None:
-    mine, external = map(yaml.safe_load, blocks("docs/install.md", "yaml")[:2])
-    rendered = render({**mine, **external}, folder=tmp_path)
+    page = named("docs/install.md")
+    rendered = render({**page["my-values.yaml"], **page["external-store.yaml"]}, folder=tmp_path)
     [config] = [each["data"]["config.yaml"] for each in rendered if each["metadata"]["name"] == "i-config"]
     assert yaml.safe_load(config)["store"] == {"endpoint": "https://s3.example.com", "region": "eu-central-1"}
     assert not [each for each in rendered if each["metadata"]["name"].startswith("i-store")]
 
 
 def test_the_install_page_s_ingress(tmp_path: Path) -> None:
-    mine, _, ingress, _ = map(yaml.safe_load, blocks("docs/install.md", "yaml"))
+    mine, ingress = (named("docs/install.md")[name] for name in ("my-values.yaml", "ingress.yaml"))
     [made] = [each for each in render({**mine, **ingress}, folder=tmp_path) if each["kind"] == "Ingress"]
     wanted = ingress["api"]["ingress"]
     assert made["metadata"]["annotations"] == wanted["annotations"]
     assert made["spec"]["ingressClassName"] == wanted["className"]
     assert made["spec"]["tls"] == [{"hosts": [wanted["host"]], "secretName": wanted["tlsSecret"]}]
+
+
+def test_the_install_page_s_provider_in_the_cluster(tmp_path: Path) -> None:
+    """At the port that its URL names, which is its pods' too."""
+    values = named("docs/install.md")["provider-in-the-cluster.yaml"]
+    rendered = render({**VALUES, **values}, folder=tmp_path)
+    [rule] = values["networkPolicy"]["workerEgress"]
+    assert rule in egress(rendered)
+    [chosen] = values["embeddingProviders"]
+    url = urlsplit(chosen["url"])
+    [[label, namespace]] = rule["to"][0]["namespaceSelector"]["matchLabels"].items()
+    assert (label, url.port) == ("kubernetes.io/metadata.name", rule["ports"][0]["port"])
+    assert str(url.hostname).split(".")[1] == namespace
+
+
+def test_the_install_page_s_values_for_a_machine_of_ones_own(tmp_path: Path) -> None:
+    values = named("docs/install.md")["my-values.yaml, on your machine"]
+    rendered = render(values, folder=tmp_path)
+    assert [tenant.namespace for tenant in config_of(rendered).tenants] == ["team-a"]
 
 
 def test_every_page_with_commands_is_walked() -> None:
@@ -484,7 +509,7 @@ def test_install(tenant: Tenant, folder: Path) -> None:
         assert set(re.findall(r"--target (\S+)", said)) <= set(dockerfile_stages())
         pushed = set(re.findall(r"docker push (\S+)", said))
         assert set(re.findall(r"--tag (\S+)", said)) == pushed
-        rendered = json.dumps(render(yaml.safe_load(blocks("docs/install.md", "yaml")[0]), folder=folder))
+        rendered = json.dumps(render(named("docs/install.md")["my-values.yaml"], folder=folder))
         assert set(re.findall(r"registry\.example\.com/[\w./-]+:[\w.]+", rendered)) == pushed
         page.run()
         page.run()
@@ -515,7 +540,7 @@ def install_again() -> None:
 @pytest.fixture
 def installer(tenant: Tenant) -> Iterator[str]:
     """Give the rights of the install page's installer.yaml to a user and return the user's name."""
-    role = yaml.safe_load(blocks("docs/install.md", "yaml")[3])
+    role = named("docs/install.md")["installer.yaml"]
     name = role["metadata"]["name"]
     group = {"apiGroup": "rbac.authorization.k8s.io"}
     binding = {
@@ -575,7 +600,7 @@ def test_uninstall_and_install_again(tenant: Tenant, installer: str, folder: Pat
 @pytest.mark.usefixtures("restored")
 def test_an_external_store(tenant: Tenant) -> None:
     """The page's values, with the address of a store that is not the chart's."""
-    values = yaml.safe_load(blocks("docs/install.md", "yaml")[1])
+    values = named("docs/install.md")["external-store.yaml"]
     [chosen] = values["tenants"]
     chosen |= {"namespace": tenant.namespace, "bucket": "elsewhere"}
     values["store"]["external"]["endpoint"] = f"http://{EXTERNAL}.{provider.NAMESPACE}.svc:7070"

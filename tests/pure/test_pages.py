@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from ingestion_api import searching
 from ingestion_api.forms import IngestOptions
@@ -172,3 +173,11 @@ def test_the_memory_of_the_api_adds_up_as_the_chart_says() -> None:
 
 def test_the_page_of_formats_lists_every_column() -> None:
     assert set(column_types(dimensions=1)) <= first_cells("store-layout.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_the_commands_for_our_kind_cluster_never_mean_another_one(page: str) -> None:
+    """Whatever KUBECONFIG the reader has exported for it."""
+    blocks = re.findall(r"^```console\n(.*?)^```$", (DOCS.parent / page).read_text(), BLOCK)
+    [block] = [each for each in blocks if "local_cluster kubeconfig" in each]
+    assert block.startswith("$ export CLUSTER=kind\n")
