@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ NAME = re.compile("[a-z0-9][a-z0-9.-]*")
 TEMPORARY = f"{DEFAULT_NAME}-of-process-"
 READY_SECONDS = 120
 QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
+MOUNTED = "{{.Id}}{{range .Mounts}} {{.Destination}}{{end}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Kind:
 
     @property
     def folder(self) -> Path:
-        """Its files: kubeconfig, kind's configuration, the engine's name."""
+        """Its files: kubeconfig, kind's configuration, the engine's name, the node's mark."""
         return paths.cache() / ("clusters" if self.given is None else "given") / self.name
 
     @property
@@ -85,7 +87,11 @@ class Kind:
 
         Raises LocalClusterError when the engine does not answer: that is no sign that it is gone.
         """
-        return self.kubeconfig.exists() and bool(self._nodes(self._engine()))
+        if not self.kubeconfig.exists():
+            return False
+        chosen = self._engine()
+        nodes = self._nodes(chosen)
+        return bool(nodes) and (self.given is not None or self._are_ours(chosen, nodes))
 
     def answers(self) -> bool:
         """Whether its API server is ready."""
@@ -128,7 +134,12 @@ class Kind:
 
     def _delete(self) -> None:
         if self._engine_file.exists():
-            self._delete_from(self._engine())
+            chosen = self._engine()
+            nodes = self._nodes(chosen)
+            if nodes and not self._are_ours(chosen, nodes):
+                say(f"left: {chosen.name} holds a kind cluster {self.name}, which was not made from {paths.cache()}")
+            else:
+                self._delete_from(chosen)
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
@@ -149,6 +160,11 @@ class Kind:
     def _engine_file(self) -> Path:
         """Names the engine that may hold something of ours: there from before kind begins until all is deleted."""
         return self.folder / "engine"
+
+    @property
+    def _mark_file(self) -> Path:
+        """Names the place in the node by which it is known as ours."""
+        return self.folder / "mark"
 
     @property
     def _node(self) -> str:
@@ -177,6 +193,12 @@ class Kind:
         label = f"label=io.x-k8s.kind.cluster={self.name}"
         return chosen.run("ps", "--all", "--quiet", "--filter", label, timeout=60).split()
 
+    def _are_ours(self, chosen: Engine, nodes: Sequence[str]) -> bool:
+        """Whether this folder's cluster has these nodes: once it is deleted by hand, its name is anybody's."""
+        mark = self._mark_file.read_text() if self._mark_file.exists() else ""
+        mounted = chosen.run("container", "inspect", "--format", MOUNTED, *nodes, timeout=60)
+        return all(mark in line.split() for line in mounted.splitlines())
+
     def _create(self, *, chosen: Engine) -> None:
         if chosen.name == "podman":
             Path("/lib/modules").mkdir(parents=True, exist_ok=True)  # kind mounts it into the node
@@ -188,8 +210,11 @@ class Kind:
                 f"CLUSTER_NAME to another name, or delete that one with `kind delete cluster --name {self.name}`"
             )
         self.folder.mkdir(parents=True)
+        mark = f"/made-from/{secrets.token_hex(8)}"
+        self._mark_file.write_text(mark)
         config = self.folder / "kind.yaml"
-        config.write_text(json.dumps(configuration(own_image=image != versions.KIND_NODE_IMAGE), indent=1) + "\n")
+        content = configuration(own_image=image != versions.KIND_NODE_IMAGE, mark=mark)
+        config.write_text(json.dumps(content, indent=1) + "\n")
         kind = ["create", "cluster", "--name", self.name, "--image", image, "--config", str(config)]
         with timed(f"creating the kind cluster {self.name} with {chosen.name} and {image}"):
             self._engine_file.write_text(chosen.name)
@@ -272,8 +297,8 @@ def image_for(*, chosen: Engine) -> str:
     return own
 
 
-def configuration(*, own_image: bool) -> dict[str, object]:
-    """kind's configuration of the cluster, for our own node image or the official one."""
+def configuration(*, own_image: bool, mark: str) -> dict[str, object]:
+    """kind's configuration of the cluster, for our own node image or the official one, with `mark` in the node."""
     manager = {"enable-hostpath-provisioner": "true", "concurrent-job-syncs": "20", **QPS}
     patches: list[dict[str, object]] = [
         {
@@ -295,7 +320,13 @@ def configuration(*, own_image: bool) -> dict[str, object]:
         "apiVersion": "kind.x-k8s.io/v1alpha4",
         "networking": networking,
         "kubeadmConfigPatches": [json.dumps(patch) for patch in patches],
-        "nodes": [{"role": "control-plane"}],
+        # kind gives containers no labels of others. What is mounted there it mounts into each node anyway.
+        "nodes": [
+            {
+                "role": "control-plane",
+                "extraMounts": [{"hostPath": "/lib/modules", "containerPath": mark, "readOnly": True}],
+            }
+        ],
     }
 
 

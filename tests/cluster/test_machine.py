@@ -123,9 +123,11 @@ def add_docker(machine: Path, *more: str) -> None:
 
 A_NODE_IMAGE = (f"'manifest inspect') [ $3 = {NODE_IMAGE} ];;", f"'pull --quiet') [ $3 = {NODE_IMAGE} ];;")
 NODES_OF_KIND = (
-    "'ps --all') [ $5 = label=io.x-k8s.kind.cluster=ingestion ] && { [ ! -e $HOME/nodes ] || echo 0123456789ab; };;",
+    "'ps --all') [ $5 != label=io.x-k8s.kind.cluster=ingestion ] || [ ! -e $HOME/nodes ] || echo 0123456789ab;;",
+    """'container inspect') [ "$5" = 0123456789ab ] && echo "$5 /var /lib/modules $(/bin/cat $HOME/nodes)";;""",
     "'network inspect') exit 1;;",
 )
+MARK = "/made-from/0123456789abcdef"
 A_KIND = """echo "$1 $2" >>"$HOME/kind-calls"
 [ $1 = delete ] || { echo 'no room on the disk' >&2; exit 1; }"""
 
@@ -136,6 +138,15 @@ def add_kind(machine: Path) -> Path:
     for name, script in (("kind", A_KIND), ("kubectl", "exit 1")):
         add_program(machine / "cache", f"{binaries.versions_key()}/{name}", script)
     return machine / "home" / "kind-calls"
+
+
+def add_folder(machine: Path, name: str = "ingestion") -> Path:
+    """Add the files of a cluster of ours that Docker holds, or held."""
+    folder = machine / "cache" / "clusters" / name
+    folder.mkdir(parents=True)
+    (folder / "engine").write_text("docker")
+    (folder / "mark").write_text(MARK)
+    return folder
 
 
 def test_a_user_without_an_engine_reads_what_a_kind_cluster_needs(machine: Path) -> None:
@@ -283,22 +294,46 @@ def test_what_kind_failed_to_make_is_not_taken_for_what_somebody_else_makes_late
 def test_a_node_of_a_run_that_was_interrupted_is_deleted(machine: Path) -> None:
     add_docker(machine, *NODES_OF_KIND)
     calls = add_kind(machine)
-    (machine / "home" / "nodes").touch()
-    left = machine / "cache" / "clusters" / "ingestion"
-    left.mkdir(parents=True)
-    (left / "engine").write_text("docker")
+    (machine / "home" / "nodes").write_text(MARK)
+    left = add_folder(machine)
     assert call(machine, "down", code=AS_A_USER).returncode == 0
     assert calls.read_text() == "delete cluster\n"
     assert not left.exists()
+
+
+def test_a_node_that_kind_began_with_is_known_as_ours(machine: Path) -> None:
+    add_docker(machine, *A_NODE_IMAGE, *NODES_OF_KIND)
+    calls = add_kind(machine)
+    begins = """/bin/sed -n 's/.*"containerPath": "\\(.*\\)".*/\\1/p' "$8" >$HOME/nodes"""
+    add_program(machine / "cache", f"{binaries.versions_key()}/kind", f"[ $1 = delete ] || {begins}\n{A_KIND}")
+    assert "no room on the disk" in refusal(machine, "up", code=AS_A_USER)
+    assert (machine / "home" / "nodes").read_text().startswith("/made-from/")
+    assert call(machine, "down", code=AS_A_USER).returncode == 0
+    assert calls.read_text() == "create cluster\ndelete cluster\n"
+
+
+@pytest.mark.parametrize("mark", ["", "/made-from/fedcba9876543210"])
+@pytest.mark.parametrize("whole", [True, False], ids=["once made", "once begun"])
+def test_who_deletes_our_cluster_by_hand_may_make_another_of_its_name(machine: Path, mark: str, whole: bool) -> None:
+    add_docker(machine, *A_NODE_IMAGE, *NODES_OF_KIND)
+    calls = add_kind(machine)
+    (machine / "home" / "nodes").write_text(mark)
+    for command in ("down", "up"):
+        left = add_folder(machine)
+        if whole:
+            (left / "kubeconfig").touch()
+        assert "there is no kind cluster ingestion" in refusal(machine, "status", code=AS_A_USER)
+        done = call(machine, command, code=AS_A_USER)
+        assert (done.returncode, left.exists()) == (int(command == "up"), False)
+        assert "docker holds a kind cluster ingestion" in done.stderr
+    assert not calls.exists()
 
 
 def test_an_engine_that_does_not_answer_does_not_mean_that_the_cluster_is_gone(machine: Path) -> None:
     """`up` would delete it then, with all documents that are in it, and make another."""
     add_docker(machine, "'container inspect' | 'ps --all') echo 'the engine is busy' >&2; exit 1;;")
     calls = add_kind(machine)
-    cluster = machine / "cache" / "clusters" / "ingestion"
-    cluster.mkdir(parents=True)
-    (cluster / "engine").write_text("docker")
+    cluster = add_folder(machine)
     (cluster / "kubeconfig").touch()
     for command in ("up", "status"):
         assert "the engine is busy" in refusal(machine, command, code=AS_A_USER)
@@ -327,8 +362,7 @@ def test_the_cluster_of_ours_that_the_shell_uses_is_the_one_that_is_meant(machin
     add_kind(machine)
     clusters = machine / "cache" / "clusters"
     for name in ("ingestion", "mine", "named"):
-        (clusters / name).mkdir(parents=True)
-        (clusters / name / "engine").write_text("docker")
+        add_folder(machine, name)
     shell = {"KUBECONFIG": str(clusters / "mine" / "kubeconfig")}
     assert "there is no kind cluster mine" in refusal(machine, "status", env=shell)
     for environment, gone in (
@@ -415,10 +449,11 @@ time.sleep(600)
         time.sleep(0.05)
 
 
-SAVING = """case "$1 $2" in
+SAVING = f"""case "$1 $2" in
 'version --format') echo 29.0.0;;
 'version ') echo 'Client: Docker Engine';;
 'ps --all') echo 0123456789ab;;
+'container inspect') echo 0123456789ab {MARK};;
 'save --output') echo half >"$3"; : >"$HOME/saving"; exec /bin/sleep 600;;
 esac"""
 
@@ -427,9 +462,7 @@ esac"""
 def test_an_archive_of_images_goes_with_who_writes_it(machine: Path, end: signal.Signals) -> None:
     """It has a gigabyte. SIGHUP comes when a terminal is closed, SIGTERM of `timeout` and of cancelled runs."""
     add_program(machine, "docker", SAVING)
-    cluster = machine / "cache" / "clusters" / "ingestion"
-    cluster.mkdir(parents=True)
-    (cluster / "engine").write_text("docker")
+    cluster = add_folder(machine)
     (cluster / "kubeconfig").touch()
     with start(machine, "prepare", env={"BASE_IMAGE": "localhost/python"}) as program:
         try:
