@@ -185,6 +185,7 @@ def helm_install(*, kubeconfig: Path, namespace: str, release: str, values: Mapp
         try:
             command: list[str | Path] = [binaries.path(name="helm"), "upgrade", "--install", release, CHART]
             command += ["--kubeconfig", kubeconfig, "--namespace", namespace, *layers]
+            command += ["--server-side=true", "--force-conflicts"]  # what somebody scaled by hand is put right
             run([*command, "--wait", "--wait-for-jobs", "--timeout", TIMEOUT])
         except LocalClusterError as error:
             raise LocalClusterError(f"{error}\n{explain(kubeconfig=kubeconfig, namespace=namespace)}") from error

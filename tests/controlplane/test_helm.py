@@ -143,6 +143,19 @@ def test_what_others_change_stays_or_is_put_right(release: Release) -> None:
     assert json.loads(keys) == {"key": "eA=="}
 
 
+def test_the_demo_puts_right_what_others_change(
+    cluster: ControlPlane, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever Helm has installed the chart; that nothing becomes ready here comes after it."""
+    monkeypatch.setattr(install, "local_values", dict)
+    monkeypatch.setattr(install, "TIMEOUT", "1s")
+    release.kubectl("scale", "deployment/ingestion-operator", "--replicas=3")
+    with pytest.raises(LocalClusterError, match="ingestion-operator not ready"):
+        install.helm_install(kubeconfig=cluster.kubeconfig, namespace=NAMESPACE, release="ingestion", values=VALUES)
+    replicas = ("get", "deployment", "ingestion-operator", "--output", "jsonpath={.spec.replicas}")
+    assert release.kubectl(*replicas) == "2"
+
+
 def test_one_helm_goes_on_with_what_the_other_has_installed(release: Release) -> None:
     account = release.account()
     for release.program in (*HELMS, *reversed(HELMS)):
