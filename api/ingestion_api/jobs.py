@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from ingestion_crds import JsonObject
 from ingestion_crds.batch import BatchSpec, IngestionBatch
@@ -163,7 +163,7 @@ class Jobs:
             await self._kube.request("POST", path, query=query, body=body, timeout=_TRY_SECONDS)
         except ApiError as error:
             if _over_quota(error) and await self.made(making) is None:
-                raise _refusal(making.namespace, error) from None
+                _refuse(making.namespace, error)
 
     async def create(self, making: Making, documents: Sequence[Document], chosen: JsonObject) -> Sequence[Document]:
         """Create a job for one document, or a batch for several, unless a request with the same key has been first.
@@ -242,7 +242,7 @@ class Jobs:
                 # A new job cannot be in conflict: it is a quota on jobs, whose count others change at the same time.
                 elif error.status != _TOO_MANY and not error.conflict:
                     if not pause and not making.keyed:
-                        raise _refusal(namespace, error) from None
+                        _refuse(namespace, error)
                     # What is refused for another reason was refused before too.
                     may_come = may_come and _over_quota(error)
                     break
@@ -258,7 +258,7 @@ class Jobs:
                 raise JobUnknownError(name) from error
             if may_come:
                 raise JobUnknownError(name) from failed
-            raise _refusal(namespace, failed) from None
+            _refuse(namespace, failed)
         return False
 
 
@@ -276,19 +276,19 @@ def _over_quota(error: ApiError) -> bool:
     return error.status == 403 and "exceeded quota" in error.message
 
 
-def _refusal(namespace: str, error: ApiError) -> Exception:
-    """Return what a refused job means to a client."""
+def _refuse(namespace: str, error: ApiError) -> NoReturn:
+    """Raise what a refused job means to a client."""
     if error.status in (400, 422) or error.denied:
-        return bad_request(error.message, error="invalid_job")
+        raise bad_request(error.message, error="invalid_job") from error
     if _over_quota(error):
-        return quota_used_up("the namespace's quota of ingestion jobs is used up")
+        raise quota_used_up("the namespace's quota of ingestion jobs is used up") from error
     if error.status == 404:
-        return unavailable(f"the namespace {namespace} cannot take jobs now")
+        raise unavailable(f"the namespace {namespace} cannot take jobs now") from error
     if error.conflict:
-        return unavailable("the namespace's quota of ingestion jobs keeps changing; try again")
+        raise unavailable("the namespace's quota of ingestion jobs keeps changing; try again") from error
     if error.status == _TOO_MANY:
-        return unavailable("the cluster's API server has too much to do; try again")
-    return error
+        raise unavailable("the cluster's API server has too much to do; try again") from error
+    raise error
 
 
 class UnreadableJobError(ProblemError):

@@ -150,7 +150,10 @@ async def test_no_answer_is_kept_by_a_cache(api: Served, method: str, path: str,
     assert (got.status_code, got.headers["cache-control"]) == (status, "no-store")
 
 
-@pytest.mark.parametrize(("path", "code", "status"), [(RETRY, 500, 503), (RETRY, 400, 500), (INGEST, 500, 503)])
+@pytest.mark.parametrize(
+    ("path", "code", "status"),
+    [(RETRY, 500, 503), (RETRY, 400, 500), *((INGEST, code, 503) for code in (404, 409, 429, 500))],
+)
 async def test_why_the_api_server_fails_is_in_the_log_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str, code: int, status: int
 ) -> None:

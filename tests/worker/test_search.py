@@ -217,11 +217,13 @@ def test_embedders_that_are_not_there_take_little_time_and_few_lines(
     """Whoever may write to the bucket may name as many as there are documents."""
     ingest(worker)
     (live,) = live_versions(store=worker.store, knowledge_base=KB)
-    versions = [replace(live, embedding=replace(live.embedding, model=f"m{number}")) for number in range(500)]
+    versions = [replace(live, embedding=replace(live.embedding, model=f"m{number}")) for number in range(500)] * 2
     monkeypatch.setattr("ingestion_worker.search.live_versions", lambda **_: versions)
     question = {"store": worker.store, "knowledge_base": KB, "text": "lighthouse", "limit": 3}
     assert search_text(**question, embedder_for=lambda _: None) == []
     assert 0 < caplog.text.count("their embedder is not there") <= 10
+    last = caplog.records[-1]
+    assert (last.embeddings, last.documents) == (490, 980)
     with pytest.raises(TimeoutError):
         search_text(**question, embedder_for=lambda _: None, deadline=time.monotonic() - 1)
 

@@ -69,7 +69,7 @@ _MAX_TASKS: Final = 512
 _ARRAY_BYTES: Final = 600
 # Of so many items that come into a full cache one takes the place of what was used longest ago; others are not kept.
 _OLDEST_GOES: Final = 4
-# Of embeddings whose embedder is not there so many are named in the log for each search.
+# Of embeddings whose embedder is not there so many are named in the log for each search; the rest is counted.
 _TOLD_EMBEDDINGS: Final = 10
 # What Parquet adds to values, and its footer.
 _OVERHEAD_BYTES: Final = 2 * 2**20
@@ -303,13 +303,13 @@ def search_text(
     for version in versions:
         by_embedding.setdefault(version.embedding, []).append(version)
     hits: list[Hit] = []
-    left_out = 0
+    left_out: list[int] = []
     for spec, chosen in sorted(by_embedding.items(), key=lambda item: repr(item[0])):
         _check_time(deadline)
         embedder = embedder_for(spec)
         if embedder is None:
-            left_out += 1
-            if left_out <= _TOLD_EMBEDDINGS:
+            left_out.append(len(chosen))
+            if len(left_out) <= _TOLD_EMBEDDINGS:
                 fields = {"provider": spec.provider, "model": spec.model, "documents": len(chosen)}
                 LOG.warning("documents are left out of a search: their embedder is not there", extra=fields)
             continue
@@ -325,6 +325,11 @@ def search_text(
             deadline=deadline,
         )
         hits = best_of(hits, limit=limit, hit_of=lambda hit: hit)
+    if rest := left_out[_TOLD_EMBEDDINGS:]:
+        LOG.warning(
+            "documents of further embeddings are left out of a search",
+            extra={"embeddings": len(rest), "documents": sum(rest)},
+        )
     return hits
 
 
