@@ -13,9 +13,11 @@ import pytest
 from ingestion_crds.constants import MAX_PAGES_LENGTH
 from ingestion_crds.errors import ERROR_CODES
 from ingestion_crds.indexset import IndexSet
+from ingestion_crds.job import INT32_MAX
 from ingestion_worker import layout
 from ingestion_worker.embedding import Embedder, EmbeddingSpec, make_embedder
 from ingestion_worker.history import read_state
+from ingestion_worker.not_read import NotRead
 from ingestion_worker.outcome import WorkerError
 from ingestion_worker.output import HIT_COLUMNS
 from ingestion_worker.pages import reading_bytes
@@ -286,6 +288,16 @@ def test_who_publishes_says_which_pages_have_no_text_whoever_found_them(any_stor
     for generation in (4, 4, 5):
         assert worker.publish(prepared=prepared, generation=generation, **changes)["notRead"] == NOT_READ
     assert find(worker.store, "Five")
+
+
+def test_of_more_that_is_not_read_than_a_status_can_hold_the_most_is_said() -> None:
+    not_read = NotRead()
+    for segment in range(3):
+        record = {"prefix": "p", "plan_hash": "h", "segment": segment, "count": 999_999_999}
+        not_read.take(key=layout.attachments_key(**record))
+        not_read.take(key=layout.blank_pages_key(**record, pages=IndexSet.of([segment + 1])))
+    said = {"pageCount": INT32_MAX, "pages": "1-3", "attachments": INT32_MAX}
+    assert not_read.message() == {"notRead": said}
 
 
 def test_a_single_pass_that_another_pod_overtook_tells_what_is_live(worker: Worker) -> None:

@@ -17,6 +17,8 @@ from ingestion_worker.store import Store
 
 # A name has 255 bytes on the disk of the embedded store. All pages of a segment of 32 have room.
 _NAMED: Final = 200
+# A status takes no larger number.
+_MOST: Final = 2**31 - 1
 
 
 def record_pages(*, store: Store, prefix: str, plan_hash: str, segment: int, pages: IndexSet) -> None:
@@ -77,5 +79,5 @@ class NotRead:
         if not count and not attachments:
             return {}
         pages = IndexSet.parse(",".join(str(pages) for _, pages in self._pages.values() if pages))
-        said = {"pageCount": count, "pages": str(pages.beginning(MAX_PAGES_LENGTH)), "attachments": attachments}
-        return {"notRead": said}
+        counts = {"pageCount": min(count, _MOST), "attachments": min(attachments, _MOST)}
+        return {"notRead": {**counts, "pages": str(pages.beginning(MAX_PAGES_LENGTH))}}
