@@ -9,7 +9,7 @@ from pathlib import Path
 from local_cluster import host
 from local_cluster.commands import run, succeeds
 
-UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man")
+UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/locale", "usr/share/man")
 
 
 @contextmanager
@@ -50,12 +50,13 @@ def bootstrap(*, folder: Path, release: str, packages: Sequence[str]) -> None:
 
 
 def pack(*, folder: Path, file: Path) -> None:
-    """Write the root filesystem in `folder`, without caches and manuals, as a tar to `file`, atomically.
+    """Write the root filesystem in `folder`, with licences but no manuals, as a tar to `file`, atomically.
 
     Until it is whole it lies beside `folder`.
     """
     for unused in UNUSED:
         run(["find", folder / unused, "-mindepth", "1", "-delete"])
+    run(["find", folder / "usr" / "share" / "doc", "-type", "f", "!", "-name", "copyright", "-delete"])
     scratch = folder.with_suffix(".tar")
     run(["tar", "--directory", folder, "--numeric-owner", "--one-file-system", "-cf", scratch, "."])
     scratch.replace(file)

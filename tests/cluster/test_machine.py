@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -569,6 +570,25 @@ def test_a_folder_that_was_built_in_goes_without_what_is_mounted_in_it(tmp_path:
     finally:
         subprocess.run(["umount", "--recursive", mounted], check=False)
         subprocess.run(["umount", "--recursive", machines], check=True)
+
+
+def test_a_packed_debian_keeps_the_licences_of_its_packages(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for unused in debian.UNUSED:
+        (root / unused).mkdir(parents=True)
+    (root / "usr/share/man/a.1").touch()
+    package, same = (root / "usr/share/doc" / name for name in ("gcc-14-base", "libgcc-s1"))
+    package.mkdir(parents=True)
+    for name in ("copyright", "changelog.gz"):
+        (package / name).touch()
+    same.symlink_to(package.name)
+    debian.pack(folder=root, file=tmp_path / "made.tar")
+    with tarfile.open(tmp_path / "made.tar") as made:
+        assert {name for name in made.getnames() if "/doc/" in name or "/man/" in name} == {
+            "./usr/share/doc/gcc-14-base",
+            "./usr/share/doc/gcc-14-base/copyright",
+            "./usr/share/doc/libgcc-s1",
+        }
 
 
 def test_a_made_document_is_not_taken_for_the_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
