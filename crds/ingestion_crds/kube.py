@@ -115,7 +115,7 @@ class ApiError(Exception):
     @property
     def already_exists(self) -> bool:
         """True when there is an object of that name already."""
-        return self.status == 409 and self.reason == "AlreadyExists"
+        return self.status == 409 and self.reason == "AlreadyExists" and not self.denied
 
 
 def in_pod() -> bool:

@@ -245,10 +245,15 @@ DENIALS = [
 
 
 @pytest.mark.parametrize("message", DENIALS)
-@pytest.mark.parametrize("status", [400, 403, 404, 422])
-async def test_what_a_policy_denies_is_told_in_its_words(tmp_path: Path, status: int, message: str) -> None:
-    """With 403, as some do, which is the status of a lack of access too, or with another one of their choice."""
-    denied = {"kind": "Status", "reason": "Forbidden", "message": message}
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [*((status, "Forbidden") for status in (400, 403, 404, 422)), (409, "AlreadyExists"), (409, "Conflict")],
+)
+async def test_what_a_policy_denies_is_told_in_its_words(
+    tmp_path: Path, status: int, reason: str, message: str
+) -> None:
+    """With 403, as some do, which is the status of a lack of access too, or with others of their choice."""
+    denied = {"kind": "Status", "reason": reason, "message": message}
     async with services(tmp_path, RetriedJob((status, denied), (status, denied), read={})) as parts:
         with pytest.raises(ProblemError, match="no retries on Mondays") as refused:
             await parts.retries.accept(caller=CALLER, job=IngestionJob.model_validate(retryable()), key=None)

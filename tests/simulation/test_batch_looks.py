@@ -25,7 +25,12 @@ PATIENCE_SECONDS = 60.0
 DENIED = ApiError(status=403, reason="Forbidden", message="denied")
 DENIALS = [
     ApiError(status=status, reason=reason, message='admission webhook "x" denied the request: no')
-    for status, reason in ((404, "NotFound"), (409, "Conflict"), (413, "RequestEntityTooLarge"))  # they name their own
+    for status, reason in (  # webhooks name their own
+        (404, "NotFound"),
+        (409, "AlreadyExists"),
+        (409, "Conflict"),
+        (413, "RequestEntityTooLarge"),
+    )
 ]
 
 
@@ -282,7 +287,7 @@ def test_a_batch_whose_jobs_are_all_held_by_somebody_else_waits(cluster: Simulat
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: str(error.status))
+@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: error.reason)
 def test_a_document_that_is_refused_holds_up_no_others(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:
@@ -348,7 +353,7 @@ def test_an_annotation_whose_answer_is_refused_is_tried_again_in_a_while(
     until(cluster, lambda: status(cluster).get("lastHandledRetryRequest") == "now", seconds=31)
 
 
-@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: str(error.status))
+@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: error.reason)
 def test_a_retry_of_a_document_that_is_refused_is_said(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:

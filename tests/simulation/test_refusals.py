@@ -45,10 +45,16 @@ NO_WEBHOOK = ApiError(
 )
 DENIALS = [
     ApiError(status=status, reason=reason, message='admission webhook "x" denied the request: a policy says no')
-    for status, reason in ((409, "Conflict"), (413, "RequestEntityTooLarge"))  # webhooks name their own
+    for status, reason in (  # webhooks name their own
+        (409, "AlreadyExists"),
+        (409, "Conflict"),
+        (413, "RequestEntityTooLarge"),
+    )
 ]
 REFUSALS = pytest.mark.parametrize(
-    "error", [FORBIDDEN, INVALID, NO_WEBHOOK, *DENIALS], ids=["403", "422", "webhook", "409", "413"]
+    "error",
+    [FORBIDDEN, INVALID, NO_WEBHOOK, *DENIALS],
+    ids=["403", "422", "webhook", "409 AlreadyExists", "409 Conflict", "413"],
 )
 
 
@@ -256,11 +262,12 @@ def test_a_quota_of_one_job_at_a_time_is_enough(cluster: SimulatedCluster, polic
     assert len(cluster.api.all("jobs")) == len(cluster.api.all("configmaps")) == 1
 
 
+@pytest.mark.parametrize("path", [child_path(NAMESPACE), core_path("configmaps", NAMESPACE)], ids=["Job", "ConfigMap"])
 @REFUSALS
 def test_a_refusal_that_no_deletion_cures_is_said_and_asked_again_in_a_while(
-    cluster: SimulatedCluster, policy: Policy, error: ApiError
+    cluster: SimulatedCluster, policy: Policy, error: ApiError, path: str
 ) -> None:
-    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE)
+    policy.refuses = lambda call: call.method == "POST" and call.path == path
     policy.error = error
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     cluster.start_operator()
