@@ -254,7 +254,7 @@ class Jobs:
         try:
             self._index.put(await self._kube.request("GET", path, timeout=_TRY_SECONDS))
         except ApiError as error:
-            if not error.not_found:
+            if not error.missing:
                 raise JobUnknownError(name) from error
             if may_come:
                 raise JobUnknownError(name) from failed

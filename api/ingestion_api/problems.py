@@ -124,7 +124,8 @@ def still_listing() -> ProblemError:
 
 def from_api_error(error: ApiError) -> ProblemError:
     """Return what an API server's error means to a client; its text stays in the log, as it may name internals."""
-    if error.status in {0, 429} or error.status >= 500:
+    # 404 is a proxy's: where an object may be missing, that is taken in.
+    if error.status in {0, 404, 429} or error.status >= 500:
         return unavailable("the cluster's API server does not answer; try again")
     if error.status in (401, 403):
         return out_of_order("the cluster refused this API's own access; its administrator has to look")

@@ -111,7 +111,7 @@ class Retries:
             except ApiError as error:
                 if error.denied or (error.status == 422 and tries == MAX_TRIES - 1):
                     raise bad_request(error.message, error="not_retryable") from error
-                if error.not_found:
+                if error.missing:
                     raise not_found(f"the ingestion job {job.job_id} was deleted") from error
                 # 409 and 422: the job changed since the look. 0 and 5xx: the write may have happened.
                 if error.status in (409, 422):

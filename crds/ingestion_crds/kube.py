@@ -81,8 +81,13 @@ class ApiError(Exception):
 
     @property
     def not_found(self) -> bool:
-        """True when there is no such object."""
+        """True when there is nothing at this path: an object is not there, nobody serves it, or a proxy says so."""
         return self.status == 404 and not self.denied
+
+    @property
+    def missing(self) -> bool:
+        """True when the API server itself says that there is no such object."""
+        return self.not_found and self.reason == "NotFound"
 
     @property
     def too_large(self) -> bool:
@@ -342,12 +347,12 @@ async def find(kube: KubeClient, path: str, *, timeout: float = REQUEST_TIMEOUT_
         timeout: seconds for the whole request.
 
     Raises:
-        ApiError: as `KubeClient.request`, but for `not_found`.
+        ApiError: as `KubeClient.request`, but for `missing`.
     """
     try:
         return await kube.request("GET", path, timeout=timeout)
     except ApiError as error:
-        if error.not_found:
+        if error.missing:
             return None
         raise
 

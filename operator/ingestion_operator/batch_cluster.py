@@ -83,6 +83,6 @@ class BatchCluster:
         """Merge into an IngestionJob (RFC 7396).
 
         Raises:
-            ApiError: `not_found` when there is none; with status 422 when the change is not admitted.
+            ApiError: `missing` when there is none; with status 422 when the change is not admitted.
         """
         await self._client.request("PATCH", ingestion_path(namespace, name), body=body, content_type=MERGE_PATCH)

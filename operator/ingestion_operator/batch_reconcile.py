@@ -232,7 +232,7 @@ class BatchReconciler:
         try:
             await self._cluster.patch_job(namespace=namespace, name=action.name, body=body)
         except ApiError as error:
-            return None if error.not_found or error.conflict else _refusal(action.name, error)
+            return None if error.missing or error.conflict else _refusal(action.name, error)
         return None
 
     async def _answer(self, action: AnswerAnnotation, raw: JsonObject, batch: IngestionBatch, pace: BatchPace) -> None:

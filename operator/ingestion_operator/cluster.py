@@ -63,7 +63,7 @@ class KubeCluster:
         """Return a Job.
 
         Raises:
-            ApiError: `not_found` when there is none.
+            ApiError: `missing` when there is none.
         """
         return await self._client.request("GET", child_path(namespace, name))
 
@@ -85,7 +85,7 @@ class KubeCluster:
         """Merge into the spec and the annotations of a Job (RFC 7396), and return the Job as it is then.
 
         Raises:
-            ApiError: `not_found` when there is none; with status 422 when there is one of that name with another UID,
+            ApiError: `missing` when there is none; with status 422 when there is one of that name with another UID,
                 or the change is not valid.
         """
         body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": spec}
@@ -100,7 +100,7 @@ class KubeCluster:
             resource_version: of the Job as it was read: it may have ended, or been resumed, since.
 
         Raises:
-            ApiError: `conflict` when the Job has changed, `not_found` when it is gone; with status 422 when it is not
+            ApiError: `conflict` when the Job has changed, `missing` when it is gone; with status 422 when it is not
                 suspended.
         """
         body = {"metadata": {"resourceVersion": resource_version}, "status": {"startTime": None}}
@@ -120,7 +120,7 @@ class KubeCluster:
         """Return a ConfigMap.
 
         Raises:
-            ApiError: `not_found` when there is none.
+            ApiError: `missing` when there is none.
         """
         return await self._client.request("GET", core_path("configmaps", namespace, name))
 

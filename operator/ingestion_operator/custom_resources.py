@@ -95,7 +95,7 @@ class CustomResources:
 
 def raise_conflict(error: ApiError) -> None:
     """Raise ConflictError if the API server has refused a write because the object has changed, or is gone."""
-    if error.conflict or error.not_found:
+    if error.conflict or error.missing:
         raise ConflictError(str(error)) from error
 
 
@@ -113,5 +113,5 @@ async def delete(client: KubeClient, path: str, uid: str | None) -> None:
     try:
         await client.request("DELETE", path, body=body)
     except ApiError as error:
-        if not error.not_found:
+        if not error.missing:
             raise

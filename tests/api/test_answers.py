@@ -413,7 +413,8 @@ async def test_a_job_has_its_own_id_whatever_its_status_says(tmp_path: Path, for
 
     def server(request: BaseHTTPRequestHandler) -> None:
         job = jobs.get(request.path.rsplit("/", 1)[-1])
-        answer(request, 404 if job is None else 200, json.dumps(job).encode())
+        missing = {"kind": "Status", "reason": "NotFound"}
+        answer(request, 404 if job is None else 200, json.dumps(job or missing).encode())
 
     async with services(tmp_path, server) as parts:
         for job in jobs.values():
@@ -492,7 +493,8 @@ class ApiServer:
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
         if request.command == "GET":
-            answer(request, self.get, json.dumps(stored()).encode())
+            told = {"kind": "Status", "reason": "NotFound"} if self.get == 404 else stored()
+            answer(request, self.get, json.dumps(told).encode())
             return
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         status = self.post.pop(0) if len(self.post) > 1 else self.post[0]
@@ -645,6 +647,33 @@ async def test_an_uploaded_file_stays_as_long_as_its_job_may_exist(
     if left:
         assert "retry-after" not in refused.value.response().headers, "a repeat makes another document"
     assert len(bucket(tmp_path)) == left
+
+
+async def test_a_404_of_a_proxy_does_not_say_that_a_job_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file stays, and no client takes it for deleted."""
+    monkeypatch.setattr("ingestion_api.jobs._PAUSES_SECONDS", (0.0,))
+    quota = json.dumps({"kind": "Status", "reason": "Conflict"}).encode()
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        posted = request.command == "POST"
+        answer(request, 409 if posted else 404, quota if posted else b"<html>404 Not Found</html>")
+
+    async with services(tmp_path, server) as parts:
+        with pytest.raises(JobUnknownError):
+            await bulk_ingest(request(parts, body=HEAD + FILE + END), uuid.UUID(KB), CALLER)
+        assert len(bucket(tmp_path)) == 1
+        parts.index.synced, job = True, IngestionJob.model_validate(retryable())
+        for asked in (
+            parts.jobs.find(namespace="team-a", wanted=uuid.UUID(int=1)),
+            parts.jobs.again(job),
+            parts.retries.accept(caller=CALLER, job=job, key=None),
+        ):
+            with pytest.raises(ApiError) as unknown:
+                await asked
+            assert from_api_error(unknown.value).status == 503
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,9 @@ class Cluster:
         self.asked[f"{request.command} {plural}"] += 1
         if request.command == "GET":
             found = self.objects.get((plural, request.path.rsplit("/", 1)[-1]))
-            answer(request, self.after if found else 404, json.dumps(found or {"kind": "Status"}).encode())
+            status = self.after if found else 404
+            told = {"kind": "Status", "reason": "NotFound"} if status == 404 else found
+            answer(request, status, json.dumps(told).encode())
             return
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         if request.path.endswith("dryRun=All"):

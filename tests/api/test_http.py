@@ -62,7 +62,7 @@ class Cluster:
             self.ended.wait(30)
             return
         else:
-            answer(request, 404, b"{}")
+            answer(request, 404, b'{"kind": "Status", "reason": "NotFound"}')
             return
         answer(request, 200, json.dumps(body).encode(), Content_Type="application/json")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ingestion_crds import JsonObject
 from ingestion_crds.constants import Stage
-from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path
+from ingestion_crds.kube import MERGE_PATCH, ApiError, KubeClient, core_path, find
+from ingestion_operator.custom_resources import ConflictError, CustomResources, delete
 from kubernetes.aio import client, config
 from support.kubeconfig import kubeconfig
 from support.worker_builders import answer, http_server
@@ -118,3 +121,49 @@ async def test_a_reason_is_one_word(tmp_path: Path, given: str, reason: str) -> 
             with pytest.raises(ApiError) as denied:
                 await kube.request("GET", PODS)
     assert (denied.value.reason, denied.value.message) == (reason, status["message"])
+
+
+POD = core_path("pods", "team-a", "handbook")
+MISSING = json.dumps({"kind": "Status", "reason": "NotFound", "message": 'pods "handbook" not found'}).encode()
+
+
+async def get(kube: KubeClient) -> JsonObject | None:
+    return await find(kube, POD)
+
+
+async def take_away(kube: KubeClient) -> None:
+    await delete(kube, POD, "uid")
+
+
+async def write(kube: KubeClient) -> None:
+    pod = {"metadata": {"namespace": "team-a", "name": "handbook", "resourceVersion": "1"}}
+    await CustomResources(kube, path=lambda namespace, name, _: core_path("pods", namespace, name)).write_status(
+        pod, {}
+    )
+
+
+@pytest.mark.parametrize("ask", [get, take_away, write])
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [(MISSING, "NotFound"), (b"<html>404 Not Found</html>", "Unknown"), (b"404 page not found\n", "Unknown")],
+    ids=["the API server", "HTML", "text"],
+)
+async def test_only_the_api_server_says_that_an_object_is_gone(
+    tmp_path: Path, ask: Callable[[KubeClient], Awaitable[JsonObject | None]], said: bytes, reason: str
+) -> None:
+    """A proxy that does not know the way to it for a moment says 404 too: no attempt is to end by that."""
+
+    def server(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers.get("content-length", 0)))
+        answer(request, 404, said)
+
+    with http_server(handle=server) as url:
+        async with await KubeClient.connect(kubeconfig=kubeconfig(tmp_path, url)) as kube:
+            if reason == "Unknown":
+                with pytest.raises(ApiError, match=f"404 {reason}"):
+                    await ask(kube)
+            elif ask is write:
+                with pytest.raises(ConflictError):
+                    await write(kube)
+            else:
+                assert await ask(kube) is None

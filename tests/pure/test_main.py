@@ -128,7 +128,7 @@ class WithoutBatches:
     async def request(self, _: str, path: str, *, query: JsonObject, **__: Any) -> JsonObject:
         if path == batch_path():
             self.limits.append(query["limit"])
-            raise ApiError(status=404, reason="NotFound", message="the server could not find the requested resource")
+            raise ApiError(status=404, reason="Unknown", message="404 page not found")
         return {"items": [], "metadata": {}}
 
     async def close(self) -> None:

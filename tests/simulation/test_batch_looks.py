@@ -498,6 +498,27 @@ def test_a_job_that_comes_too_late_for_its_batch_s_cancellation_is_cancelled(clu
     assert status(cluster)["failureSummary"] == {"Cancelled": 3}
 
 
+def test_a_cancellation_that_a_proxy_answers_with_404_is_passed_on_again(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its job is gone, the API server alone can say."""
+    cluster.verdicts[Stage.PREPARE, None] = HANGS
+    cluster.start_operator()
+    create(cluster)
+    until(cluster, lambda: len(cluster.api.all("jobs")) == 3)
+    proxy = ApiError(status=404, reason="Unknown", message="<html>404 Not Found</html>")
+
+    def cancels(call: Call) -> bool:
+        return call.method == "PATCH" and "cancelGeneration" in call.arguments["body"].get("spec", {})
+
+    asked = refuse(cluster, monkeypatch, cancels, proxy)
+    patch(cluster, cancelGeneration=0)
+    cluster.pass_until(lambda: False, seconds=5)
+    assert asked
+    monkeypatch.undo()
+    until(cluster, ended(cluster, "failed"))
+
+
 def test_a_batch_that_is_made_anew_under_its_name_is_cancelled_as_the_one_before(cluster: SimulatedCluster) -> None:
     """No look has seen that the name was free."""
     cluster.verdicts[Stage.PREPARE, None] = HANGS

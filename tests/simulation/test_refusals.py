@@ -43,6 +43,7 @@ NO_WEBHOOK = ApiError(
     reason="InternalError",
     message='Internal error occurred: failed calling webhook "x": connection refused',
 )
+PROXY = ApiError(status=404, reason="Unknown", message="<html>404 Not Found</html>")
 DENIALS = [
     ApiError(status=status, reason=reason, message='admission webhook "x" denied the request: a policy says no')
     for status, reason in (  # webhooks name their own
@@ -673,6 +674,18 @@ def test_a_job_whose_pods_may_not_be_asked_why_they_wait_says_so_and_can_be_canc
     assert cluster.pass_until(lambda: cluster.api.all("jobs")[-1]["spec"]["activeDeadlineSeconds"] == 0, seconds=30)
     policy.refuses = lambda _: False
     reach(cluster, "failed")
+
+
+def test_an_attempt_does_not_end_by_the_word_of_a_proxy(cluster: SimulatedCluster, policy: Policy) -> None:
+    """Invariant 1: that there is no such Job, the API server alone can say."""
+    start(cluster, first=GOOD)
+    policy.refuses, policy.error = lambda call: "/jobs/" in call.path, PROXY
+    patch(cluster, parallelism=3)
+    cluster.pass_until(lambda: False, seconds=60)
+    assert policy.refused
+    policy.refuses = lambda _: False
+    cluster.verdicts.clear()
+    assert len(reach(cluster, "completed")["attempts"]) == 1
 
 
 def test_the_config_map_of_a_lost_job_is_deleted(cluster: SimulatedCluster) -> None:

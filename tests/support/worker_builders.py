@@ -184,7 +184,7 @@ Handler = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def http_server(*, handle: Handler) -> Iterator[str]:
-    """Run a real HTTP server; `handle` answers each GET, POST and PATCH. Yields its base URL."""
+    """Run a real HTTP server; `handle` answers each GET, POST, PATCH and DELETE. Yields its base URL."""
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -196,6 +196,9 @@ def http_server(*, handle: Handler) -> Iterator[str]:
             handle(self)
 
         def do_PATCH(self) -> None:
+            handle(self)
+
+        def do_DELETE(self) -> None:
             handle(self)
 
         def log_message(self, *_: Any) -> None:
