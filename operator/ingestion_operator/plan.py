@@ -273,7 +273,8 @@ def _begin(draft: _Draft) -> None:
         draft.set(phase=Phase.QUEUED)
         return
     if unfinished := [child for child in draft.owned if not child.finished]:
-        # A duplicate that is on its way out, or a Job that a finalizer holds: two must never run at once.
+        # A duplicate that is on its way out, as is what outlives its attempt; or a finalizer holds it. Two must never
+        # run at once.
         draft.set(phase=Phase.QUEUED)
         for child in unfinished:
             _say_that_it_stays(draft, child)
@@ -921,17 +922,14 @@ def _remove_left_pods(draft: _Draft) -> None:
 
 
 def _is_stale(draft: _Draft, child: ChildJob) -> bool:
-    """True for a tombstone that a newer recorded Job replaces, and for a Job that nobody recorded."""
+    """True for a Job that is not needed: nobody recorded it, or a newer one replaces it, or it outlives its attempt."""
     if child.deleting:
         return False
-    records = child_records(draft.status)
-    newest = last_made(records)
-    if newest is not None and child.uid == newest.uid:
-        return False
-    intent = records[-1] if records else None
-    return not (
-        intent is not None and intent.uid is None and intent.completion_time is None and child.name == intent.name
-    )
+    newest = last_made(child_records(draft.status))
+    if newest is not None and child.uid == newest.uid:  # a tombstone, once it has ended
+        return draft.attempt.completion_time is not None and not child.finished
+    intent = current(draft.job)
+    return intent is None or intent.uid is not None or child.name != intent.name
 
 
 def _clean_up(draft: _Draft) -> None:

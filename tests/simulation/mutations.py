@@ -518,7 +518,19 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="no tombstone",
         file="plan.py",
-        changes=(("    if newest is not None and child.uid == newest.uid:\n        return False\n", ""),),
+        changes=(
+            (
+                """    if newest is not None and child.uid == newest.uid:  # a tombstone, once it has ended
+        return draft.attempt.completion_time is not None and not child.finished
+""",
+                "",
+            ),
+        ),
+    ),
+    Mutation(
+        name="a Job may outlive its attempt",
+        file="plan.py",
+        changes=(("draft.attempt.completion_time is not None and not child.finished", "False"),),
     ),
     Mutation(
         name="no `test` of the resourceVersion in the annotation's patch",

@@ -207,8 +207,9 @@ class Oracle:
         # A cancellation that has reached its Job cannot be taken back.
         cancelled = cancelled or deleted["spec"].get("activeDeadlineSeconds") == 0
         newest = bool(recorded) and recorded[-1] == deleted["metadata"]["uid"]
+        outlives = newest and owner.status.attempts[-1].completion_time is not None and not finished(deleted)
         self._need(
-            not newest or succeeded or cancelled,
+            not newest or succeeded or cancelled or outlives,
             f"invariant 1: {deleted['metadata']['name']} is deleted, and is the newest",
         )
 

@@ -44,6 +44,7 @@ NO_WEBHOOK = ApiError(
     message='Internal error occurred: failed calling webhook "x": connection refused',
 )
 PROXY = ApiError(status=404, reason="Unknown", message="<html>404 Not Found</html>")
+STRANGER = ApiError(status=404, reason="NotFound", message="jobs.batch not found")
 DENIALS = [
     ApiError(status=status, reason=reason, message='admission webhook "x" denied the request: a policy says no')
     for status, reason in (  # webhooks name their own
@@ -686,6 +687,48 @@ def test_an_attempt_does_not_end_by_the_word_of_a_proxy(cluster: SimulatedCluste
     policy.refuses = lambda _: False
     cluster.verdicts.clear()
     assert len(reach(cluster, "completed")["attempts"]) == 1
+
+
+def lose(cluster: SimulatedCluster, policy: Policy, *methods: str) -> str:
+    """Have another cluster's API server answer that the running Job is not there; return its name."""
+    start(cluster)
+    name: str = cluster.api.all("jobs")[-1]["metadata"]["name"]
+    policy.refuses = lambda call: call.method in methods and call.path == child_path(NAMESPACE, name)
+    policy.error = STRANGER
+    patch(cluster, parallelism=3)
+    assert reach(cluster, "failed")["failureSummary"] == {"JobLost": SEGMENTS}
+    return name
+
+
+def forgive(oracle: Oracle, name: str) -> None:
+    """Take off what another cluster's API server has made the operator do."""
+    assert set(oracle.violations) == {f"invariant 1: attempt 0 is over, and {name} runs"}
+    oracle.violations.clear()
+
+
+def test_a_job_that_outlives_its_attempt_is_deleted(cluster: SimulatedCluster, oracle: Oracle, policy: Policy) -> None:
+    """Invariant 1: as soon as it is heard of."""
+    name = lose(cluster, policy, "GET")
+    assert cluster.pass_until(lambda: not cluster.api.all("jobs"), seconds=10)
+    forgive(oracle, name)
+
+
+def test_a_retry_does_not_wait_in_silence_for_a_job_that_outlives_its_attempt(
+    cluster: SimulatedCluster, oracle: Oracle, policy: Policy
+) -> None:
+    """Invariants 1 and 5: it is deleted, or the retry says why it is not."""
+    name = lose(cluster, policy, "GET", "DELETE")
+    policy.refuses, policy.error = deletes("jobs"), FORBIDDEN
+    patch(cluster, retryGeneration=1)
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=30)
+    assert stalled(cluster)["message"] == f"{name}: a policy says no"
+    with quiet(cluster):
+        cluster.pass_until(lambda: False, seconds=300)
+    forgive(oracle, name)
+    policy.refuses = lambda _: False
+    assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == "processing", seconds=60)
+    cluster.verdicts.clear()
+    reach(cluster, "completed", 1)
 
 
 def test_the_config_map_of_a_lost_job_is_deleted(cluster: SimulatedCluster) -> None:
