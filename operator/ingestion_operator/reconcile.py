@@ -190,6 +190,8 @@ class Reconciler:
             if not proven:
                 return await self._full_look(key)
             snapshot = replace(snapshot, job=job)
+            if written:  # the harvest is recorded with it; that of the next stage is another one
+                snapshot = replace(snapshot, harvest=None, harvest_truncated=False)
             if wait is not None:
                 return self._keep(key, raw, snapshot, wait, unwritten=True)
             if self._is_due(key) or not _only_removes_left_pods(decided, job):
@@ -322,7 +324,7 @@ class Reconciler:
         """
         record = current(snapshot.job)
         if record is None:
-            return replace(snapshot, harvest=None, harvest_truncated=False, obstacle=None)
+            return replace(snapshot, obstacle=None)
         child = next(
             (child for child in snapshot.children if record.uid in (None, child.uid) and child.name == record.name),
             None,

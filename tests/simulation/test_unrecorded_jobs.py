@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from ingestion_crds import JsonObject
 from ingestion_crds import constants as names
@@ -9,10 +11,10 @@ from ingestion_crds.constants import Phase, Stage
 from ingestion_crds.kube import MERGE_PATCH, child_path, core_path, ingestion_path
 from support.builders import ingestion_job
 
-from simulation.api import INGESTION_JOBS
+from simulation.api import INGESTION_JOBS, finished
 from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
-from simulation.stories import KEY, PATH, SEGMENTS, fail_in_part, live, make_late, says_why, stalled, start
+from simulation.stories import KEY, PATH, SEGMENTS, create, fail_in_part, live, make_late, says_why, stalled, start
 
 FAILS = Verdict(code="EmbeddingRejected")
 
@@ -172,3 +174,38 @@ def test_nothing_is_remembered_of_a_job_that_is_gone(cluster: SimulatedCluster) 
     assert cluster.pass_until(lambda: cluster.api.find(INGESTION_JOBS, NAMESPACE, "handbook") is None, seconds=120)
     cluster.settle_down()
     assert only.operator.memory.of(KEY) is None
+
+
+def test_what_a_stage_says_is_not_taken_for_what_the_next_one_does(cluster: SimulatedCluster) -> None:
+    """Two operators without a Lease: when the first goes on, its next stage's Job is there, and has ended."""
+    cluster.verdicts[Stage.SEGMENTS, 0] = FAILS
+    create(cluster, parallelism=SEGMENTS)
+    first = cluster.start_operator()
+
+    def of_segments(job: JsonObject) -> bool:
+        return bool(job["metadata"]["labels"][names.LABEL_STAGE] == Stage.SEGMENTS)
+
+    def made() -> list[JsonObject]:
+        return [job for job in cluster.api.all("jobs") if of_segments(job)]
+
+    def stalls(call: Call) -> bool:
+        makes = call.method == "POST" and call.path == child_path(NAMESPACE)
+        return call.by == first.name and makes and of_segments(call.arguments["body"])
+
+    def go_on_until(wish: Callable[[], bool]) -> None:
+        cluster.settle_down(held=stalls)
+        while not wish():
+            due = cluster.next_time()
+            assert due is not None
+            cluster.pass_time(due)
+            cluster.settle_down(held=stalls)
+
+    go_on_until(lambda: any(map(stalls, cluster.calls)))
+    second = cluster.start_operator()
+    while not made():
+        assert cluster.step(0, stalls)
+    cluster.kill(second)
+    assert live(cluster)["status"]["attempts"][0]["jobs"][-1].get("uid") is None
+    go_on_until(lambda: finished(made()[0]))
+    assert cluster.pass_until(lambda: in_phase(cluster, Phase.PARTIAL_FAILURE), seconds=60)
+    assert live(cluster)["status"]["failureSummary"] == {FAILS.code: 1}
