@@ -118,6 +118,11 @@ class ApiError(Exception):
         return 400 <= self.status < 500 and _DENIED.search(self.message) is not None
 
     @property
+    def webhook_failed(self) -> bool:
+        """True when an admission webhook does not answer, or denies because it has failed itself."""
+        return self.status >= 500 and "webhook" in self.message
+
+    @property
     def already_exists(self) -> bool:
         """True when there is an object of that name already."""
         return self.status == 409 and self.reason == "AlreadyExists" and not self.denied

@@ -27,13 +27,11 @@ from ingestion_operator.actions import (
 )
 from ingestion_operator.children import ChildJob, is_child_name, read_child
 from ingestion_operator.cluster import KubeCluster
-from ingestion_operator.custom_resources import raise_conflict
+from ingestion_operator.custom_resources import TRIES_OF_WEBHOOKS, raise_conflict
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept, Removal
 from ingestion_operator.plan import Snapshot
 
-# A webhook that does not answer may do so in a moment: nobody is told of the first tries.
-_TRIES_OF_WEBHOOKS: Final = 4
 # For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing. Nor is
 # one changed where the cluster has not kept that.
 _IN_VAIN_SECONDS: Final = 120.0
@@ -278,15 +276,15 @@ class Acting:
         log.warning("%s: %s", what, error, extra={"job": key})
 
     def _expect_refusal(self, key: str, error: ApiError) -> None:
-        """Raise the error unless it can be lived with: a refusal, or a webhook that does not answer for long.
+        """Raise the error unless it can be lived with: a refusal, or a webhook that fails for long.
 
         That pages take too long is one too: to begin anew once more would be no better.
         """
         if error.refused or error.expired:
             return
-        if error.status == 500 and "webhook" in error.message:
+        if error.webhook_failed:
             self._memory.webhook_failures[key] += 1
-            if self._memory.webhook_failures[key] >= _TRIES_OF_WEBHOOKS:
+            if self._memory.webhook_failures[key] >= TRIES_OF_WEBHOOKS:
                 return
         raise error
 

@@ -31,6 +31,7 @@ from ingestion_operator.batch_plan import (
     settled,
 )
 from ingestion_operator.cluster import merge_diff
+from ingestion_operator.custom_resources import TRIES_OF_WEBHOOKS
 from ingestion_operator.document_jobs import DocumentJob, is_owned, read_table
 from ingestion_operator.obstacles import LONGEST_MESSAGE, Waiting
 from ingestion_operator.results import shorten
@@ -183,20 +184,21 @@ class BatchReconciler:
     ) -> bool:
         """Take the actions, until too many are refused; return whether there is news of what is refused."""
         before, pace.rejection = pace.rejection, None
+        unanswered = pace.unanswered
         refusals = 0
         for action in actions:
             waiting = None
             match action:
                 case CreateDocumentJob():
-                    waiting = await self._create(action, snapshot.batch)
+                    waiting = await self._create(action, snapshot.batch, pace)
                 case PatchDocumentJob():
-                    waiting = await self._patch(action, snapshot.batch)
+                    waiting = await self._patch(action, snapshot.batch, pace)
                     if waiting is None and action.cancels is not None:
                         pace.told.add((action.index, action.cancels))
                 case AnswerAnnotation():
                     await self._answer(action, raw, snapshot.batch, pace)
                 case DeleteBatch():
-                    await self._delete(action, snapshot.batch)
+                    await self._delete(action, snapshot.batch, pace)
             if isinstance(action, CreateDocumentJob | PatchDocumentJob):
                 pace.refused.pop(action.index, None)
                 if waiting is not None:
@@ -206,21 +208,23 @@ class BatchReconciler:
                 refusals += 1
                 if refusals == _MOST_REFUSALS:
                     break
+        if actions and pace.unanswered == unanswered:
+            pace.unanswered = 0  # webhooks answer
         return pace.rejection != before
 
-    async def _create(self, action: CreateDocumentJob, batch: IngestionBatch) -> Waiting | None:
+    async def _create(self, action: CreateDocumentJob, batch: IngestionBatch, pace: BatchPace) -> Waiting | None:
         """Create a document's job. One that exists is ours if we own it: an earlier request has come through."""
         name, namespace = action.body["metadata"]["name"], batch.metadata.namespace
         try:
             await self._cluster.create_job(body=action.body)
         except ApiError as error:
             if not error.already_exists:
-                return _refusal(name, error)
+                return _refusal(pace, name, error)
             found = await self._cluster.find_job(namespace=namespace, name=name)
             return None if found is None else _in_the_way(found, batch)
         return None
 
-    async def _patch(self, action: PatchDocumentJob, batch: IngestionBatch) -> Waiting | None:
+    async def _patch(self, action: PatchDocumentJob, batch: IngestionBatch, pace: BatchPace) -> Waiting | None:
         """Patch a document's job. One that has changed since it was read is looked at again."""
         namespace, body = batch.metadata.namespace, action.body
         if action.retries is not None:
@@ -232,7 +236,7 @@ class BatchReconciler:
         try:
             await self._cluster.patch_job(namespace=namespace, name=action.name, body=body)
         except ApiError as error:
-            return None if error.missing or error.conflict else _refusal(action.name, error)
+            return None if error.missing or error.conflict else _refusal(pace, action.name, error)
         return None
 
     async def _answer(self, action: AnswerAnnotation, raw: JsonObject, batch: IngestionBatch, pace: BatchPace) -> None:
@@ -240,18 +244,18 @@ class BatchReconciler:
         try:
             await self._batches.answer(action, raw)
         except ApiError as error:
-            _tolerate(batch, "an annotation is not answered", error)
+            _tolerate(pace, batch, "an annotation is not answered", error)
             pace.answer_refused = pace.looked
             return
         pace.answered = action.token
         pace.stirred = True
         self._cluster.events.tell(raw, action.told, now=self._now())
 
-    async def _delete(self, action: DeleteBatch, batch: IngestionBatch) -> None:
+    async def _delete(self, action: DeleteBatch, batch: IngestionBatch, pace: BatchPace) -> None:
         try:
             await self._batches.delete(namespace=batch.metadata.namespace, name=batch.metadata.name, uid=action.uid)
         except ApiError as error:
-            _tolerate(batch, "a completed batch stays", error)
+            _tolerate(pace, batch, "a completed batch stays", error)
 
 
 def _count_ends(before: BatchStatus, after: BatchStatus) -> None:
@@ -268,17 +272,26 @@ def _count_ends(before: BatchStatus, after: BatchStatus) -> None:
         metrics.BATCH_DOCUMENTS_ENDED.labels(result=phase.value).inc(count)
 
 
-def _tolerate(batch: IngestionBatch, what: str, error: ApiError) -> None:
+def _tolerate(pace: BatchPace, batch: IngestionBatch, what: str, error: ApiError) -> None:
     """Go on without what the API server has refused; raises any other error."""
-    if not error.refused:
-        raise error
+    _expect_refusal(pace, error)
     log.warning("%s: %s", what, error, extra={"job": batch.key})
 
 
-def _refusal(name: str, error: ApiError) -> Waiting:
+def _expect_refusal(pace: BatchPace, error: ApiError) -> None:
+    """Raise the error unless it can be lived with: a refusal, or a webhook that fails for long."""
+    if error.refused:
+        return
+    if error.webhook_failed:
+        pace.unanswered += 1
+        if pace.unanswered >= TRIES_OF_WEBHOOKS:
+            return
+    raise error
+
+
+def _refusal(pace: BatchPace, name: str, error: ApiError) -> Waiting:
     """Return what the API server has refused; raises any other error."""
-    if not error.refused:
-        raise error
+    _expect_refusal(pace, error)
     text = shorten(f"{name}: {error.message}", limit=LONGEST_MESSAGE)
     return Waiting(reason=Reason.REJECTED_BY_CLUSTER, message=text)
 

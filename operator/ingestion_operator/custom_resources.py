@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ingestion_crds import JsonObject
 from ingestion_crds.kube import JSON_PATCH, MERGE_PATCH, ApiError, KubeClient, find
 
 from ingestion_operator import metrics
 from ingestion_operator.actions import AnswerAnnotation
+
+TRIES_OF_WEBHOOKS: Final = 4
+"""A webhook that has failed may answer in a moment: nobody is told of fewer failures."""
 
 
 class ConflictError(Exception):

@@ -190,7 +190,7 @@ def _dispatch_of(""",
         name="a webhook that stays away is waited for in silence",
         file="acting.py",
         changes=(
-            ("            if self._memory.webhook_failures[key] >= _TRIES_OF_WEBHOOKS:\n                return\n", ""),
+            ("            if self._memory.webhook_failures[key] >= TRIES_OF_WEBHOOKS:\n                return\n", ""),
         ),
     ),
     Mutation(

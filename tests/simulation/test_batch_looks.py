@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -30,8 +31,19 @@ DENIALS = [
         (409, "AlreadyExists"),
         (409, "Conflict"),
         (413, "RequestEntityTooLarge"),
+        (500, "InternalError"),
     )
 ]
+NO_WEBHOOK = ApiError(
+    status=500, reason="InternalError", message='Internal error occurred: failed calling webhook "x": refused'
+)
+REFUSALS = pytest.mark.parametrize(
+    "error",
+    [DENIED, *DENIALS, NO_WEBHOOK],
+    ids=["403", "404", "409 AlreadyExists", "409 Conflict", "413", "500", "webhook"],
+)
+# With how many requests it is found that one is refused.
+TRIES = pytest.mark.parametrize(("error", "tries"), [(DENIED, 1), (NO_WEBHOOK, 4)], ids=["403", "webhook"])
 
 
 @pytest.fixture
@@ -287,7 +299,7 @@ def test_a_batch_whose_jobs_are_all_held_by_somebody_else_waits(cluster: Simulat
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: error.reason)
+@REFUSALS
 def test_a_document_that_is_refused_holds_up_no_others(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:
@@ -298,6 +310,26 @@ def test_a_document_that_is_refused_holds_up_no_others(
     assert stalled(cluster)["reason"] == "RejectedByCluster"
     monkeypatch.undo()
     until(cluster, ended(cluster, "completed"))
+
+
+def test_a_webhook_that_is_away_for_a_moment_is_waited_for_without_a_word(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is away once more: it has answered since."""
+    asked = Counter[str]()
+
+    def is_away(call: Call) -> bool:
+        title = call.arguments["body"]["spec"]["document"]["title"] if makes(call) else ""
+        asked[title] += 1
+        return title in ("Manual 0", "Manual 14") and asked[title] < 4
+
+    cluster.start_operator()
+    refuse(cluster, monkeypatch, is_away, NO_WEBHOOK)
+    create(cluster, documents=15)
+    until(cluster, ended(cluster, "completed"))
+    assert asked["Manual 0"] == asked["Manual 14"] == 4
+    seen = (change.after.get("status", {}) for change in cluster.api.changes if change.resource == BATCHES)
+    assert not [item for now in seen for item in now.get("conditions", []) if item["reason"] == "RejectedByCluster"]
 
 
 def test_a_quota_that_refuses_all_documents_is_not_asked_for_each(
@@ -314,23 +346,24 @@ def test_a_quota_that_refuses_all_documents_is_not_asked_for_each(
 
 def check_pauses(asked: list[Call], seconds: float) -> None:
     """Check that there are at least four requests, so many seconds apart, or a few more."""
-    pauses = [later.sent - earlier.sent for earlier, later in pairwise(asked)]
+    pauses = [round(later.sent - earlier.sent, 3) for earlier, later in pairwise(asked)]
     assert len(pauses) >= 3
     assert all(seconds <= pause <= seconds + 2 for pause in pauses), pauses
 
 
+@TRIES
 def test_a_completed_batch_that_may_not_be_deleted_is_tried_again_in_a_while(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError, tries: int
 ) -> None:
     """Again and again, and nothing is written of it."""
     path = batch_path(NAMESPACE, "manuals")
-    asked = refuse(cluster, monkeypatch, lambda call: call.method == "DELETE" and call.path == path)
+    asked = refuse(cluster, monkeypatch, lambda call: call.method == "DELETE" and call.path == path, error)
     cluster.start_operator()
     create(cluster, ttlSecondsAfterFinished=60)
     assert cluster.pass_until(lambda: bool(asked), seconds=100)
     written = len(cluster.api.changes)
     cluster.pass_until(lambda: False, seconds=2_000)
-    check_pauses(asked, 600)
+    check_pauses(asked[tries - 1 :], 600)
     assert len(cluster.api.changes) == written
     monkeypatch.undo()
     assert cluster.pass_until(lambda: cluster.api.find(BATCHES, NAMESPACE, "manuals") is None, seconds=601)
@@ -353,7 +386,7 @@ def test_an_annotation_whose_answer_is_refused_is_tried_again_in_a_while(
     until(cluster, lambda: status(cluster).get("lastHandledRetryRequest") == "now", seconds=31)
 
 
-@pytest.mark.parametrize("error", [DENIED, *DENIALS], ids=lambda error: error.reason)
+@REFUSALS
 def test_a_retry_of_a_document_that_is_refused_is_said(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:
@@ -366,18 +399,19 @@ def test_a_retry_of_a_document_that_is_refused_is_said(
     until(cluster, ended(cluster, "completed", 1))
 
 
+@TRIES
 def test_an_annotation_of_a_batch_that_runs_is_not_answered_at_each_look(
-    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError, tries: int
 ) -> None:
     cluster.start_operator()
     create(cluster, documents=40)
     path = batch_path(NAMESPACE, "manuals")
     body = {"metadata": {"annotations": {names.ANNOTATION_RETRY_REQUESTED: "now"}}}
     cluster.api.request("PATCH", path, body=body, content_type=MERGE_PATCH)
-    asked = refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and call.path == path)
+    asked = refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and call.path == path, error)
     looks = note_lists(cluster, monkeypatch)
     cluster.pass_until(lambda: False, seconds=20)
-    assert len(asked) == 1 < len(looks)
+    assert len(asked) == tries < len(looks)
 
 
 def test_an_older_crd_of_jobs_is_named_until_it_is_applied(

@@ -51,12 +51,13 @@ DENIALS = [
         (409, "AlreadyExists"),
         (409, "Conflict"),
         (413, "RequestEntityTooLarge"),
+        (503, "ServiceUnavailable"),
     )
 ]
 REFUSALS = pytest.mark.parametrize(
     "error",
     [FORBIDDEN, INVALID, NO_WEBHOOK, *DENIALS],
-    ids=["403", "422", "webhook", "409 AlreadyExists", "409 Conflict", "413"],
+    ids=["403", "422", "webhook", "409 AlreadyExists", "409 Conflict", "413", "503"],
 )
 
 
