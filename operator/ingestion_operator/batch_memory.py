@@ -41,7 +41,7 @@ class BatchPace:
         told: places of documents, and generations of their jobs, that have been told to stop.
         rejection: what the API server has refused of the last look, first of all.
         refused: places of documents for which it has refused something, in the order of the last time.
-        unanswered: how often a webhook has kept something of the batch from being done.
+        webhook_failures: how often a webhook has kept something of the batch from being done.
         answered: the token of the annotation that the last look has answered.
         answer_refused: when the look began that was refused to answer it.
         stirred: a job of it is no longer at rest, or was heard of for the first time.
@@ -58,7 +58,7 @@ class BatchPace:
     told: set[tuple[int, int]] = field(default_factory=set)
     rejection: Waiting | None = None
     refused: dict[int, None] = field(default_factory=dict)
-    unanswered: int = 0
+    webhook_failures: int = 0
     answered: str = ""
     answer_refused: float = -math.inf
     stirred: bool = False
@@ -67,7 +67,7 @@ class BatchPace:
     def take_up(self, uid: str) -> None:
         """Forget what was told, refused and answered if the batch is another of the same name."""
         if self.uid not in ("", uid):
-            self.told, self.refused, self.rejection, self.unanswered = set(), {}, None, 0
+            self.told, self.refused, self.rejection, self.webhook_failures = set(), {}, None, 0
             self.answered, self.answer_refused = "", -math.inf
         self.uid = uid
 

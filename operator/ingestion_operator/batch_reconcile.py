@@ -184,7 +184,7 @@ class BatchReconciler:
     ) -> bool:
         """Take the actions, until too many are refused; return whether there is news of what is refused."""
         before, pace.rejection = pace.rejection, None
-        unanswered = pace.unanswered
+        failures = pace.webhook_failures
         refusals = 0
         for action in actions:
             waiting = None
@@ -208,8 +208,8 @@ class BatchReconciler:
                 refusals += 1
                 if refusals == _MOST_REFUSALS:
                     break
-        if actions and pace.unanswered == unanswered:
-            pace.unanswered = 0  # webhooks answer
+        if actions and pace.webhook_failures == failures:
+            pace.webhook_failures = 0  # webhooks answer
         return pace.rejection != before
 
     async def _create(self, action: CreateDocumentJob, batch: IngestionBatch, pace: BatchPace) -> Waiting | None:
@@ -283,8 +283,8 @@ def _expect_refusal(pace: BatchPace, error: ApiError) -> None:
     if error.refused:
         return
     if error.webhook_failed:
-        pace.unanswered += 1
-        if pace.unanswered >= TRIES_OF_WEBHOOKS:
+        pace.webhook_failures += 1
+        if pace.webhook_failures >= TRIES_OF_WEBHOOKS:
             return
     raise error
 

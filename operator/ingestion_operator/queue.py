@@ -1,8 +1,9 @@
 """The work queue: keys to look at, each at most once at a time, again later, and more slowly after errors.
 
-Keys that something happened to go before keys that are merely due. Else, whenever the API server is slow, a thousand
-running jobs whose counts are due would keep the operator from those that end or are retried. And namespaces take turns:
-else one that has ten thousand keys would keep the operator from those of all others.
+Namespaces take turns: else one that has ten thousand keys would keep the operator from those of all others. In its turn
+a namespace gives a key that something happened to, and one that is merely due only where it has no other. Else, when
+the API server is slow, a thousand running jobs whose counts are due would keep the operator from those that end or are
+retried.
 
 The shape is that of client-go's workqueue: https://pkg.go.dev/k8s.io/client-go/util/workqueue
 """
@@ -15,6 +16,7 @@ import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 _FIRST_DELAY_SECONDS: Final = 0.2
@@ -24,58 +26,83 @@ _LONGEST_DELAY_SECONDS: Final = 60.0
 _TICK_SECONDS: Final = 0.001
 
 
+@dataclass(slots=True)
+class _Keys:
+    """The keys of a namespace that wait, each since when; in the order of arrival."""
+
+    # A dict would find its first member behind the places of all that have gone.
+    added: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    due: OrderedDict[str, float] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self.added) + len(self.due)
+
+
 class _Line:
-    """Keys that wait, each since when: namespaces take turns, and in each of them the first comes first."""
+    """Keys that wait: namespaces take turns, and in each of them those come first that were added."""
 
     def __init__(self) -> None:
-        # By namespace. A dict would find its first member behind the places of all that have gone.
-        self._turns: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
+        self._turns: OrderedDict[str, _Keys] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._turns.values()))
 
-    def __bool__(self) -> bool:
-        return bool(self._turns)
-
-    def __contains__(self, key: str) -> bool:
-        keys = self._turns.get(_namespace(key))
-        return keys is not None and key in keys
-
     @property
-    def oldest(self) -> float:
-        """Since when the first of them waits; there must be one."""
-        return min(next(iter(keys.values())) for keys in self._turns.values())
+    def any_due(self) -> bool:
+        """True when there is one that is merely due."""
+        return any(keys.due for keys in self._turns.values())
 
-    def add(self, key: str, since: float) -> None:
-        """Have a key wait behind the others of its namespace."""
-        namespace = _namespace(key)
+    def oldest(self, now: float) -> float:
+        """Return since when the first of those waits that were added; now when there is none."""
+        return min((next(iter(keys.added.values())) for keys in self._turns.values() if keys.added), default=now)
+
+    def add(self, key: str, since: float) -> bool:
+        """Have a key wait behind the others of its namespace that were added; return False if it does already."""
+        keys = self._of(key)
+        keys.due.pop(key, None)
+        if key in keys.added:
+            return False
+        keys.added[key] = since
+        return True
+
+    def fall_due(self, key: str, since: float) -> bool:
+        """Have a key wait behind all others of its namespace; return False if it waits already."""
+        keys = self._of(key)
+        if key in keys.added or key in keys.due:
+            return False
+        keys.due[key] = since
+        return True
+
+    def _of(self, key: str) -> _Keys:
+        """Return the keys of a key's namespace, to which it is to belong."""
+        namespace = key.partition("/")[0]
         keys = self._turns.get(namespace)
         if keys is None:
-            keys = self._turns[namespace] = OrderedDict()
-        keys[key] = since
+            keys = self._turns[namespace] = _Keys()
+        return keys
 
-    def take(self) -> tuple[str, float]:
-        """Return the key whose turn it is, and since when it waits; the turn passes to the next namespace."""
-        namespace, keys = self._turns.popitem(last=False)
-        taken = keys.popitem(last=False)
+    def take(self, *, due: bool) -> tuple[str, float, bool] | None:
+        """Return the key whose turn it is; the turn passes to the next namespace.
+
+        Args:
+            due: it may be one that is merely due.
+
+        Returns:
+            The key, since when it waits, and whether it is merely due; None when there is none.
+        """
+        namespace = next((namespace for namespace, keys in self._turns.items() if keys.added or due), None)
+        if namespace is None:
+            return None
+        keys = self._turns.pop(namespace)
+        only_due = not keys.added
+        taken = (*(keys.due if only_due else keys.added).popitem(last=False), only_due)
         if keys:
             self._turns[namespace] = keys
         return taken
 
-    def discard(self, key: str) -> None:
-        """Have a key wait no more, if it does."""
-        namespace = _namespace(key)
-        keys = self._turns.get(namespace)
-        if keys is not None and keys.pop(key, None) is not None and not keys:
-            del self._turns[namespace]
-
-
-def _namespace(key: str) -> str:
-    return key.partition("/")[0]
-
 
 class WorkQueue:
-    """Keys, of all namespaces in turn, in order of arrival; those that were added before those that are due.
+    """Keys, of all namespaces in turn, in order of arrival; of each, those that were added before those that are due.
 
     A key added while it waits is kept once; added while it is worked on, it is worked on again afterwards, unless the
     work took in what it was added for.
@@ -103,8 +130,7 @@ class WorkQueue:
         self._waited = waited
         self._most_due = most_due
         self._done_with = done_with
-        self._added = _Line()
-        self._due = _Line()
+        self._waiting = _Line()
         self._taken = self._clock()  # when a worker took a key for the last time
         self._working: dict[str, bool] = {}  # key → whether it was merely due
         self._again: set[str] = set()
@@ -119,12 +145,13 @@ class WorkQueue:
         self._ready = asyncio.Semaphore(0)
 
     def __len__(self) -> int:
-        return len(self._added) + len(self._due)
+        return len(self._waiting)
 
     @property
     def oldest_age(self) -> float:
         """Seconds that the first key has waited that something happened to; 0 when none waits."""
-        return self._clock() - self._added.oldest if self._added else 0.0
+        now = self._clock()
+        return now - self._waiting.oldest(now)
 
     @property
     def stands_still(self) -> float:
@@ -135,9 +162,7 @@ class WorkQueue:
         """Have a key looked at as soon as a worker is free: something happened to it."""
         if key in self._working:
             self._again.add(key)
-        elif key not in self._added:
-            self._due.discard(key)
-            self._added.add(key, self._clock())
+        elif self._waiting.add(key, self._clock()):
             self._ready.release()
 
     def add_after(self, key: str, delay: float) -> None:
@@ -156,8 +181,7 @@ class WorkQueue:
     def _fall_due(self, key: str) -> None:
         if key in self._working:
             self._due_again.add(key)
-        elif key not in self._added and key not in self._due:
-            self._due.add(key, self._clock())
+        elif self._waiting.fall_due(key, self._clock()):
             self._ready.release()
 
     def is_due(self, key: str) -> bool:
@@ -182,13 +206,10 @@ class WorkQueue:
         """Wait for a key and take it; the worker calls `done` with it."""
         while True:
             await self._ready.acquire()
-            only_due = not self._added
-            if only_due and sum(self._working.values()) >= self._most_due:
-                continue  # `done` makes up for the permit
-            waiting = self._due if only_due else self._added
-            if not waiting:
-                continue  # one that was due was added as well
-            key, since = waiting.take()
+            taken = self._waiting.take(due=sum(self._working.values()) < self._most_due)
+            if taken is None:
+                continue  # one that was due was added as well, or too many are due: `done` makes up for the permit
+            key, since, only_due = taken
             self._taken = self._clock()
             if self._waited is not None:
                 self._waited(self._taken - since, only_due)
@@ -197,7 +218,7 @@ class WorkQueue:
 
     def done(self, key: str) -> None:
         """Give a key back."""
-        if self._working.pop(key) and self._due:
+        if self._working.pop(key) and self._waiting.any_due:
             self._ready.release()
         again, due = key in self._again, key in self._due_again
         self._again.discard(key)

@@ -90,6 +90,17 @@ async def test_namespaces_take_turns(*, due: bool) -> None:
     assert [await queue.get() for _ in range(5)] == ["a/2", "b/2", "c/2", "a/3", "a/4"]
 
 
+async def test_what_is_due_waits_for_no_news_of_other_namespaces() -> None:
+    """Of its own it does."""
+    queue = WorkQueue(most_due=10)
+    for key in ("a/1", "a/2", "a/3"):
+        queue.add(key)
+    for key in ("b/due", "c/due"):
+        queue.add_after(key, 0)
+    queue.add("c/happened")
+    assert [await queue.get() for _ in range(6)] == ["a/1", "b/due", "c/happened", "a/2", "c/due", "a/3"]
+
+
 async def test_to_take_one_of_many_keys_takes_no_longer_than_one_of_few() -> None:
     """A dict finds its first member behind the places of all that have gone."""
 

@@ -761,7 +761,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="keys that are due wait for ever when there were too many",
         file="queue.py",
-        changes=(("self._working.pop(key) and self._due:", "self._working.pop(key) and False:"),),
+        changes=(("self._working.pop(key) and self._waiting.any_due:", "self._working.pop(key) and False:"),),
     ),
     Mutation(
         name="the few are listed as often as they are looked at",
