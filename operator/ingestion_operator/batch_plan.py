@@ -247,6 +247,14 @@ class _Draft:
         return suspended or snapshot.tenant is None or self.status.phase is Phase.COMPLETED
 
     @cached_property
+    def behind(self) -> frozenset[int]:
+        """Those whose jobs are still to join the attempt.
+
+        A cancelled one does without a job that may not be changed: a retry that arrives late may not change it either.
+        """
+        return self.snapshot.behind.difference(self.snapshot.refused if self.cancelled else ())
+
+    @cached_property
     def states(self) -> tuple[_State, ...]:
         """How far each document is; only asked for once the attempt has begun."""
         made, completed = (IndexSet.parse(text) for text in (self.documents.made, self.documents.completed))
@@ -259,7 +267,7 @@ class _Draft:
         if job is None:
             # As an attempt whose Job is gone: it has failed, and is made again by a retry.
             return _State.FAILED if index in made or self.cancelled or self.over else _State.UNMADE
-        if job.ended and index not in self.snapshot.behind:
+        if job.ended and index not in self.behind:
             return _State.PARTIAL if job.phase is Phase.PARTIAL_FAILURE else _State.FAILED
         return _State.PROCESSING if job.phase is Phase.PROCESSING else _State.QUEUED
 
@@ -319,7 +327,7 @@ def _pass_on(draft: _Draft) -> None:
     if draft.cancelling:
         _cancel(draft)
     if passes_on_generation(batch):
-        behind = [snapshot.jobs[index] for index in draft.in_turn(snapshot.behind & snapshot.jobs.keys())]
+        behind = [snapshot.jobs[index] for index in draft.in_turn(draft.behind & snapshot.jobs.keys())]
         if not behind:
             draft.set(passed_on_generation=draft.generation)
         elif draft.cancelled:

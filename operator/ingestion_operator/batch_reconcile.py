@@ -188,6 +188,8 @@ class BatchReconciler:
         refusals = 0
         for action in actions:
             waiting = None
+            if isinstance(action, CreateDocumentJob | PatchDocumentJob):
+                pace.refused.pop(action.index, None)  # a request that nobody answers is not refused, but may be late
             match action:
                 case CreateDocumentJob():
                     waiting = await self._create(action, snapshot.batch, pace)
@@ -199,11 +201,8 @@ class BatchReconciler:
                     await self._answer(action, raw, snapshot.batch, pace)
                 case DeleteBatch():
                     await self._delete(action, snapshot.batch, pace)
-            if isinstance(action, CreateDocumentJob | PatchDocumentJob):
-                pace.refused.pop(action.index, None)
-                if waiting is not None:
-                    pace.refused[action.index] = None  # the last one now
-            if waiting is not None:
+            if isinstance(action, CreateDocumentJob | PatchDocumentJob) and waiting is not None:
+                pace.refused[action.index] = None  # the last one now
                 pace.rejection = pace.rejection or waiting
                 refusals += 1
                 if refusals == _MOST_REFUSALS:

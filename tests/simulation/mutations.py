@@ -814,7 +814,7 @@ def dispatched_failures(draft: _Draft) -> IndexSet:
     Mutation(
         name="a failed document has ended before its retry is passed on to it",
         file="batch_plan.py",
-        changes=(("        if job.ended and index not in self.snapshot.behind:\n", "        if job.ended:\n"),),
+        changes=(("        if job.ended and index not in self.behind:\n", "        if job.ended:\n"),),
     ),
     Mutation(
         name="what is kept of running jobs has no bound",

@@ -17,7 +17,7 @@ from support.builders import ingestion_batch
 
 from simulation import api
 from simulation.api import BATCHES, INGESTION_JOBS
-from simulation.cluster import NAMESPACE, Call, SimulatedCluster
+from simulation.cluster import NAMESPACE, Call, Fate, SimulatedCluster
 from simulation.controllers import Verdict
 from simulation.stories import HANGS
 
@@ -150,6 +150,16 @@ def makes(call: Call, document: str = "") -> bool:
     """Return whether a request makes the IngestionJob of a document, or of any."""
     made = call.method == "POST" and call.path == ingestion_path(NAMESPACE)
     return made and document in ("", call.arguments["body"]["spec"]["document"]["title"])
+
+
+def patches_job(call: Call) -> bool:
+    """Return whether a request changes an IngestionJob."""
+    return call.method == "PATCH" and call.path.rpartition("/")[0] == ingestion_path(NAMESPACE)
+
+
+def retries_job(call: Call) -> bool:
+    """Return whether a request retries an IngestionJob."""
+    return patches_job(call) and "retryGeneration" in call.arguments["body"].get("spec", {})
 
 
 def lists_jobs(call: Call) -> bool:
@@ -391,7 +401,7 @@ def test_a_retry_of_a_document_that_is_refused_is_said(
     cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:
     fail(cluster)
-    refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and f"/{INGESTION_JOBS}/" in call.path, error)
+    refuse(cluster, monkeypatch, patches_job, error)
     retry = {"spec": {"retryGeneration": 1}}
     cluster.api.request("PATCH", batch_path(NAMESPACE, "manuals"), body=retry, content_type=MERGE_PATCH)
     until(cluster, lambda: stalled(cluster).get("reason") == "RejectedByCluster")
@@ -509,7 +519,7 @@ def test_a_late_job_is_suspended_although_what_was_refused_goes_well_in_the_same
     patch(cluster, suspend=True)
     cluster.start_operator()
     until(cluster, lambda: status(cluster).get("passedOnSuspend") is True)
-    refuse(cluster, monkeypatch, lambda call: call.method == "PATCH" and f"/{INGESTION_JOBS}/" in call.path)
+    refuse(cluster, monkeypatch, patches_job)
     patch(cluster, cancelGeneration=0)
     until(cluster, lambda: stalled(cluster)["reason"] == "RejectedByCluster")
     monkeypatch.undo()
@@ -590,14 +600,10 @@ def test_a_job_that_comes_too_late_and_has_ended_when_it_is_seen_belongs_to_the_
 
 def test_a_retry_that_comes_too_late_for_its_batch_s_cancellation_is_not_admitted(cluster: SimulatedCluster) -> None:
     """The operator that sent it has died, and the next one ends the attempt; nothing could stop the job then."""
-
-    def retries(call: Call) -> bool:
-        return call.method == "PATCH" and "retryGeneration" in call.arguments["body"].get("spec", {})
-
     fail(cluster)
     patch(cluster, retryGeneration=1)
-    until(cluster, lambda: any(map(retries, cluster.calls)), held=retries)
-    [sent] = filter(retries, cluster.kill(cluster.operators[0]))
+    until(cluster, lambda: any(map(retries_job, cluster.calls)), held=retries_job)
+    [sent] = filter(retries_job, cluster.kill(cluster.operators[0]))
     cluster.late.append(sent)
     patch(cluster, cancelGeneration=1)
     cluster.start_operator()
@@ -605,6 +611,41 @@ def test_a_retry_that_comes_too_late_for_its_batch_s_cancellation_is_not_admitte
     cluster.arrive(sent)
     cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
     assert job(cluster, 0)["spec"]["retryGeneration"] == 0
+    patch(cluster, retryGeneration=2)
+    until(cluster, ended(cluster, "completed", 2))
+
+
+def test_a_retry_that_comes_too_late_is_not_admitted_although_one_before_it_was_refused(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy is gone since."""
+    fail(cluster)
+    refuse(cluster, monkeypatch, patches_job)
+    patch(cluster, retryGeneration=1)
+    until(cluster, lambda: stalled(cluster).get("reason") == "RejectedByCluster")
+    monkeypatch.undo()
+    until(cluster, lambda: any(map(retries_job, cluster.calls)), held=retries_job)
+    [sent] = filter(retries_job, cluster.calls)
+    cluster.settle(sent, Fate.LATE)
+    patch(cluster, cancelGeneration=1)
+    until(cluster, ended(cluster, "partial_failure", 1))
+    cluster.arrive(sent)
+    cluster.pass_until(lambda: False, seconds=PATIENCE_SECONDS)
+    assert job(cluster, 0)["spec"]["retryGeneration"] == 0
+
+
+@pytest.mark.parametrize("retried", [True, False], ids=["once it is retried", "at once"])
+def test_a_retry_that_is_cancelled_ends_although_a_job_may_not_be_changed(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch, retried: bool
+) -> None:
+    fail(cluster)
+    refuse(cluster, monkeypatch, patches_job)
+    if retried:
+        patch(cluster, retryGeneration=1)
+        until(cluster, lambda: stalled(cluster).get("reason") == "RejectedByCluster")
+    patch(cluster, retryGeneration=1, cancelGeneration=1)
+    until(cluster, ended(cluster, "partial_failure", 1))
+    monkeypatch.undo()
     patch(cluster, retryGeneration=2)
     until(cluster, ended(cluster, "completed", 2))
 
