@@ -1,8 +1,9 @@
-"""What Helm does with the chart before a real API server: the claims of docs/upgrade.md."""
+"""What Helm does with the chart before a real API server: the claims of the pages on installing and keeping it."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,29 @@ def test_who_installs_again_keeps_the_crds_that_are_there(release: Release) -> N
         skipped = ["--skip-crds"]
     release.upgrade(VALUES, *skipped)
     assert json.loads(release.kubectl(*names)) == ["ij", "newer"]
+
+
+def test_a_claim_without_a_storage_class_takes_one_that_is_named_later(release: Release) -> None:
+    """docs/install.md; another one only when it is made anew."""
+
+    def named(storage_class: str) -> str:
+        release.upgrade({**VALUES, "store": {"embedded": {"persistence": {"storageClass": storage_class}}}})
+        return release.kubectl("get", "pvc", "ingestion-store", "--output", "jsonpath={.spec.storageClassName}")
+
+    assert named("first") == "first"
+    with pytest.raises(LocalClusterError, match="immutable"):
+        named("second")
+    release.kubectl("delete", "pvc", "ingestion-store")
+    assert named("second") == "second"
+    release.kubectl("delete", "pvc", "ingestion-store")
+
+
+def test_the_uninstall_page_names_all_that_is_left_in_namespaces_that_stay(release: Release) -> None:
+    release.helm("uninstall", "ingestion")
+    release.an_hour_passes()
+    page = (install.REPOSITORY / "docs" / "uninstall.md").read_text()
+    for command in re.findall(r"^    kubectl (.* delete --ignore-not-found .*)$", page, re.MULTILINE):
+        release.kubectl(*command.split())
+    kinds = "secrets,configmaps,serviceaccounts,persistentvolumeclaims,services,deployments,jobs,pods"
+    made = ("--all-namespaces", "--selector", "app.kubernetes.io/name=ingestion-operator", "--output", "name")
+    assert release.kubectl("get", kinds, *made) == ""
