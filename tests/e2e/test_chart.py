@@ -322,9 +322,8 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
     about |= {"raw": body, "body": body}
     change = {"resource_version": "1", "spec": {}, "annotations": {}, "patch": {}, "keep": ()}
     change |= {"action": AnswerAnnotation(token="t", operations=())}
-    told = {"events": (Event(reason=Reason.QUEUED, message=""),), "now": datetime.now(UTC)}
     read = {"failed_only": True, "since": None, "take": lambda _: None, "fields": "", "following": "", "parts": 1}
-    given = about | change | told | read
+    given = about | change | read
     jobs, batches = KubeCluster(client), BatchCluster(client)
     methods = [
         each
@@ -338,6 +337,8 @@ async def test_the_operator_may_do_what_it_asks_for_and_nothing_else(tmp_path: P
                 assert [item async for item in made] == []
             else:
                 await made
+    jobs.events.tell(body, (Event(reason=Reason.QUEUED, message=""),), now=datetime.now(UTC))
+    await jobs.events.flush()
     roles = [each for each in render(VALUES, folder=tmp_path) if each["kind"] in ("Role", "ClusterRole")]
     rules = [rule for role in roles if role["metadata"]["name"] == "i-operator" for rule in role["rules"]]
     granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
