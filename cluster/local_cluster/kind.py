@@ -24,6 +24,7 @@ TEMPORARY = f"{DEFAULT_NAME}-of-process-"
 READY_SECONDS = 120
 QPS = {"kube-api-qps": "1000", "kube-api-burst": "2000"}
 MOUNTED = "{{.Id}}{{range .Mounts}} {{.Destination}}{{end}}"
+MARKS = "/made-from/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +195,14 @@ class Kind:
         return chosen.run("ps", "--all", "--quiet", "--filter", label, timeout=60).split()
 
     def _are_ours(self, chosen: Engine, nodes: Sequence[str]) -> bool:
-        """Whether this folder's cluster has these nodes: once it is deleted by hand, its name is anybody's."""
-        mark = self._mark_file.read_text() if self._mark_file.exists() else ""
+        """Whether this folder's cluster has these nodes: once it is deleted by hand, its name is anybody's.
+
+        A cluster that an earlier checkout has made has no mark, neither here nor there.
+        """
+        mark = self._mark_file.read_text() if self._mark_file.exists() else None
         mounted = chosen.run("container", "inspect", "--format", MOUNTED, *nodes, timeout=60)
-        return all(mark in line.split() for line in mounted.splitlines())
+        marks = [[place for place in line.split() if place.startswith(MARKS)] for line in mounted.splitlines()]
+        return all(found == ([] if mark is None else [mark]) for found in marks)
 
     def _create(self, *, chosen: Engine) -> None:
         if chosen.name == "podman":
@@ -210,7 +215,7 @@ class Kind:
                 f"CLUSTER_NAME to another name, or delete that one with `kind delete cluster --name {self.name}`"
             )
         self.folder.mkdir(parents=True)
-        mark = f"/made-from/{secrets.token_hex(8)}"
+        mark = f"{MARKS}{secrets.token_hex(8)}"
         self._mark_file.write_text(mark)
         config = self.folder / "kind.yaml"
         content = configuration(own_image=image != versions.KIND_NODE_IMAGE, mark=mark)

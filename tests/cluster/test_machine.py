@@ -330,6 +330,18 @@ def test_who_deletes_our_cluster_by_hand_may_make_another_of_its_name(machine: P
     assert not calls.exists()
 
 
+@pytest.mark.parametrize(("node", "ours"), [("", True), ("/made-from/fedcba9876543210", False)])
+def test_a_cluster_of_an_earlier_checkout_has_no_mark(machine: Path, node: str, ours: bool) -> None:
+    add_docker(machine, *A_NODE_IMAGE, *NODES_OF_KIND)
+    calls = add_kind(machine)
+    (machine / "home" / "nodes").write_text(node)
+    left = add_folder(machine)
+    (left / "mark").unlink()
+    assert call(machine, "down", code=AS_A_USER).returncode == 0
+    assert calls.exists() is ours
+    assert not left.exists()
+
+
 def test_an_engine_that_does_not_answer_does_not_mean_that_the_cluster_is_gone(machine: Path) -> None:
     """`up` would delete it then, with all documents that are in it, and make another."""
     add_docker(machine, "'container inspect' | 'ps --all') echo 'the engine is busy' >&2; exit 1;;")
