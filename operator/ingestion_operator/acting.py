@@ -31,6 +31,7 @@ from ingestion_operator.custom_resources import TRIES_OF_WEBHOOKS, raise_conflic
 from ingestion_operator.memory import Memory
 from ingestion_operator.pace import Kept, Removal
 from ingestion_operator.plan import Snapshot
+from ingestion_operator.questions import rejection_said
 
 # For so long no Job is made where the cluster changes each so that it is of no use: its pods start for nothing. Nor is
 # one changed where the cluster has not kept that.
@@ -117,7 +118,8 @@ class Acting:
                 created = await self._cluster.get_child(namespace=namespace, name=name)
         except ApiError as error:
             return self._rejected(snapshot, name, error)
-        pace.diagnosed = now  # that it has no pods yet is no wonder
+        if rejection_said(snapshot.job) is None:  # else only a diagnosis shows that it is over
+            pace.diagnosed = now  # that it has no pods yet is no wonder
         return replace(snapshot, children=(*snapshot.children, read_child(created)), rejection=rejection)
 
     async def _restore_config_map(self, action: RestoreConfigMap, snapshot: Snapshot) -> Snapshot:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
@@ -85,10 +84,12 @@ class EventRecorder:
 
     async def flush(self) -> None:
         """Send those that wait, as far as that takes two seconds; `send` must have ended."""
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 while not self._waiting.empty():
                     await self._send(self._waiting.get_nowait())
+        except TimeoutError:
+            log.warning("events not sent, as the operator ends: %d", 1 + self._waiting.qsize())
 
     async def _send(self, body: JsonObject) -> None:
         about = body["involvedObject"]

@@ -282,6 +282,18 @@ def test_a_refusal_that_no_deletion_cures_is_said_and_asked_again_in_a_while(
     reach(cluster, "completed")
 
 
+def test_a_refusal_is_said_no_longer_once_the_job_is_made(cluster: SimulatedCluster, policy: Policy) -> None:
+    policy.refuses = lambda call: call.method == "POST" and call.path == child_path(NAMESPACE)
+    cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
+    cluster.start_operator()
+    assert cluster.pass_until(lambda: says_why(live(cluster)) == "RejectedByCluster", seconds=60)
+    policy.refuses = lambda _: False
+    cluster.parts.remove(cluster.kubelet)  # pods that are ready would show it too
+    assert cluster.pass_until(lambda: bool(cluster.api.all("jobs")), seconds=60)
+    assert "uid" in live(cluster)["status"]["attempts"][0]["jobs"][0]
+    assert says_why(live(cluster)) is None
+
+
 def test_an_upgrade_while_a_job_is_refused_is_survived(
     cluster: SimulatedCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
