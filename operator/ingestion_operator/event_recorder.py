@@ -22,8 +22,7 @@ from ingestion_operator.actions import Event
 
 # Some 8 MB at most.
 _MOST_WAITING: Final = 5_000
-# Of the thousand characters of a message that the API server takes.
-_LONGEST_MESSAGE: Final = 1_000
+_MESSAGE_CHARACTERS: Final = 1_000
 _REQUEST_SECONDS: Final = 10.0
 _FLUSH_SECONDS: Final = 2.0
 
@@ -66,7 +65,7 @@ class EventRecorder:
                 },
                 "type": "Warning" if event.warning else "Normal",
                 "reason": event.reason.value,
-                "message": event.message[:_LONGEST_MESSAGE],
+                "message": event.message[:_MESSAGE_CHARACTERS],
                 "source": {"component": names.MANAGED_BY},
                 "firstTimestamp": format_time(now),
                 "lastTimestamp": format_time(now),

@@ -413,11 +413,19 @@ class SimulatedCluster:
                 return
         raise AssertionError(f"invariant 8: {_MOST_STEPS} steps, and it still goes on without time passing")
 
-    def pass_until(self, wish: Callable[[], bool], *, seconds: float) -> bool:
-        """Let everything go on fairly until a wish comes true; False when it did not within the simulated time."""
+    def pass_until(
+        self, wish: Callable[[], bool], *, seconds: float, held: Callable[[Call], bool] = lambda _: False
+    ) -> bool:
+        """Let everything go on fairly until a wish comes true; False when it did not within the simulated time.
+
+        Args:
+            wish: what is waited for.
+            seconds: for so long.
+            held: requests that nothing becomes of meanwhile.
+        """
         end = self.seconds + seconds
         while True:
-            self.settle_down()
+            self.settle_down(held=held)
             if wish():
                 return True
             due = self.next_time()

@@ -110,15 +110,7 @@ def until(
     held: Callable[[Call], bool] = lambda _: False,
 ) -> None:
     """Let everything go on but for requests that are held, until a wish comes true."""
-    end = cluster.seconds + seconds
-    while True:
-        cluster.settle_down(held=held)
-        if wish():
-            return
-        due = cluster.next_time()
-        assert due is not None
-        assert cluster.seconds + due <= end, status(cluster)
-        cluster.pass_time(due)
+    assert cluster.pass_until(wish, seconds=seconds, held=held), status(cluster)
 
 
 def fail(cluster: SimulatedCluster) -> None:

@@ -114,9 +114,7 @@ def test_a_reason_that_no_longer_holds_is_not_written(
     def asks(call: Call) -> bool:
         return call.path == core_path("pods", NAMESPACE) and not call.writes
 
-    while not any(map(asks, cluster.calls)):
-        cluster.pass_time(1.0)
-        cluster.settle_down(held=asks)
+    assert cluster.pass_until(lambda: any(map(asks, cluster.calls)), seconds=600, held=asks)
     (call,) = filter(asks, cluster.calls)
     answer = cluster.hold_answer(call)
     cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
@@ -180,10 +178,8 @@ def test_a_list_that_is_older_than_a_retry_does_not_hide_its_end(
     cluster.api.request("POST", ingestion_path(NAMESPACE), body=ingestion_job(parallelism=SEGMENTS))
     only = cluster.start_operator()
     assert cluster.pass_until(lambda: live(cluster)["status"]["phase"] == Phase.PARTIAL_FAILURE, seconds=400)
-    while not any(is_list(call) for call in cluster.calls):
-        cluster.pass_time(1.0)
-        cluster.settle_down(held=is_list)
-    (call,) = (call for call in cluster.calls if is_list(call))
+    assert cluster.pass_until(lambda: any(map(is_list, cluster.calls)), seconds=600, held=is_list)
+    (call,) = filter(is_list, cluster.calls)
     answer = cluster.hold_answer(call)
     cluster.verdicts[Stage.SEGMENTS, 0] = HANGS
     cluster.api.request("PATCH", PATH, body={"spec": {"retryGeneration": 1}}, content_type=MERGE_PATCH)

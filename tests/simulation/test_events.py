@@ -45,13 +45,13 @@ def run(cluster: SimulatedCluster, *bodies: JsonObject) -> RunningOperator:
         path = ingestion_path if body["kind"] == names.KIND else batch_path
         cluster.api.request("POST", path(NAMESPACE), body=body)
     only = cluster.start_operator()
-    for _ in range(600):
-        cluster.settle_down(held=tells)
+
+    def ended() -> bool:
         resources = cluster.api.all(INGESTION_JOBS) + cluster.api.all(BATCHES)
-        if all(item.get("status", {}).get("phase") == "partial_failure" for item in resources):
-            return only
-        cluster.pass_time(0.5)
-    raise AssertionError("they wait for an Event")
+        return all(item.get("status", {}).get("phase") == "partial_failure" for item in resources)
+
+    assert cluster.pass_until(ended, seconds=300, held=tells), "they wait for an Event"
+    return only
 
 
 def test_no_job_waits_until_it_is_told_of(cluster: SimulatedCluster) -> None:

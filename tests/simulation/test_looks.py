@@ -289,9 +289,7 @@ def record_the_end(cluster: SimulatedCluster, *, phase: str) -> Callable[[], Non
     def ends(call: Call) -> bool:
         return call.path == f"{PATH}/status" and call.arguments["body"]["status"].get("phase") == phase
 
-    while not any(map(ends, cluster.calls)):
-        cluster.settle_down(held=ends)
-        cluster.pass_time(0.1)
+    assert cluster.pass_until(lambda: any(map(ends, cluster.calls)), seconds=60, held=ends)
     [call] = filter(ends, cluster.calls)
     return cluster.hold_answer(call)
 
@@ -715,7 +713,4 @@ def test_ends_of_jobs_of_one_index_do_not_wait_for_each_other(
     def harvests(call: Call) -> bool:
         return call.path == core_path("pods", NAMESPACE) and "fieldSelector" not in call.arguments["query"]
 
-    for _ in range(100):
-        cluster.settle_down(held=harvests)
-        cluster.pass_time(0.1)
-    assert len([*filter(harvests, cluster.calls)]) == 2
+    assert cluster.pass_until(lambda: len([*filter(harvests, cluster.calls)]) == 2, seconds=10, held=harvests)
